@@ -1,0 +1,4 @@
+//! The nudge daemon: a self-hosted push-notification service. `ARCHITECTURE.md` has the map; the binary is `main.rs`.
+
+pub mod domain;
+pub mod runtime;

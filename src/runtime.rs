@@ -1,0 +1,205 @@
+//! The only owner of clock, sleep, randomness, spawn and connect.
+//!
+//! Why: a history of the engine can be replayed from one seed only if nothing else decides when or in which order
+//! things happen. clippy's `disallowed-methods` forbids the originals everywhere else, each with its reason.
+//!
+//! Two modes. *Production*: the system clock, the operating system's randomness, real threads. *Simulated*: the wall
+//! clock is a start time plus tokio's (pausable) clock, randomness comes from one seed, and what would be a thread
+//! runs inline in the caller's runtime. Monotonic time is tokio's in both, so a paused test clock moves timers and
+//! deadlines alike.
+#![expect(clippy::disallowed_methods, reason = "this module is the seam through which everyone else gets these")]
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngCore, SeedableRng};
+use tokio::task::JoinHandle;
+pub use tokio::time::Instant;
+
+use crate::domain::time::UnixMs;
+
+/// Clock, randomness and tasks. Cheap to clone; every component is handed one.
+#[derive(Clone)]
+pub struct Runtime {
+    mode: Arc<Mode>,
+}
+
+enum Mode {
+    Production { rng: Mutex<SmallRng> },
+    Simulated { start: UnixMs, origin: Instant, rng: Mutex<SmallRng> },
+}
+
+impl Runtime {
+    /// The real thing.
+    #[must_use]
+    pub fn production() -> Self {
+        Self { mode: Arc::new(Mode::Production { rng: Mutex::new(SmallRng::from_os_rng()) }) }
+    }
+
+    /// Everything decided by `seed`; the wall clock starts at `start` and follows tokio's clock.
+    #[must_use]
+    pub fn simulated(seed: u64, start: UnixMs) -> Self {
+        let rng = Mutex::new(SmallRng::seed_from_u64(seed));
+        Self { mode: Arc::new(Mode::Simulated { start, origin: Instant::now(), rng }) }
+    }
+
+    /// Whether threads are to be left out and their work run inline.
+    #[must_use]
+    pub fn is_simulated(&self) -> bool {
+        matches!(*self.mode, Mode::Simulated { .. })
+    }
+
+    /// The wall clock.
+    #[must_use]
+    pub fn now(&self) -> UnixMs {
+        match &*self.mode {
+            Mode::Production { .. } => {
+                let since = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap_or_default();
+                UnixMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+            }
+            Mode::Simulated { start, origin, .. } => start.plus(Instant::now() - *origin),
+        }
+    }
+
+    /// The monotonic clock: for deadlines, leases and latencies.
+    #[must_use]
+    pub fn instant(&self) -> Instant {
+        Instant::now()
+    }
+
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    pub async fn sleep_until(&self, deadline: Instant) {
+        tokio::time::sleep_until(deadline).await;
+    }
+
+    /// `None` when `duration` passed first; the future is dropped then.
+    pub async fn timeout<F: Future>(&self, duration: Duration, future: F) -> Option<F::Output> {
+        tokio::time::timeout(duration, future).await.ok()
+    }
+
+    /// A number for jitter and sampling; not for secrets (see [`Runtime::secret_bytes`]).
+    #[must_use]
+    pub fn random_u64(&self) -> u64 {
+        self.rng().lock().expect("no panic while held").next_u64()
+    }
+
+    /// Evenly spread in `0.0..1.0`.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "53 random bits fit an f64 exactly")]
+    pub fn random_unit(&self) -> f64 {
+        (self.random_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Bytes nobody can guess in production; from the seed in simulation.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness: going on would hand out guessable keys.
+    #[must_use]
+    pub fn secret_bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        match &*self.mode {
+            Mode::Production { .. } => {
+                aws_lc_rs::rand::fill(&mut bytes).expect("the operating system provides randomness");
+            }
+            Mode::Simulated { rng, .. } => rng.lock().expect("no panic while held").fill_bytes(&mut bytes),
+        }
+        bytes
+    }
+
+    /// A random (version 4) UUID: boot ids and request ids.
+    #[must_use]
+    pub fn uuid(&self) -> uuid::Uuid {
+        uuid::Builder::from_random_bytes(self.secret_bytes()).into_uuid()
+    }
+
+    /// A task on the current tokio runtime. The caller owns the handle and joins it.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        tokio::spawn(future)
+    }
+
+    /// A task on the current thread's `LocalSet`.
+    pub fn spawn_local<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        tokio::task::spawn_local(future)
+    }
+
+    /// Work that blocks: on a blocking thread in production, inline in simulation.
+    ///
+    /// # Panics
+    /// When `work` panics, and when the runtime is shutting down before it ran.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        if self.is_simulated() {
+            return work();
+        }
+        match tokio::task::spawn_blocking(work).await {
+            Ok(value) => value,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => panic!("blocking work was cancelled: {error}"),
+        }
+    }
+
+    /// A named operating-system thread. Simulation has none: ask [`Runtime::is_simulated`] first and run inline.
+    ///
+    /// # Errors
+    /// When the operating system refuses another thread.
+    ///
+    /// # Panics
+    /// In simulation.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        name: &str,
+        body: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<std::thread::JoinHandle<T>> {
+        assert!(!self.is_simulated(), "a simulated runtime has no threads");
+        std::thread::Builder::new().name(name.to_owned()).spawn(body)
+    }
+
+    /// A TCP connection.
+    ///
+    /// # Errors
+    /// As the operating system answers.
+    pub async fn connect(&self, address: SocketAddr) -> io::Result<tokio::net::TcpStream> {
+        tokio::net::TcpStream::connect(address).await
+    }
+
+    fn rng(&self) -> &Mutex<SmallRng> {
+        match &*self.mode {
+            Mode::Production { rng } | Mode::Simulated { rng, .. } => rng,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn simulated_wall_clock_follows_the_paused_clock() {
+        let runtime = Runtime::simulated(1, UnixMs(1_000_000));
+        runtime.sleep(Duration::from_secs(90)).await;
+        assert_eq!(runtime.now(), UnixMs(1_090_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_seed_gives_one_sequence() {
+        let (a, b) = (Runtime::simulated(7, UnixMs(0)), Runtime::simulated(7, UnixMs(0)));
+        assert_eq!(a.secret_bytes::<16>(), b.secret_bytes::<16>());
+        assert_eq!(a.random_u64(), b.random_u64());
+    }
+}
