@@ -1,2 +1,17 @@
 //! Plain types and decisions. Knows neither tonic nor diesel nor reqwest, and never reads a clock.
+
+pub mod consent;
+pub mod content;
+pub mod deny;
+pub mod device;
+pub mod identity;
+pub mod ids;
+pub mod notification;
+pub mod outcome;
+pub mod plan;
+pub mod platform;
+pub mod retry;
+pub mod sending;
+pub mod targets;
 pub mod time;
+pub mod violation;

@@ -1,0 +1,120 @@
+//! The deny feed: the one-second "no".
+//!
+//! A delivery is gated by query when its job is claimed; between then and the moment it is handed to a provider
+//! connection a person may say no. Every "no" is published here *before* its call is answered, and every hand-over asks
+//! here whether one arrived since its gate. A hit is not a verdict: the delivery goes back to the gate, which asks the
+//! database. So an entry may be too broad (a whole user) but must never be missing.
+//!
+//! Order matters: a reader takes [`DenyFeed::position`] *before* it queries; the writer publishes *after* its COMMIT
+//! and before it answers. Whatever the query missed then has a higher position.
+//!
+//! Memory: one entry per user, device or notification that said no within [`DenyFeed::KEPT`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::ids::{DeviceId, NotificationId, UserKey};
+
+/// Who or what must not be sent to any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DenyKey {
+    User(UserKey),
+    Device(DeviceId),
+    Notification(NotificationId),
+}
+
+/// How much of the feed a gate's query has surely seen.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct DenyPosition(pub u64);
+
+#[derive(Default)]
+struct Entries {
+    latest: HashMap<DenyKey, u64>,
+    order: VecDeque<(Instant, u64, DenyKey)>,
+}
+
+#[derive(Default)]
+pub struct DenyFeed {
+    position: AtomicU64,
+    entries: RwLock<Entries>,
+}
+
+impl DenyFeed {
+    /// How long an entry is kept.
+    pub const KEPT: Duration = Duration::from_secs(60);
+    /// A gate older than this is asked again at hand-over; shorter than [`DenyFeed::KEPT`] by a safe margin.
+    pub const GATE_GOOD_FOR: Duration = Duration::from_secs(50);
+
+    /// Takes effect before it returns. `now` is the monotonic clock.
+    pub fn publish(&self, keys: &[DenyKey], now: Instant) {
+        if keys.is_empty() {
+            return;
+        }
+        let mut entries = self.entries.write().expect("no panic while held");
+        while let Some((at, position, key)) = entries.order.front().copied() {
+            if now.saturating_duration_since(at) < Self::KEPT {
+                break;
+            }
+            entries.order.pop_front();
+            if entries.latest.get(&key) == Some(&position) {
+                entries.latest.remove(&key);
+            }
+        }
+        // The position becomes visible only with the lock still held, after its entries.
+        let position = self.position.load(Ordering::Relaxed) + 1;
+        for key in keys {
+            entries.latest.insert(*key, position);
+            entries.order.push_back((now, position, *key));
+        }
+        self.position.store(position, Ordering::Release);
+    }
+
+    /// To be read before the gate's query.
+    pub fn position(&self) -> DenyPosition {
+        DenyPosition(self.position.load(Ordering::Acquire))
+    }
+
+    /// Whether a "no" that touches this delivery arrived after `gated`.
+    pub fn hit(&self, gated: DenyPosition, user: UserKey, device: DeviceId, notification: NotificationId) -> bool {
+        if self.position.load(Ordering::Acquire) == gated.0 {
+            return false;
+        }
+        let entries = self.entries.read().expect("no panic while held");
+        [DenyKey::User(user), DenyKey::Device(device), DenyKey::Notification(notification)]
+            .iter()
+            .any(|key| entries.latest.get(key).is_some_and(|at| *at > gated.0))
+    }
+
+    /// Entries held, for the metric.
+    pub fn len(&self) -> usize {
+        self.entries.read().expect("no panic while held").latest.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin")]
+    fn only_a_later_no_hits_and_old_ones_are_forgotten() {
+        let feed = DenyFeed::default();
+        let start = Instant::now();
+        let before = feed.position();
+        feed.publish(&[DenyKey::User(UserKey(1))], start);
+        assert!(feed.hit(before, UserKey(1), DeviceId(9), NotificationId(5)));
+        assert!(!feed.hit(before, UserKey(2), DeviceId(9), NotificationId(5)));
+        let after = feed.position();
+        assert!(!feed.hit(after, UserKey(1), DeviceId(9), NotificationId(5)));
+        feed.publish(&[DenyKey::Device(DeviceId(9))], start + DenyFeed::KEPT);
+        assert_eq!(feed.len(), 1, "the first entry's minute is over");
+        feed.publish(&[DenyKey::Notification(NotificationId(5))], start + DenyFeed::KEPT);
+        assert!(feed.hit(after, UserKey(3), DeviceId(3), NotificationId(5)));
+    }
+}
