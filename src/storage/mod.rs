@@ -1,0 +1,414 @@
+//! The store as the rest of the crate sees it: two ports in domain types, so that a distributed queue can one day take
+//! the place of [`Queue`] alone. `sqlite` and `postgres` implement both and know nothing of each other.
+//!
+//! Every method is one atomic step: it happened whole, and durably, when it answers `Ok`; it left nothing when it
+//! answers a refusal ([`StoreError::is_refusal`]). After `Unavailable` the caller cannot know; every method is safe to
+//! repeat. Dropping the future does not undo the step.
+//!
+//! `now` is an argument, so that tests and simulation own time; a store with a clock shared by replicas may prefer its
+//! own.
+
+pub mod error;
+
+use std::sync::Arc;
+
+use crate::domain::device::{Device, DeviceRef, Registered, Registration, Retirement};
+use crate::domain::identity::IdentityKey;
+use crate::domain::ids::{AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, UserId, UserKey};
+use crate::domain::notification::{Accepted, HandOff, Job, NewEvent, NewJob, Notification, TargetFacts};
+use crate::domain::outcome::{Entry, OutcomeBlock, State};
+use crate::domain::plan::Person;
+use crate::domain::platform::{Lane, Route, RouteSpec};
+use crate::domain::sending::ProviderAnswer;
+use crate::domain::targets::{Progress, Target};
+use crate::domain::time::UnixMs;
+
+pub use error::StoreError;
+
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// One process of nudged: what owns leases. Positive and unique per start.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BootId(pub i64);
+
+/// A choice somebody made, on its way in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewOptIn {
+    pub app: AppKey,
+    pub user: UserId,
+    /// `None`: the master switch.
+    pub event_type: Option<EventType>,
+    /// `None`: the user's own choice.
+    pub device: Option<DeviceId>,
+    pub opted_in: bool,
+    pub observed_at: UnixMs,
+    /// The API key's name.
+    pub caller: Option<String>,
+    pub source: Option<String>,
+    pub policy_version: Option<String>,
+    pub evidence: Option<String>,
+}
+
+/// A stored choice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OptIn {
+    pub event_type: Option<EventType>,
+    pub device: Option<DeviceId>,
+    pub opted_in: bool,
+    pub observed_at: UnixMs,
+    pub recorded_at: UnixMs,
+    pub source: Option<String>,
+    pub policy_version: Option<String>,
+    pub evidence: Option<String>,
+}
+
+/// One line of the consent history, oldest first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OptInChange {
+    pub choice: OptIn,
+    /// Whether it took effect; a late retry of an older choice does not.
+    pub applied: bool,
+    pub caller: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subscription {
+    pub topic: Topic,
+    pub observed_at: UnixMs,
+}
+
+/// Counts of one notification. A delivery that waits for a retry is open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    pub open: u64,
+    pub sent: u64,
+    pub suppressed: u64,
+    pub expired: u64,
+    pub cancelled: u64,
+    pub dead: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NotificationView {
+    pub notification: Notification,
+    /// `None` for a notification that was counted only as far as a fan-out needs.
+    pub people: Option<u64>,
+    /// The audience is still being expanded.
+    pub expanding: bool,
+    pub counts: Counts,
+}
+
+/// One delivery as its last block tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Delivery {
+    pub entry: DeliveryKey,
+    pub user: UserId,
+    /// The result's stable name; `QUEUED` while no block names it.
+    pub reason: &'static str,
+    pub state: State,
+    pub route: Option<RouteId>,
+    pub at: UnixMs,
+    /// The last failed attempt, when there is one.
+    pub last_attempt: Option<Attempt>,
+}
+
+/// Orders the deliveries of a notification; `device` 0 stands for a person suppressed as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct DeliveryKey {
+    pub user: UserKey,
+    pub device: DeviceId,
+}
+
+/// A failed or repeated attempt.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attempt {
+    pub user: UserKey,
+    pub device: DeviceId,
+    pub attempt: u32,
+    pub at: UnixMs,
+    /// A `ResultCode`'s name.
+    pub result: &'static str,
+    pub answer: ProviderAnswer,
+    pub next_at: Option<UnixMs>,
+}
+
+/// Everything the store knows of one person and one notification.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PersonHistory {
+    pub notification: Notification,
+    /// `None`: nobody by that name was ever seen.
+    pub user: Option<UserKey>,
+    pub user_id: UserId,
+    /// Blocks that name the person, oldest first, with only their entries.
+    pub blocks: Vec<OutcomeBlock>,
+    /// Open targets of the person, with the job's attempt count and due time.
+    pub open: Vec<(Target, RouteId, u32, UnixMs)>,
+    pub attempts: Vec<Attempt>,
+    pub devices: Vec<Device>,
+    /// The whole consent history, oldest first.
+    pub choices: Vec<OptInChange>,
+    /// An expansion has not reached this person yet.
+    pub expansion_pending: bool,
+}
+
+/// A page of rows and where the next begins; `None` at the end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Page<T, C> {
+    pub items: Vec<T>,
+    pub next: Option<C>,
+}
+
+/// Which deliveries to list.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeliveryFilter {
+    pub user: Option<UserId>,
+    /// Empty: every state.
+    pub states: Vec<State>,
+}
+
+/// Devices, people, choices, subscriptions, and the notifications callers ask about.
+#[async_trait::async_trait]
+pub trait Registry: Send + Sync {
+    /// The installation's key, made at the first start.
+    fn identity(&self) -> &IdentityKey;
+
+    /// The app's key, made when first asked for.
+    async fn ensure_app(&self, app: &AppId, now: UnixMs) -> Result<AppKey>;
+
+    /// The routes' rows in the order given, made when first asked for.
+    async fn ensure_routes(&self, specs: &[RouteSpec], now: UnixMs) -> Result<Vec<Route>>;
+
+    /// The same token under another user retires the old row (MOVED) and makes a new one; a retired token that
+    /// registers again comes back to life; an older `observed_at` loses; unchanged within the hour writes nothing.
+    /// Publishes moved and replaced devices to the deny feed before it answers.
+    async fn register_device(&self, registration: Registration, now: UnixMs) -> Result<Registered>;
+
+    /// `Ok(false)`: no such active device, or a registration newer than `observed_at` stands. `user`: only if it is
+    /// theirs, else `DeviceNotFound`.
+    async fn unregister_device(
+        &self,
+        app: AppKey,
+        user: Option<UserId>,
+        device: DeviceRef,
+        observed_at: UnixMs,
+        now: UnixMs,
+    ) -> Result<bool>;
+
+    /// Active and retired devices, oldest first, after `after`.
+    async fn list_devices(
+        &self,
+        app: AppKey,
+        user: &UserId,
+        after: Option<DeviceId>,
+        limit: usize,
+    ) -> Result<Page<Device, DeviceId>>;
+
+    /// The choice that stands afterwards, and whether it is this one.
+    async fn set_opt_in(&self, choice: NewOptIn, now: UnixMs) -> Result<(OptIn, bool)>;
+
+    /// At most 1 000 choices of a person: user's and devices'.
+    async fn list_opt_ins(&self, app: AppKey, user: &UserId) -> Result<Vec<OptIn>>;
+
+    /// Subscribes or unsubscribes; whether anything changed.
+    async fn set_subscription(
+        &self,
+        app: AppKey,
+        user: UserId,
+        topic: Topic,
+        active: bool,
+        observed_at: UnixMs,
+        now: UnixMs,
+    ) -> Result<bool>;
+
+    /// By topic row, after `after`.
+    async fn list_subscriptions(
+        &self,
+        app: AppKey,
+        user: &UserId,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<Page<Subscription, i64>>;
+
+    /// Whether the app has any declared event type, and the default opt-in of `event_type` if it is declared.
+    async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType>;
+
+    /// The notification and its jobs or fan-out in one transaction. Small jobs are leased and handed over with a
+    /// permit where `hand_off` gives one.
+    async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted>;
+
+    /// Sets `cancelled_at` unless it is set; publishes to the deny feed before it answers. Whether it was open.
+    async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool>;
+
+    async fn get_notification(&self, app: AppKey, id: NotificationId) -> Result<NotificationView>;
+
+    /// Newest first, before `before`.
+    async fn list_notifications(
+        &self,
+        app: AppKey,
+        event_type: Option<EventType>,
+        before: Option<NotificationId>,
+        limit: usize,
+    ) -> Result<Page<Notification, NotificationId>>;
+
+    /// In the order of `DeliveryKey`, after `after`. May answer fewer than `limit` before the end.
+    async fn list_deliveries(
+        &self,
+        app: AppKey,
+        id: NotificationId,
+        filter: DeliveryFilter,
+        after: Option<DeliveryKey>,
+        limit: usize,
+    ) -> Result<Page<Delivery, DeliveryKey>>;
+
+    async fn person_history(&self, app: AppKey, id: NotificationId, user: &UserId) -> Result<PersonHistory>;
+
+    /// The owner of a device row of this app, for ids read from a `nudged_id`.
+    async fn device_owner(&self, app: AppKey, device: DeviceId) -> Result<UserId>;
+
+    /// Answers when the database does; for `/readyz`.
+    async fn ping(&self) -> Result<()>;
+}
+
+/// See [`Registry::event_type`].
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeclaredType {
+    pub any_declared: bool,
+    pub default_opt_in: Option<bool>,
+    /// Names nearest to an undeclared one, at most three.
+    pub nearest: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClaimRequest {
+    pub route: RouteId,
+    pub lane: Lane,
+    /// Stop before exceeding this many targets, but claim at least one job.
+    pub max_targets: usize,
+    pub max_jobs: usize,
+}
+
+/// A claimed job with its notification (shared between jobs of one).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claimed {
+    pub job: Job,
+    pub notification: Arc<Notification>,
+}
+
+/// Results of one job since its last flush.
+#[derive(Clone, PartialEq, Debug)]
+pub struct JobUpdate {
+    pub job: JobId,
+    pub fence: i64,
+    pub app: AppKey,
+    pub notification: NotificationId,
+    pub route: RouteId,
+    /// Finished targets; `None`: the job is finished and deleted.
+    pub progress: Option<Progress>,
+    /// Sorted by (user, device); may be empty.
+    pub entries: Vec<Entry>,
+    pub details: Vec<Attempt>,
+    /// Retries and deferrals, inserted unowned.
+    pub followers: Vec<NewJob>,
+    pub retirements: Vec<Retirement>,
+}
+
+/// An open expansion under a lease.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fanout {
+    pub notification: Arc<Notification>,
+    /// The last user expanded.
+    pub cursor: UserKey,
+    pub fence: i64,
+    /// Opaque to everybody but the store.
+    pub audience: Arc<[u8]>,
+}
+
+/// The next distinct people of a fan-out, with what the gates need.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FanoutPage {
+    /// Ascending by user.
+    pub people: Vec<Person>,
+    /// The last user of the page; people after it come next.
+    pub cursor: UserKey,
+    pub done: bool,
+}
+
+/// What the expander decided for a page, written in one transaction with the cursor.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PageWrite {
+    pub app: AppKey,
+    pub notification: NotificationId,
+    pub fence: i64,
+    pub cursor: UserKey,
+    /// Deletes the fan-out.
+    pub done: bool,
+    pub jobs: Vec<NewJob>,
+    pub suppressed: Vec<Entry>,
+}
+
+/// How much waits, for metrics and limits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Backlog {
+    pub jobs: u64,
+    pub targets: u64,
+    pub fanouts: u64,
+    /// `ready_at` of the oldest due job of each lane.
+    pub oldest_ready: [Option<UnixMs>; 2],
+}
+
+/// Open work.
+#[async_trait::async_trait]
+pub trait Queue: Send + Sync {
+    /// Leases due, free jobs of one route and lane, earliest due first, bumping their fence and `claims`.
+    async fn claim(&self, request: ClaimRequest, owner: BootId, now: UnixMs) -> Result<Vec<Claimed>>;
+
+    /// When the next free job of a route and lane is due, `None` without any.
+    async fn next_due(&self, route: RouteId, lane: Lane) -> Result<Option<UnixMs>>;
+
+    /// What the gate needs of each target, in one query and in their order; a missing device row is `None`. Reads
+    /// `cancelled_at` too.
+    async fn gate_facts(
+        &self,
+        notification: NotificationId,
+        event_type: &EventType,
+        targets: &[Target],
+    ) -> Result<GateFacts>;
+
+    /// Writes blocks, details, followers and retirements and advances or deletes the jobs, all under their fences, in
+    /// one transaction. For each update: whether its fence still held (otherwise nothing of it was written).
+    async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>>;
+
+    /// Gives jobs back, due now, without spending anything. Lost fences are ignored.
+    async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()>;
+
+    /// Frees every lease of other owners (a single process at its start, or dead replicas). How many jobs.
+    async fn release_others(&self, owner: BootId, now: UnixMs) -> Result<u64>;
+
+    /// Leases the next due fan-out that this process may expand, fairly between apps: at most one per call.
+    async fn claim_fanout(&self, owner: BootId, now: UnixMs, skip: &[NotificationId]) -> Result<Option<Fanout>>;
+
+    /// Reads the next page; `limit` people at most.
+    async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage>;
+
+    /// Whether the fence still held.
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool>;
+
+    /// Gives a fan-out back.
+    async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()>;
+
+    async fn backlog(&self, now: UnixMs) -> Result<Backlog>;
+
+    /// Deletes a bounded batch of expired idempotency keys, and history older than `history_before`. How many rows.
+    async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
+}
+
+/// See [`Queue::gate_facts`].
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GateFacts {
+    pub cancelled: bool,
+    pub facts: Vec<Option<TargetFacts>>,
+}
+
+/// Both ports in one.
+pub trait Store: Registry + Queue {}
+impl<T: Registry + Queue> Store for T {}
