@@ -1,5 +1,6 @@
 //! The nudge daemon: a self-hosted push-notification service. `ARCHITECTURE.md` has the map; the binary is `main.rs`.
 
+pub mod api;
 pub mod domain;
 pub mod runtime;
 pub mod senders;

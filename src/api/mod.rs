@@ -1,0 +1,3 @@
+//! gRPC: the only place that knows protobuf and `Status`.
+
+pub mod proto;
