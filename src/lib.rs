@@ -4,4 +4,5 @@ pub mod api;
 pub mod domain;
 pub mod runtime;
 pub mod senders;
+pub mod service;
 pub mod storage;
