@@ -1,7 +1,6 @@
 //! RegisterDevice, UnregisterDevice, ListDevices.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::domain::device::{Device, DeviceDetails, DeviceRef, MAX_TEXT_BYTES, Registered, Registration};
 use crate::domain::ids::{DeviceId, Locale, RouteId};
@@ -9,7 +8,7 @@ use crate::domain::platform::{DeviceKind, DeviceToken, Environment, Permission, 
 use crate::domain::time::UnixMs;
 use crate::domain::violation::Violations;
 
-use super::apps::{App, CredentialRoutes, DEFAULT_CREDENTIAL};
+use super::apps::{App, DEFAULT_CREDENTIAL};
 use super::page_token::PageScope;
 use super::{Call, Result, Service, ServiceError, fields};
 
@@ -62,7 +61,7 @@ impl Service {
         let token = token(violations, input.platform, &input.token);
         let route = match (call.app, input.platform) {
             (Some(app), Some(platform)) => route(violations, app, platform, &input),
-            _ => Some(None),
+            _ => Chosen::Wrong,
         };
         let device = fields::optional_device(violations, &input.device_id);
         let installation_id =
@@ -79,12 +78,13 @@ impl Service {
         };
         let observed_at = fields::observed_at(violations, input.observed_at, now);
         let app = call.checked()?;
-        // Every violation is named before anything about the configuration is said.
         let (Some(user), Some(platform), Some(token)) = (user, input.platform, token) else {
             unreachable!("each of these is a violation when it is missing");
         };
-        let Some(Some(route)) = route else {
-            return Err(ServiceError::PlatformNotConfigured { platform });
+        let route = match route {
+            Chosen::Route(route) => route,
+            Chosen::NotConfigured => return Err(ServiceError::PlatformNotConfigured { platform }),
+            Chosen::Wrong => unreachable!("a wrong route is a violation"),
         };
         let registration = Registration {
             app: app.key,
@@ -128,10 +128,7 @@ impl Service {
         let observed_at = fields::observed_at(violations, input.observed_at, now);
         let app = call.checked()?;
         let device = device.expect("a missing device is a violation");
-        match self.store.unregister_device(app.key, user.clone(), device, observed_at, now).await {
-            Ok(existed) => Ok(existed),
-            Err(error) => Err(self.refused(error)),
-        }
+        self.store.unregister_device(app.key, user, device, observed_at, now).await.map_err(|error| self.refused(error))
     }
 
     /// A page of a user's devices and the token of the next.
@@ -162,14 +159,16 @@ fn token(violations: &mut Violations, platform: Option<Platform>, text: &str) ->
     }
 }
 
-/// Which route a registration means. `None`: the app has no credential for the platform at all. `Some(None)`: a field
-/// is wrong and was added to the violations.
-fn route(
-    violations: &mut Violations,
-    app: &App,
-    platform: Platform,
-    input: &RegisterDevice,
-) -> Option<Option<RouteId>> {
+/// Which route a registration means.
+enum Chosen {
+    Route(RouteId),
+    /// The app has no credential for the platform at all.
+    NotConfigured,
+    /// A field is wrong and was added to the violations.
+    Wrong,
+}
+
+fn route(violations: &mut Violations, app: &App, platform: Platform, input: &RegisterDevice) -> Chosen {
     if platform != Platform::Apns {
         if input.environment.is_some() {
             violations.add("apns_environment", "is for APNS only");
@@ -178,46 +177,34 @@ fn route(
             violations.add("apns_topic", "is for APNS only");
         }
     }
+    let Some(credentials) = app.credentials.get(&platform) else { return Chosen::NotConfigured };
     let name = if input.credential.is_empty() { DEFAULT_CREDENTIAL } else { &input.credential };
-    let credential = app.credentials.get(&platform)?.get(name);
-    let Some(credential) = credential else {
+    let Some(credential) = credentials.get(name) else {
         let problem = if input.credential.is_empty() {
             "is required: the app has no credential named `default` for this platform"
         } else {
             "is not a configured credential of this platform"
         };
         violations.add("credential", problem);
-        return Some(None);
+        return Chosen::Wrong;
     };
-    Some(credential_route(violations, credential, platform, input))
-}
-
-fn credential_route(
-    violations: &mut Violations,
-    credential: &CredentialRoutes,
-    platform: Platform,
-    input: &RegisterDevice,
-) -> Option<RouteId> {
     let (environment, bundle) = match platform {
         Platform::Apns => {
-            let bundle = if input.apns_topic.is_empty() {
-                Arc::clone(&credential.default_bundle)
-            } else {
-                Arc::from(input.apns_topic.as_str())
-            };
+            let topic = input.apns_topic.as_str();
+            let bundle = if topic.is_empty() { &*credential.default_bundle } else { topic };
             (input.environment.unwrap_or(credential.default_environment), bundle)
         }
-        Platform::Fcm => (Environment::None, Arc::clone(&credential.default_bundle)),
+        Platform::Fcm => (Environment::None, &*credential.default_bundle),
     };
-    let route = credential.route(environment, &bundle);
-    if route.is_none() {
-        if credential.has_bundle(&bundle) {
-            violations.add("apns_environment", "is not configured for this credential");
-        } else {
-            violations.add("apns_topic", "is not a configured bundle id of this credential");
-        }
+    if let Some(route) = credential.route(environment, bundle) {
+        return Chosen::Route(route);
     }
-    route
+    if credential.has_bundle(bundle) {
+        violations.add("apns_environment", "is not configured for this credential");
+    } else {
+        violations.add("apns_topic", "is not a configured bundle id of this credential");
+    }
+    Chosen::Wrong
 }
 
 /// An IANA name that this machine's time zone database knows; where there is no database, its shape must do.

@@ -18,6 +18,7 @@ pub mod subscriptions;
 use std::sync::Arc;
 
 use crate::domain::identity::IdentityKey;
+use crate::domain::ids::DeviceId;
 use crate::domain::notification::HandOff;
 use crate::domain::violation::{Violation, Violations};
 use crate::runtime::Runtime;
@@ -65,7 +66,7 @@ impl Service {
     fn refused(&self, error: StoreError) -> ServiceError {
         match error {
             StoreError::DeviceNotFound { devices } => {
-                ServiceError::DeviceNotFound { devices: devices.into_iter().map(|id| id.public()).collect() }
+                ServiceError::DeviceNotFound { devices: devices.into_iter().map(DeviceId::public).collect() }
             }
             StoreError::NotificationNotFound { notification } => ServiceError::NotificationNotFound {
                 notification: self.identity().public_notification(notification).to_string(),

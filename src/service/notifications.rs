@@ -112,7 +112,7 @@ impl Service {
         &self,
         mut call: Call<'_>,
         input: ListDeliveries,
-    ) -> Result<(NotificationId, Vec<DeliveryView>, String)> {
+    ) -> Result<(Vec<DeliveryView>, String)> {
         let violations = &mut call.violations;
         let uuid = notification_uuid(violations, &input.notification_id);
         let user = fields::optional_user(violations, "user_id", &input.user_id);
@@ -138,7 +138,7 @@ impl Service {
             self.store.list_deliveries(app.key, id, filter, after, limit).await.map_err(|error| self.refused(error))?;
         let views = page.items.into_iter().map(|delivery| self.view(id, delivery)).collect();
         let next = page.next.map_or_else(String::new, |next| scope.issue([next.user.0, next.device.0]));
-        Ok((id, views, next))
+        Ok((views, next))
     }
 
     pub async fn explain_delivery(&self, mut call: Call<'_>, input: ExplainDelivery) -> Result<Explanation> {

@@ -40,7 +40,10 @@ fn device(id: DeviceId) -> Device {
     }
 }
 
-fn history(blocks: Vec<(Option<i64>, i64, Vec<(DeviceId, ResultCode)>)>) -> PersonHistory {
+/// A block's route (none: planning), its second after noon, and what it says.
+type Block = (Option<i64>, i64, Vec<(DeviceId, ResultCode)>);
+
+fn history(blocks: Vec<Block>) -> PersonHistory {
     PersonHistory {
         notification: Notification {
             id: NotificationId(9),
