@@ -6,5 +6,6 @@ pub mod domain;
 pub mod render;
 pub mod runtime;
 pub mod senders;
+pub mod service;
 pub mod storage;
 pub mod telemetry;
