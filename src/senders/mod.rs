@@ -4,6 +4,11 @@
 //! push is needed. A sender owns its threads and connections. It never touches storage and never decides about retries:
 //! it says what the platform answered ([`SendOutcome`]), and `delivery` acts on it.
 
+pub mod apns;
+pub mod fcm;
+pub mod http2;
+mod secret;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +24,8 @@ use crate::domain::ids::{DeviceId, NotificationId, RouteId, UserKey};
 use crate::domain::platform::{DeviceToken, Lane, Platform, Route};
 use crate::domain::sending::{SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
+
+pub use secret::Secret;
 
 /// A text variant of a notification, ready to be encoded for a platform.
 #[derive(Clone, PartialEq, Debug, Default)]
