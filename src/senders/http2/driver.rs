@@ -327,16 +327,13 @@ impl<W: Wire> Core<W> {
         while let Some(lane) = self.choose_lane(bulk_limit) {
             let Some(link) = self.pool.free_link(now, &mut self.wakes) else { break };
             let Some(pick) = self.lanes[lane.index()].pick(&mut self.works) else { break };
+            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
             match self.hand_over_one(pick, lane, link, wall, now) {
-                Handed::Over => {
-                    self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-                    self.since_bulk = if lane == Lane::Bulk { 0 } else { self.since_bulk + 1 };
-                }
-                Handed::Answered => {
-                    self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-                }
+                Handed::Over => self.since_bulk = if lane == Lane::Bulk { 0 } else { self.since_bulk + 1 },
+                Handed::Answered => {}
                 Handed::NotTaken => {
                     self.current = None;
+                    self.shared.queued.fetch_add(1, Ordering::Relaxed);
                     self.lanes[lane.index()].put_back(pick);
                 }
             }
