@@ -1,4 +1,6 @@
 //! The nudge daemon: a self-hosted push-notification service. `ARCHITECTURE.md` has the map; the binary is `main.rs`.
 
+pub mod commands;
 pub mod domain;
 pub mod runtime;
+pub mod sandbox;
