@@ -58,7 +58,9 @@ impl Runtime {
     pub fn now(&self) -> UnixMs {
         match &*self.mode {
             Mode::Production { .. } => {
-                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                let since = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap_or_default();
                 UnixMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
             }
             Mode::Simulated { start, origin, .. } => start.plus(Instant::now() - *origin),

@@ -184,3 +184,29 @@ fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
         let _ = tokio::signal::ctrl_c().await;
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SandboxArgs,
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_library() {
+        let args = Line::try_parse_from(["sandbox", "--dir", "x"]).unwrap().args;
+        let (options, defaults) = (args.into_options(), Options::default());
+        assert_eq!(options.app_id, defaults.app_id);
+        assert_eq!(options.bundle_id, defaults.bundle_id);
+        assert_eq!(options.project_id, defaults.project_id);
+        assert_eq!(options.record_limit, defaults.record_limit);
+        assert_eq!(options.max_concurrent_streams, defaults.max_concurrent_streams);
+        assert!(options.control_listen.ip().is_loopback());
+        assert!(Line::try_parse_from(["sandbox"]).is_err(), "the directory is required");
+    }
+}

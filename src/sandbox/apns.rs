@@ -9,11 +9,12 @@ use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::apns_validate::{self as validate, Headers, Refusal, refuse};
-use super::faults::{Action, Target, TokenState};
-use super::h2_server::{Goaway, Reply, Service, Verdict};
+use super::faults::{Target, TokenState};
+use super::h2_server::{Reply, Service, Verdict};
 use super::jwt::{self, Jws};
+use super::play::{self, Answers};
 use super::record::{AuthKind, Platform, Received};
-use super::{Shared, credentials, faulty_reply, tls};
+use super::{Shared, credentials, tls};
 use crate::domain::time::UnixMs;
 
 /// A provider token is good for an hour.
@@ -72,11 +73,6 @@ impl Service for Apns {
         let (headers, duplicate) = Headers::read(&head.headers);
         let id = headers.id.filter(|_| headers.check_id().is_ok()).map_or_else(|| shared.cheap_uuid(), str::to_owned);
         let mut received = Received {
-            seq: 0,
-            at: now,
-            platform: Platform::Apns,
-            connection: peer.connection,
-            stream_ordinal: ordinal,
             token: validate::token_of(head.uri.path()).unwrap_or_default().to_owned(),
             apns_id: headers.id.map(str::to_owned),
             nudged_id: headers.id.map(str::to_owned),
@@ -85,19 +81,15 @@ impl Service for Apns {
             priority: headers.priority.map(str::to_owned),
             expiration: headers.expiration.map(str::to_owned),
             collapse_id: headers.collapse_id.map(str::to_owned),
-            auth: AuthKind::None,
-            auth_hash: None,
-            validate_only: false,
-            body: if shared.options.record_bodies { Bytes::copy_from_slice(&body) } else { Bytes::new() },
-            status: 200,
-            reason: None,
-            accepted: true,
+            body: shared.body_to_keep(&body),
+            ..Received::new(Platform::Apns, now, peer.connection, ordinal)
         };
         let verdict = if shared.options.validate {
             self.check(peer, head, &headers, duplicate, &body, &mut received)
         } else {
             Ok(())
         };
+        let wording = Wording { shared, id: &id, now };
         let mut reply = match verdict {
             Err(refusal) => {
                 received.accepted = false;
@@ -106,8 +98,8 @@ impl Service for Apns {
                 Reply::now(Verdict::Respond(error(&id, refusal.status, refusal.reason, refusal.timestamp)))
             }
             Ok(()) => match shared.faults.take(Target::Apns, &received.token) {
-                Some(action) => self.play(action, &id, now, &mut received),
-                None => Reply::now(Verdict::Respond(self.success(&id))),
+                Some(action) => play::play(action, &mut received, &wording),
+                None => Reply::now(Verdict::Respond(wording.success())),
             },
         };
         if received.status == 200 && received.accepted && !peer.proven {
@@ -223,47 +215,35 @@ impl Apns {
         }
         Ok(issued_at)
     }
+}
 
-    fn play(&self, action: Action, id: &str, now: UnixMs, received: &mut Received) -> Reply {
-        match action {
-            Action::Status { status, reason, retry_after, body, timestamp } => {
-                received.accepted = false;
-                received.status = status;
-                received.reason.clone_from(&reason);
-                let since = (status == 410).then(|| timestamp.map_or(now, UnixMs));
-                let mut response = error(id, status, reason.as_deref().unwrap_or_default(), since);
-                if let Some(body) = body {
-                    *response.body_mut() = body.into();
-                } else if reason.is_none() {
-                    *response.body_mut() = Bytes::new();
-                }
-                super::set_retry_after(&mut response, retry_after.as_deref());
-                Reply::now(Verdict::Respond(response))
-            }
-            Action::Goaway { refuse, close, reason } => {
-                let debug = reason.map(|reason| json!({ "reason": reason }).to_string()).unwrap_or_default();
-                let mut reply = Reply::now(Verdict::Respond(self.success(id)));
-                reply.goaway = Some(Goaway { refuse, close, debug: debug.into() });
-                if refuse {
-                    received.accepted = false;
-                }
-                if refuse || close {
-                    received.status = 0;
-                }
-                received.reason = Some("goaway".to_owned());
-                reply
-            }
-            other => faulty_reply(other, received, || self.success(id)),
-        }
-    }
+/// The answers to the push with this `apns-id`.
+struct Wording<'a> {
+    shared: &'a Shared,
+    id: &'a str,
+    now: UnixMs,
+}
 
+impl Answers for Wording<'_> {
     /// 200 with the development host's delivery-log id.
-    fn success(&self, id: &str) -> Response<Bytes> {
+    fn success(&self) -> Response<Bytes> {
         Response::builder()
-            .header("apns-id", id)
+            .header("apns-id", self.id)
             .header("apns-unique-id", self.shared.cheap_uuid())
             .body(Bytes::new())
             .expect("uuids are header values")
+    }
+
+    fn failure(&self, status: u16, reason: Option<&str>, timestamp: Option<i64>) -> Response<Bytes> {
+        let since = (status == 410).then(|| timestamp.map_or(self.now, UnixMs));
+        match reason {
+            Some(reason) => error(self.id, status, reason, since),
+            None => error(self.id, status, "", since).map(|_| Bytes::new()),
+        }
+    }
+
+    fn goaway_debug(&self, reason: &str) -> String {
+        json!({ "reason": reason }).to_string()
     }
 }
 
@@ -277,4 +257,40 @@ fn error(id: &str, status: u16, reason: &str, timestamp: Option<UnixMs>) -> Resp
         .header("apns-id", id)
         .body(body.to_string().into())
         .expect("uuids are header values")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Runtime;
+    use crate::sandbox::tests::provider_token;
+    use crate::sandbox::{Options, Sandbox};
+
+    /// The rules that run on the clock, with the clock in hand.
+    #[tokio::test]
+    async fn provider_tokens_age_on_their_connection() {
+        let runtime = Runtime::production();
+        let options = Options::default();
+        let identity = credentials::prepare(&runtime, &options, "").unwrap();
+        let sandbox = Sandbox::start(&runtime, options).await.unwrap();
+        let apns =
+            Apns { shared: Arc::clone(&sandbox.shared), public_key: identity.apns_public_key, bundles: Vec::new() };
+        let token = |age_secs| format!("bearer {}", provider_token(&identity.credentials, age_secs));
+        let start = runtime.now();
+        let mut peer = apns.peer(1, None);
+        let mut show = |token: &str, minutes: u64| {
+            let at = start.plus(Duration::from_secs(minutes * 60));
+            let mut received = Received::new(Platform::Apns, at, 1, 1);
+            apns.authenticate(&mut peer, Some(token), &mut received).map_err(|refusal| refusal.reason)
+        };
+        let (first, second) = (token(60), token(0));
+        assert_eq!(show(&first, 0), Ok(()));
+        assert_eq!(show(&second, 19), Err("TooManyProviderTokenUpdates"));
+        assert_eq!(show(&first, 19), Ok(()));
+        assert_eq!(show(&second, 20), Ok(()));
+        assert_eq!(show(&second, 59), Ok(()));
+        assert_eq!(show(&second, 61), Err("ExpiredProviderToken"), "a token that was good here expires");
+        assert_eq!(show(&token(-61 * 60 + 200), 61), Err("ExpiredProviderToken"), "and the connection stays wedged");
+        sandbox.shutdown().await;
+    }
 }

@@ -139,7 +139,7 @@ pub(super) fn token_of(path: &str) -> Result<&str, Refusal> {
 
 pub(super) fn check_token(token: &str) -> Result<(), Refusal> {
     let hex = token.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if hex && token.len() % 2 == 0 && token.len() <= MAX_TOKEN_BYTES {
+    if hex && token.len().is_multiple_of(2) && token.len() <= MAX_TOKEN_BYTES {
         Ok(())
     } else {
         Err(refuse(400, "BadDeviceToken"))

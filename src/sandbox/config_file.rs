@@ -1,7 +1,7 @@
 //! The files that make `nudged serve --config DIR/nudged.toml` just work, and scripts find the ports.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 
@@ -42,7 +42,7 @@ fn config(dir: &Path, sandbox: &Sandbox) -> String {
     if let Some(listen) = options.admin_listen {
         line(format_args!("\n[admin]\nlisten = \"{listen}\""));
     }
-    let app = quoted(&options.app_id);
+    let app = key(&options.app_id);
     line(format_args!("\n[apps.{app}.apns]\nkey_file = {}", file(APNS_KEY_FILE)));
     line(format_args!("key_id = {}", quoted(credentials::KEY_ID)));
     line(format_args!("team_id = {}", quoted(credentials::TEAM_ID)));
@@ -59,11 +59,17 @@ fn config(dir: &Path, sandbox: &Sandbox) -> String {
     text
 }
 
+/// A TOML key: bare where that is allowed.
+fn key(text: &str) -> String {
+    let bare = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if bare { text.to_owned() } else { quoted(text) }
+}
+
 /// A TOML string.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-fn quoted_path(path: &PathBuf) -> String {
+fn quoted_path(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }

@@ -191,12 +191,11 @@ fn apns_key(dir: Option<&Path>) -> Result<(String, Vec<u8>), SandboxError> {
     let path = dir.map(|dir| dir.join(APNS_KEY_FILE));
     let bad = || SandboxError::Key { what: "ES256 key", path: path.clone() };
     let kept = path.as_deref().map(read).transpose()?.flatten();
-    let pem = match kept {
-        Some(pem) => pem,
-        None => {
-            let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(|_| SandboxError::Random)?;
-            pkcs8_pem(key.to_pkcs8v1().map_err(|_| SandboxError::Random)?.as_ref())
-        }
+    let pem = if let Some(pem) = kept {
+        pem
+    } else {
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(|_| SandboxError::Random)?;
+        pkcs8_pem(key.to_pkcs8v1().map_err(|_| SandboxError::Random)?.as_ref())
     };
     let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| bad())?;
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der()).map_err(|_| bad())?;

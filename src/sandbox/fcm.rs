@@ -9,13 +9,14 @@ use http::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::faults::{Action, Target, TokenState};
+use super::Shared;
+use super::faults::{Target, TokenState};
 use super::fcm_schema::{Violation, get};
 use super::fcm_validate::{self as validate, Audience, object, text};
-use super::h2_server::{Goaway, Reply, Service, Verdict};
+use super::h2_server::{Reply, Service, Verdict};
 use super::jwt;
+use super::play::{self, Answers};
 use super::record::{AuthKind, Platform, Received};
-use super::{Shared, faulty_reply};
 
 const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
 const BAD_REQUEST: &str = "type.googleapis.com/google.rpc.BadRequest";
@@ -81,26 +82,8 @@ impl Service for Fcm {
     fn answer(&self, peer: &mut Peer, ordinal: u64, head: &Parts, body: Bytes) -> Reply {
         let shared = &*self.shared;
         let mut received = Received {
-            seq: 0,
-            at: shared.runtime.now(),
-            platform: Platform::Fcm,
-            connection: peer.connection,
-            stream_ordinal: ordinal,
-            token: String::new(),
-            apns_id: None,
-            nudged_id: None,
-            apns_topic: None,
-            push_type: None,
-            priority: None,
-            expiration: None,
-            collapse_id: None,
-            auth: AuthKind::None,
-            auth_hash: None,
-            validate_only: false,
-            body: if shared.options.record_bodies { Bytes::copy_from_slice(&body) } else { Bytes::new() },
-            status: 200,
-            reason: None,
-            accepted: true,
+            body: shared.body_to_keep(&body),
+            ..Received::new(Platform::Fcm, shared.runtime.now(), peer.connection, ordinal)
         };
         let verdict = if shared.options.validate {
             self.check(peer, head, &body, &mut received)
@@ -111,6 +94,7 @@ impl Service for Fcm {
             }
             Ok(())
         };
+        let wording = Wording { shared, validate_only: received.validate_only };
         let mut reply = match verdict {
             Err(refusal) => {
                 received.accepted = false;
@@ -119,8 +103,8 @@ impl Service for Fcm {
                 Reply::now(Verdict::Respond(refusal.response()))
             }
             Ok(()) => match shared.faults.take(Target::Fcm, &received.token) {
-                Some(action) => self.play(action, &mut received),
-                None => Reply::now(Verdict::Respond(self.success(received.validate_only))),
+                Some(action) => play::play(action, &mut received, &wording),
+                None => Reply::now(Verdict::Respond(wording.success())),
             },
         };
         reply.delay += shared.options.latency;
@@ -198,41 +182,18 @@ impl Fcm {
         received.auth_hash = Some(hash);
         if self.shared.access_tokens.is_good(token, received.at) { Ok(()) } else { Err(unauthenticated()) }
     }
+}
 
-    fn play(&self, action: Action, received: &mut Received) -> Reply {
-        match action {
-            Action::Status { status, reason, retry_after, body, .. } => {
-                received.accepted = false;
-                received.status = status;
-                received.reason = Some(reason.clone().unwrap_or_else(|| grpc_status(status).to_owned()));
-                let details = reason.map(|code| json!({ "@type": FCM_ERROR, "errorCode": code }));
-                let body = body.unwrap_or_else(|| error_body(status, "played by a fault", details));
-                let mut response = json_response(status, body);
-                super::set_retry_after(&mut response, retry_after.as_deref());
-                Reply::now(Verdict::Respond(response))
-            }
-            Action::Goaway { refuse, close, reason } => {
-                let mut reply = Reply::now(Verdict::Respond(self.success(received.validate_only)));
-                reply.goaway = Some(Goaway { refuse, close, debug: reason.unwrap_or_default().into() });
-                if refuse {
-                    received.accepted = false;
-                }
-                if refuse || close {
-                    received.status = 0;
-                }
-                received.reason = Some("goaway".to_owned());
-                reply
-            }
-            other => {
-                let validate_only = received.validate_only;
-                faulty_reply(other, received, || self.success(validate_only))
-            }
-        }
-    }
+/// The answers to one message.
+struct Wording<'a> {
+    shared: &'a Shared,
+    validate_only: bool,
+}
 
-    fn success(&self, validate_only: bool) -> Response<Bytes> {
+impl Answers for Wording<'_> {
+    fn success(&self) -> Response<Bytes> {
         let project = &self.shared.options.project_id;
-        let body = if validate_only {
+        let body = if self.validate_only {
             format!("{{\"name\":\"projects/{project}/messages/fake_message_id\"}}")
         } else {
             let id = self.shared.runtime.random_u64();
@@ -241,6 +202,15 @@ impl Fcm {
         };
         json_response(200, body)
     }
+
+    fn failure(&self, status: u16, reason: Option<&str>, _timestamp: Option<i64>) -> Response<Bytes> {
+        let details = reason.map(|code| json!({ "@type": FCM_ERROR, "errorCode": code }));
+        json_response(status, error_body(status, "played by a fault", details))
+    }
+
+    fn goaway_debug(&self, reason: &str) -> String {
+        reason.to_owned()
+    }
 }
 
 /// What the record shows of a message, valid or not.
@@ -248,7 +218,7 @@ fn remember(request: &Map<String, Value>, received: &mut Received) {
     received.validate_only = get(request, "validate_only") == Some(&Value::Bool(true));
     let Some(message) = object(request, "message") else { return };
     let target = ["token", "fid", "topic", "condition"].into_iter().find_map(|name| text(message, name));
-    received.token = target.unwrap_or_default().to_owned();
+    target.unwrap_or_default().clone_into(&mut received.token);
     received.nudged_id = object(message, "data").and_then(|data| text(data, "nudged_id")).map(str::to_owned);
     let Some(android) = object(message, "android").or_else(|| object(message, "android_v2")) else { return };
     received.nudged_id = received

@@ -213,7 +213,7 @@ fn check_value(value: &Value, kind: &Kind, parent: &str, name: &str, violations:
         Kind::Duration(bound) if !value.as_str().is_some_and(|text| is_duration(text, *bound)) => {
             mistyped("type.googleapis.com/google.protobuf.Duration");
         }
-        Kind::DateTime if !value.as_str().is_some_and(|text| text.parse::<jiff::Timestamp>().is_ok()) => {
+        Kind::DateTime if value.as_str().is_none_or(|text| text.parse::<jiff::Timestamp>().is_err()) => {
             mistyped("type.googleapis.com/google.protobuf.Timestamp");
         }
         Kind::Enum(names) if !is_enum(value, names) => mistyped("TYPE_ENUM"),
@@ -278,8 +278,7 @@ fn is_camel_of(key: &str, snake: &str) -> bool {
 }
 
 fn is_int32(value: &Value) -> bool {
-    #[expect(clippy::cast_possible_truncation, reason = "compared with the original right away")]
-    let integral = |number: f64| f64::from(number as i32) == number;
+    let integral = |number: f64| number.fract() == 0.0 && (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number);
     match value {
         Value::Number(number) => number.as_f64().is_some_and(integral),
         Value::String(text) => text.parse::<i32>().is_ok(),

@@ -178,7 +178,9 @@ impl<S: Service> Server<S> {
             .initial_window_size(256 * 1024)
             .initial_connection_window_size(16 * 1024 * 1024)
             .max_header_list_size(16 * 1024)
+            // A sender that gives up on many streams at once is being tested, not attacking.
             .max_concurrent_reset_streams(10_000)
+            .max_pending_accept_reset_streams(10_000)
             .handshake(FrameIo::new(tls, Arc::clone(&wire)));
         let Some(Ok(h2)) = self.runtime.timeout(HANDSHAKE_TIMEOUT, handshake).await else {
             return;

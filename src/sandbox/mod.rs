@@ -20,6 +20,8 @@ mod frame_io;
 mod h2_server;
 mod jwt;
 mod oauth;
+mod options;
+mod play;
 mod record;
 mod tls;
 
@@ -34,8 +36,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -43,129 +43,14 @@ use tokio_util::task::TaskTracker;
 
 pub use credentials::{Credentials, KEY_ID, TEAM_ID};
 pub use faults::{Action, Fault, MAX_FAULTS, MAX_TOKEN_STATES, Target, TokenState};
+pub use options::Options;
 pub use record::{AuthKind, Platform, Received, Totals};
 
-use self::h2_server::{Counters, Reply, Server, Verdict};
+use self::h2_server::{Counters, Server};
 use crate::runtime::Runtime;
 
 /// How long [`Sandbox::shutdown`] waits for open control requests.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Topics beside the bundle id; Apple allows a key 400 in all.
-const MAX_EXTRA_TOPICS: usize = 100;
-
-const MAX_TOPIC_BYTES: usize = 255;
-
-/// The body of [`Action::Garbage`].
-const GARBAGE: &str = "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>upstream</body></html>";
-
-/// How to run a sandbox. `Options::default()` keeps everything in memory on free loopback ports.
-#[derive(Clone)]
-pub struct Options {
-    /// Where credentials and configuration are written; keys found there are used again. Nothing is written without.
-    pub dir: Option<PathBuf>,
-    pub apns_listen: SocketAddr,
-    pub fcm_listen: SocketAddr,
-    pub token_listen: SocketAddr,
-    /// Loopback only.
-    pub control_listen: SocketAddr,
-    /// The host name or address in the endpoints and the certificate; needed when a listener is bound to all addresses
-    /// and clients come from elsewhere. Default: the listener's own address.
-    pub public_host: Option<String>,
-    /// The app of the written configuration.
-    pub app_id: String,
-    /// The APNs topic, without suffix.
-    pub bundle_id: String,
-    /// More bundle ids the APNs key and certificate may push to; at most 100.
-    pub extra_topics: Vec<String>,
-    /// The Firebase project.
-    pub project_id: String,
-    /// Pushes kept, newest last; at least 1, for the record is never unlimited.
-    pub record_limit: usize,
-    /// Keep the bodies of pushes. Without, a benchmark's record stays small.
-    pub record_bodies: bool,
-    /// Refuse what the vendor refuses. Without, every push is taken, whatever it holds.
-    pub validate: bool,
-    /// SETTINGS_MAX_CONCURRENT_STREAMS; at least 1.
-    pub max_concurrent_streams: u32,
-    /// Token connections to APNs get one stream until the first request with a valid token succeeded, as Apple's do.
-    pub first_stream_alone: bool,
-    /// Let a provider token carry the `typ` header, which Apple does not ask for but lets pass.
-    pub lenient_jwt: bool,
-    /// Added to each push's answer.
-    pub latency: Duration,
-    /// `expires_in` of OAuth access tokens, whole seconds.
-    pub access_token_ttl: Duration,
-    /// `database.url` of the written configuration; default: `nudged.db` in the directory.
-    pub database_url: Option<String>,
-    /// `grpc.listen` and `admin.listen` of the written configuration; default: nudged's defaults.
-    pub grpc_listen: Option<SocketAddr>,
-    pub admin_listen: Option<SocketAddr>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self {
-            dir: None,
-            apns_listen: any_port,
-            fcm_listen: any_port,
-            token_listen: any_port,
-            control_listen: any_port,
-            public_host: None,
-            app_id: "ifriendspet".to_owned(),
-            bundle_id: "com.ifriendspet.app".to_owned(),
-            extra_topics: Vec::new(),
-            project_id: "ifriendspet".to_owned(),
-            record_limit: 100_000,
-            record_bodies: true,
-            validate: true,
-            max_concurrent_streams: 1000,
-            first_stream_alone: true,
-            lenient_jwt: false,
-            latency: Duration::ZERO,
-            access_token_ttl: Duration::from_secs(3599),
-            database_url: None,
-            grpc_listen: None,
-            admin_listen: None,
-        }
-    }
-}
-
-impl Options {
-    fn bundles(&self) -> Vec<String> {
-        std::iter::once(&self.bundle_id).chain(&self.extra_topics).cloned().collect()
-    }
-
-    /// What Apple puts into a universal certificate for these bundles.
-    fn certificate_topics(&self) -> Vec<String> {
-        let of = |bundle: String| {
-            [".voip", ".complication"].map(|suffix| format!("{bundle}{suffix}")).into_iter().chain([bundle])
-        };
-        self.bundles().into_iter().flat_map(of).collect()
-    }
-
-    fn check(&self) -> Result<(), SandboxError> {
-        let bad = |what: &str| Err(SandboxError::Options(what.to_owned()));
-        let is_topic = |topic: &String| (1..=MAX_TOPIC_BYTES).contains(&topic.len()) && topic.is_ascii();
-        if self.record_limit == 0 {
-            return bad("record_limit must be at least 1");
-        }
-        if self.max_concurrent_streams == 0 {
-            return bad("max_concurrent_streams must be at least 1");
-        }
-        if !self.control_listen.ip().is_loopback() {
-            return bad("control_listen must be a loopback address");
-        }
-        if self.extra_topics.len() > MAX_EXTRA_TOPICS || !self.bundles().iter().all(is_topic) {
-            return bad("topics must be at most 100 ASCII texts of 1 to 255 bytes");
-        }
-        if self.project_id.is_empty() || self.project_id.contains('/') {
-            return bad("project_id must not be empty nor contain a slash");
-        }
-        Ok(())
-    }
-}
 
 /// Why a sandbox does not start, or refuses an order.
 #[derive(Debug, thiserror::Error)]
@@ -250,6 +135,11 @@ impl Shared {
         let [high, low] = [self.runtime.random_u64(), self.runtime.random_u64()];
         let bits = u128::from(high) << 64 | u128::from(low);
         uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid().to_string()
+    }
+
+    fn body_to_keep(&self, body: &Bytes) -> Bytes {
+        // Copied, for it is a slice of a whole read buffer.
+        if self.options.record_bodies { Bytes::copy_from_slice(body) } else { Bytes::new() }
     }
 
     fn oauth_exchanges(&self) -> u64 {
@@ -504,57 +394,5 @@ fn endpoint(bound: SocketAddr, options: &Options) -> String {
         (None, IpAddr::V4(ip)) if ip.is_unspecified() => format!("https://127.0.0.1:{port}"),
         (None, IpAddr::V6(ip)) if ip.is_unspecified() => format!("https://[::1]:{port}"),
         (None, _) => format!("https://{bound}"),
-    }
-}
-
-/// The faults that look the same on both platforms.
-fn faulty_reply(action: Action, received: &mut Received, success: impl FnOnce() -> Response<Bytes>) -> Reply {
-    let mut silent = |reason: &str, accepted: bool| {
-        received.accepted = accepted;
-        received.status = 0;
-        received.reason = Some(reason.to_owned());
-    };
-    match action {
-        Action::RefuseStream {} => {
-            silent("refuse_stream", false);
-            Reply::now(Verdict::Reset(h2::Reason::REFUSED_STREAM.into()))
-        }
-        Action::Reset { code } => {
-            silent("reset", false);
-            Reply::now(Verdict::Reset(code))
-        }
-        Action::AcceptThenDrop {} => {
-            silent("accept_then_drop", true);
-            Reply::now(Verdict::Reset(h2::Reason::INTERNAL_ERROR.into()))
-        }
-        Action::Stall {} => {
-            silent("stall", false);
-            Reply::now(Verdict::Stall)
-        }
-        Action::CloseConnection {} => {
-            silent("close_connection", false);
-            Reply::now(Verdict::Close)
-        }
-        Action::Delay { ms } => Reply { delay: Duration::from_millis(ms), ..Reply::now(Verdict::Respond(success())) },
-        Action::MaxStreams { streams } => {
-            Reply { max_streams: Some(streams), ..Reply::now(Verdict::Respond(success())) }
-        }
-        Action::Garbage { status } => {
-            received.accepted = status == 200;
-            received.status = status;
-            received.reason = Some("garbage".to_owned());
-            let mut response = success();
-            *response.status_mut() = StatusCode::from_u16(status).expect("faults are checked when they are added");
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html"));
-            *response.body_mut() = Bytes::from_static(GARBAGE.as_bytes());
-            Reply::now(Verdict::Respond(response))
-        }
-        Action::Status { .. } | Action::Goaway { .. } => unreachable!("each platform plays these itself"),
-    }
-}
-
-fn set_retry_after<B>(response: &mut Response<B>, retry_after: Option<&str>) {
-    if let Some(value) = retry_after.and_then(|after| HeaderValue::from_str(after).ok()) {
-        response.headers_mut().insert(RETRY_AFTER, value);
     }
 }

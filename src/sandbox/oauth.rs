@@ -25,10 +25,14 @@ use tokio_util::task::TaskTracker;
 use super::Shared;
 use super::faults::{Action, Target};
 use super::jwt::Jws;
+use super::play;
 use crate::domain::time::UnixMs;
 
 /// The endpoint's path.
 pub(super) const PATH: &str = "/token";
+
+/// Google's own libraries name this audience whatever the service account's token_uri says.
+const GOOGLE_AUDIENCE: &str = "https://oauth2.googleapis.com/token";
 
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 const SCOPES: [&str; 2] =
@@ -86,7 +90,7 @@ impl AccessTokens {
 /// The endpoint and who may use it.
 pub(super) struct Oauth {
     pub shared: Arc<Shared>,
-    /// What an assertion's `aud` must say.
+    /// What an assertion's `aud` says, unless it is [`GOOGLE_AUDIENCE`].
     pub token_uri: String,
     pub client_email: String,
     pub private_key_id: String,
@@ -165,8 +169,8 @@ impl Oauth {
             return respond(413, &json!({ "error": "invalid_request" }));
         };
         let exchange = self.exchange(&head.headers, &form.to_bytes());
-        if exchange.is_err() {
-            return self.finish(exchange);
+        if let Err(Refusal { error, description }) = exchange {
+            return respond(400, &json!({ "error": error, "error_description": description }));
         }
         match self.shared.faults.take(Target::Oauth, "") {
             Some(Action::Status { status, reason, retry_after, body, .. }) => {
@@ -175,30 +179,21 @@ impl Oauth {
                 if let Some(body) = body {
                     *response.body_mut() = Full::new(body.into());
                 }
-                super::set_retry_after(&mut response, retry_after.as_deref());
+                play::set_retry_after(&mut response, retry_after.as_deref());
                 response
             }
             Some(Action::Garbage { status }) => {
                 let mut response = respond(status, &Value::Null);
-                *response.body_mut() = Full::new(super::GARBAGE.into());
+                *response.body_mut() = Full::new(play::GARBAGE.into());
                 response
             }
             Some(Action::Stall {}) => std::future::pending().await,
             Some(Action::Delay { ms }) => {
                 runtime.sleep(Duration::from_millis(ms)).await;
-                self.finish(exchange)
+                self.issue()
             }
             // No other action is admitted for this endpoint.
-            _ => self.finish(exchange),
-        }
-    }
-
-    fn finish(&self, exchange: Result<(), Refusal>) -> Response<Full<Bytes>> {
-        match exchange {
-            Ok(()) => self.issue(),
-            Err(Refusal { error, description }) => {
-                respond(400, &json!({ "error": error, "error_description": description }))
-            }
+            _ => self.issue(),
         }
     }
 
@@ -230,7 +225,8 @@ impl Oauth {
         if !kid_fits || !assertion.verify_rs256(&self.public_key) {
             return Err(invalid_grant("Invalid JWT Signature."));
         }
-        if assertion.text("aud") != Some(self.token_uri.as_str()) {
+        let audience = assertion.text("aud");
+        if audience != Some(self.token_uri.as_str()) && audience != Some(GOOGLE_AUDIENCE) {
             return Err(invalid_grant("Failed audience check."));
         }
         let now = self.shared.runtime.now().secs();

@@ -74,6 +74,32 @@ pub struct Received {
 }
 
 impl Received {
+    /// An accepted push of which nothing else is known yet.
+    pub(super) fn new(platform: Platform, at: UnixMs, connection: u64, stream_ordinal: u64) -> Self {
+        Self {
+            seq: 0,
+            at,
+            platform,
+            connection,
+            stream_ordinal,
+            token: String::new(),
+            apns_id: None,
+            nudged_id: None,
+            apns_topic: None,
+            push_type: None,
+            priority: None,
+            expiration: None,
+            collapse_id: None,
+            auth: AuthKind::None,
+            auth_hash: None,
+            validate_only: false,
+            body: Bytes::new(),
+            status: 200,
+            reason: None,
+            accepted: true,
+        }
+    }
+
     /// The body as JSON; null when it is none or was not kept.
     #[must_use]
     pub fn json(&self) -> Value {

@@ -173,8 +173,7 @@ fn now_secs() -> i64 {
 }
 
 /// A provider token issued `age_secs` ago.
-fn provider_token(sandbox: &Sandbox, age_secs: i64) -> String {
-    let credentials = sandbox.credentials();
+pub(super) fn provider_token(credentials: &Credentials, age_secs: i64) -> String {
     jws(
         &json!({ "alg": "ES256", "kid": credentials.key_id }),
         &json!({ "iss": credentials.team_id, "iat": now_secs() - age_secs }),

@@ -15,7 +15,7 @@ fn set(request: &mut Request<Bytes>, name: &'static str, value: &str) {
 #[tokio::test]
 async fn valid_alert_is_accepted_and_recorded() {
     let sandbox = start(Options::default()).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let mut client = Client::apns(&sandbox).await;
     let answer = client.send(alert(&jwt)).await.unwrap();
     assert_eq!(answer.status, 200);
@@ -45,7 +45,7 @@ async fn valid_alert_is_accepted_and_recorded() {
 #[tokio::test]
 async fn broken_pushes_get_apples_answers() {
     let sandbox = start(Options { extra_topics: vec!["com.example.other".to_owned()], ..Options::default() }).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let check = async |expected: (u16, &str), break_it: &dyn Fn(&mut Request<Bytes>)| {
         let got = refused(&sandbox, &jwt, break_it).await;
         assert_eq!((got.0, got.1.as_str()), expected);
@@ -85,7 +85,7 @@ async fn broken_pushes_get_apples_answers() {
 #[tokio::test]
 async fn limits_hold_at_the_boundary_and_one_past_it() {
     let sandbox = start(Options::default()).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let sized = |bytes: usize| {
         let frame = r#"{"aps":{"alert":""}}"#;
         format!(r#"{{"aps":{{"alert":"{}"}}}}"#, "a".repeat(bytes - frame.len()))
@@ -101,6 +101,8 @@ async fn limits_hold_at_the_boundary_and_one_past_it() {
         .await;
         assert_eq!(got.0, expected, "{bytes} bytes");
     }
+    let huge = refused(&sandbox, &jwt, |request| *request.body_mut() = sized(1_000_000).into()).await;
+    assert_eq!(huge, (413, "PayloadTooLarge".to_owned()), "answered although it was not read to its end");
     // 64 bytes are 21 Korean characters and one more byte; 22 are two bytes too many.
     for (id, expected) in [("가".repeat(21) + "a", 200), ("가".repeat(22), 400), ("a".repeat(65), 400)] {
         let got = refused(&sandbox, &jwt, |request| {
@@ -116,7 +118,7 @@ async fn limits_hold_at_the_boundary_and_one_past_it() {
 #[tokio::test]
 async fn background_pushes_are_silent_and_never_urgent() {
     let sandbox = start(Options::default()).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let silent = r#"{"aps":{"content-available":1},"k":1}"#;
     for (priority, body, expected) in [
         (Some("5"), silent, (200, "")),
@@ -170,9 +172,9 @@ async fn provider_tokens_are_checked_to_the_letter() {
     for token in invalid {
         assert_eq!(refused(&sandbox, &token, |_| ()).await, (403, "InvalidProviderToken".to_owned()), "{token}");
     }
-    let stale = provider_token(&sandbox, 3601);
+    let stale = provider_token(sandbox.credentials(), 3601);
     assert_eq!(refused(&sandbox, &stale, |_| ()).await, (403, "ExpiredProviderToken".to_owned()));
-    let fresh_enough = provider_token(&sandbox, 3500);
+    let fresh_enough = provider_token(sandbox.credentials(), 3500);
     assert_eq!(refused(&sandbox, &fresh_enough, |_| ()).await.0, 200);
     for authorization in [None, Some("Basic abc"), Some("bearer")] {
         let got = refused(&sandbox, "", |request| {
@@ -196,7 +198,7 @@ async fn provider_tokens_are_checked_to_the_letter() {
 async fn second_provider_token_within_20_minutes_is_too_many() {
     let sandbox = start(Options::default()).await;
     let mut client = Client::apns(&sandbox).await;
-    let (first, second) = (provider_token(&sandbox, 10), provider_token(&sandbox, 5));
+    let (first, second) = (provider_token(sandbox.credentials(), 10), provider_token(sandbox.credentials(), 5));
     assert_eq!(client.send(alert(&first)).await.unwrap().status, 200);
     let answer = client.send(alert(&second)).await.unwrap();
     assert_eq!(answer.apns(), (429, "TooManyProviderTokenUpdates".to_owned()));
@@ -209,11 +211,11 @@ async fn expired_token_wedges_its_connection() {
     let sandbox = start(Options::default()).await;
     let mut client = Client::apns(&sandbox).await;
     let expired = (403, "ExpiredProviderToken".to_owned());
-    let stale = provider_token(&sandbox, 3700);
+    let stale = provider_token(sandbox.credentials(), 3700);
     assert_eq!(client.send(alert(&stale)).await.unwrap().apns(), expired);
     assert_eq!(client.send(alert(&stale)).await.unwrap().apns(), expired);
     let mut fresh = Client::apns(&sandbox).await;
-    assert_eq!(fresh.send(alert(&provider_token(&sandbox, 0))).await.unwrap().status, 200);
+    assert_eq!(fresh.send(alert(&provider_token(sandbox.credentials(), 0))).await.unwrap().status, 200);
     sandbox.shutdown().await;
 }
 
@@ -245,7 +247,7 @@ async fn certificate_needs_no_token_and_brings_its_topics() {
 #[tokio::test]
 async fn token_states_are_told_as_apns_tells_them() {
     let sandbox = start(Options::default()).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let mut client = Client::apns(&sandbox).await;
     let since = Some(crate::domain::time::UnixMs(1_700_000_000_123));
     for (state, status, reason, timestamp) in [
@@ -272,7 +274,7 @@ async fn first_stream_is_alone_until_a_token_is_proven() {
     assert_eq!(bad.status, 403);
     assert_eq!(client.send.current_max_send_streams(), 1, "a refused token proves nothing");
 
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     assert_eq!(client.send(alert(&jwt)).await.unwrap().status, 200);
     // The new limit may arrive a moment after the answer; a further round trip brings it surely.
     assert_eq!(client.send(alert(&jwt)).await.unwrap().status, 200);
@@ -289,20 +291,16 @@ async fn first_stream_is_alone_until_a_token_is_proven() {
 #[tokio::test]
 async fn impatient_client_is_refused_its_second_stream() {
     let sandbox = start(Options::default()).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let stream = tls(&sandbox, sandbox.apns_endpoint(), "h2", false).await;
     // Assumes a hundred streams before it has seen the server's settings.
     let (send, connection) = h2::client::Builder::new().initial_max_send_streams(100).handshake(stream).await.unwrap();
     let mut client = Client { send, connection: Runtime::production().spawn(connection) };
     sandbox.add_fault(Fault::new(Action::Delay { ms: 200 })).unwrap();
     let first = client.start(alert(&jwt)).await.unwrap();
-    let second = client.start(alert(&jwt)).await;
-    if let Ok(second) = second
-        && let Err(error) = finish(second).await
-    {
-        assert_eq!(error.reason(), Some(h2::Reason::REFUSED_STREAM));
-        assert_eq!(sandbox.connections().apns.refused_streams, 1);
-    }
+    let second = client.start(alert(&jwt)).await.unwrap();
+    assert_eq!(finish(second).await.unwrap_err().reason(), Some(h2::Reason::REFUSED_STREAM));
+    assert_eq!(sandbox.connections().apns.refused_streams, 1);
     assert_eq!(finish(first).await.unwrap().status, 200);
     sandbox.shutdown().await;
 }
@@ -324,7 +322,7 @@ async fn without_validation_everything_is_taken_and_bodies_can_be_left_out() {
 #[tokio::test]
 async fn record_keeps_the_newest_and_counts_what_it_dropped() {
     let sandbox = start(Options { record_limit: 3, ..Options::default() }).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let mut client = Client::apns(&sandbox).await;
     for _ in 0..5 {
         client.send(alert(&jwt)).await.unwrap();
@@ -346,7 +344,7 @@ async fn record_keeps_the_newest_and_counts_what_it_dropped() {
 async fn connections_are_counted_and_shutdown_ends_them() {
     let sandbox = start(Options::default()).await;
     let mut client = Client::apns(&sandbox).await;
-    client.send(alert(&provider_token(&sandbox, 0))).await.unwrap();
+    client.send(alert(&provider_token(sandbox.credentials(), 0))).await.unwrap();
     let counts = sandbox.connections();
     assert_eq!((counts.apns.opened, counts.apns.open, counts.fcm.opened), (1, 1, 0));
     sandbox.shutdown().await;

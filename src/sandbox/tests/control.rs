@@ -48,7 +48,7 @@ async fn web_pages_and_foreign_hosts_are_refused() {
 #[tokio::test]
 async fn record_is_read_in_pages_and_cleared() {
     let sandbox = start(Options::default()).await;
-    let jwt = provider_token(&sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let mut client = Client::apns(&sandbox).await;
     for _ in 0..3 {
         client.send(alert(&jwt)).await.unwrap();
@@ -116,7 +116,7 @@ async fn token_states_are_posted() {
     let state = r#"{"state":"unregistered","since":1700000000000}"#;
     assert_eq!(ask(&sandbox, "POST", &path, JSON, state).await.0, 204);
     let mut client = Client::apns(&sandbox).await;
-    let answer = client.send(alert(&provider_token(&sandbox, 0))).await.unwrap();
+    let answer = client.send(alert(&provider_token(sandbox.credentials(), 0))).await.unwrap();
     assert_eq!(answer.json(), json!({ "reason": "Unregistered", "timestamp": 1_700_000_000_000_i64 }));
     for bad in [r#"{"state":"gone"}"#, r#"{"state":"bad","since":1}"#, r#"{"state":"unregistered","when":1}"#] {
         assert_eq!(ask(&sandbox, "POST", &path, JSON, bad).await.0, 422, "{bad}");

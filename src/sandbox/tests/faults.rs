@@ -1,7 +1,7 @@
 use super::*;
 
 async fn proven(sandbox: &Sandbox) -> (Client, String) {
-    let jwt = provider_token(sandbox, 0);
+    let jwt = provider_token(sandbox.credentials(), 0);
     let mut client = Client::apns(sandbox).await;
     assert_eq!(client.send(alert(&jwt)).await.unwrap().status, 200);
     assert_eq!(client.send(alert(&jwt)).await.unwrap().status, 200);

@@ -74,7 +74,7 @@ async fn keys_are_used_again_and_ports_written_anew() {
     let dir = tempfile::tempdir().unwrap();
     let first = start(options(dir.path())).await;
     let (ca, old) = (first.ca_pem().to_owned(), first.credentials().clone());
-    let jwt = provider_token(&first, 0);
+    let jwt = provider_token(first.credentials(), 0);
     first.shutdown().await;
 
     let second = start(options(dir.path())).await;

@@ -11,6 +11,9 @@ async fn good_assertion_is_exchanged() {
     let body = answer.json();
     assert_eq!((&body["expires_in"], &body["token_type"]), (&json!(3599), &json!("Bearer")));
     assert_eq!(sandbox.oauth_exchanges(), 1);
+
+    let as_google_does = assertion(&sandbox, &json!({ "aud": "https://oauth2.googleapis.com/token" }));
+    assert_eq!(client.send(exchange(&as_google_does)).await.unwrap().status, 200);
     sandbox.shutdown().await;
 }
 
@@ -43,7 +46,7 @@ async fn bad_assertions_are_refused() {
         "exp": now + 3600, "scope": "https://www.googleapis.com/auth/cloud-platform" });
     let cases = [
         (assertion(&sandbox, &json!({ "iss": "x@y" })), "invalid_grant"),
-        (assertion(&sandbox, &json!({ "aud": "https://oauth2.googleapis.com/token" })), "invalid_grant"),
+        (assertion(&sandbox, &json!({ "aud": "https://example.com/token" })), "invalid_grant"),
         (assertion(&sandbox, &json!({ "exp": now + 3700 })), "invalid_grant"),
         (assertion(&sandbox, &json!({ "iat": now - 7200, "exp": now - 3600 })), "invalid_grant"),
         (assertion(&sandbox, &json!({ "iat": now + 1000, "exp": now + 2000 })), "invalid_grant"),
