@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod delivery;
+pub mod commands;
 pub mod domain;
 pub mod render;
 pub mod runtime;
@@ -9,3 +10,4 @@ pub mod senders;
 pub mod service;
 pub mod storage;
 pub mod telemetry;
+pub mod sandbox;

@@ -4,6 +4,11 @@
 //! push is needed. A sender owns its threads and connections. It never touches storage and never decides about retries:
 //! it says what the platform answered ([`SendOutcome`]), and `delivery` acts on it.
 
+pub mod apns;
+pub mod fcm;
+pub mod http2;
+mod secret;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
@@ -12,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use uuid::Uuid;
+
+pub use secret::Secret;
 
 pub use crate::domain::content::Message;
 use crate::domain::deny::DenyPosition;
