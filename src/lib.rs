@@ -1,10 +1,12 @@
 //! The nudge daemon: a self-hosted push-notification service. `ARCHITECTURE.md` has the map; the binary is `main.rs`.
 
 pub mod api;
+pub mod commands;
 pub mod delivery;
 pub mod domain;
 pub mod render;
 pub mod runtime;
+pub mod sandbox;
 pub mod senders;
 pub mod storage;
 pub mod telemetry;
