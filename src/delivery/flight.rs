@@ -340,3 +340,159 @@ impl Flight {
         followers
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::{AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, UserKey};
+    use crate::domain::notification::Body;
+    use crate::domain::platform::{Environment, Lane, Platform, RouteSpec};
+    use crate::domain::sending::Priority;
+    use crate::domain::targets::Progress;
+    use crate::runtime::Runtime;
+
+    const POLICY: RetryPolicy = RetryPolicy {
+        transport_floor: Duration::from_secs(1),
+        throttled_floor: Duration::from_secs(60),
+        server_error_floor: Duration::from_secs(10),
+        base: Duration::from_secs(4),
+        cap: Duration::from_secs(600),
+        give_up_after: Duration::from_secs(3600),
+    };
+    const HOUR: i64 = 3_600_000;
+
+    fn flight(targets: i64, expires_at: i64) -> (Flight, Instant) {
+        let instant = Runtime::simulated(1, UnixMs(0)).instant();
+        let targets: Vec<Target> =
+            (1..=targets).map(|n| Target { user: UserKey(n), device: DeviceId(n * 10) }).collect();
+        let job = Job {
+            id: JobId(1),
+            notification: NotificationId(2),
+            route: RouteId(3),
+            lane: Lane::Interactive,
+            progress: Progress::none(targets.len()),
+            targets,
+            attempt: 0,
+            claims: 1,
+            fence: 4,
+            ready_at: UnixMs(0),
+            first_attempt_at: None,
+        };
+        let notification = Notification {
+            id: NotificationId(2),
+            app: AppKey(1),
+            event_type: EventType::trusted("comment.created"),
+            default_opt_in: true,
+            lane: Lane::Interactive,
+            priority: Priority::High,
+            collapse_key: None,
+            actor: None,
+            body: Arc::new(Body::default()),
+            event_at: UnixMs(0),
+            accepted_at: UnixMs(0),
+            not_before: None,
+            expires_at: UnixMs(expires_at),
+            cancelled_at: None,
+        };
+        let spec = RouteSpec {
+            app: AppKey(1),
+            platform: Platform::Fcm,
+            credential: "default".into(),
+            environment: Environment::None,
+            bundle: "".into(),
+        };
+        let route = Arc::new(Route { id: RouteId(3), spec });
+        let permit = Permit::new(Box::new(()));
+        (Flight::new(job, Arc::new(notification), route, permit, instant), instant)
+    }
+
+    fn later(cause: RetryCause, after: Option<u64>) -> SendOutcome {
+        let answer = ProviderAnswer::new(503, "UNAVAILABLE");
+        SendOutcome::RetryLater { cause, after: after.map(Duration::from_secs), answer }
+    }
+
+    fn codes(flush: &Flush) -> Vec<ResultCode> {
+        flush.update.entries.iter().map(|entry| entry.code).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_answer_becomes_one_entry_and_the_job_ends() {
+        let (mut flight, instant) = flight(4, HOUR);
+        flight.sending(4, instant);
+        let gone = SendOutcome::TokenGone { since: Some(UnixMs(7)), answer: ProviderAnswer::new(410, "Unregistered") };
+        flight.answer(3, SendOutcome::Rejected { answer: ProviderAnswer::new(400, "BadTopic") }, UnixMs(9), instant);
+        flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(9), instant);
+        assert_eq!(flight.next(), Next::Wait);
+        flight.answer(1, gone, UnixMs(9), instant);
+        flight.answer(2, later(RetryCause::ServerError, Some(30)), UnixMs(9), instant);
+        assert_eq!(flight.next(), Next::Finish);
+        let flush = flight.flush(&POLICY, UnixMs(1_000), || 0.5);
+        let expected = [ResultCode::Sent, ResultCode::DeadToken, ResultCode::MovedToRetry, ResultCode::DeadRejected];
+        assert_eq!(codes(&flush), expected);
+        assert!(flush.update.progress.is_none() && !flush.release);
+        assert_eq!(flush.update.retirements[0].since, Some(UnixMs(7)));
+        assert_eq!(flush.update.details.len(), 3, "only failures have details");
+        let [follower] = &flush.update.followers[..] else { panic!("one follower") };
+        assert_eq!(follower.attempt, 1);
+        assert!(follower.ready_at >= UnixMs(31_000) && follower.due_at.0 % RETRY_GRID_MS == 0);
+        assert!(follower.due_at >= follower.ready_at);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_past_the_ttl_expires_and_past_the_end_of_retries_dies() {
+        let (mut flight, instant) = flight(1, 5_000);
+        flight.sending(1, instant);
+        flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
+        assert_eq!(codes(&flight.flush(&POLICY, UnixMs(0), || 0.0)), [ResultCode::Expired]);
+
+        let (mut flight, instant) = self::flight(1, 100 * HOUR);
+        flight.job.first_attempt_at = Some(UnixMs(0));
+        flight.sending(1, instant);
+        flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
+        assert_eq!(codes(&flight.flush(&POLICY, UnixMs(HOUR), || 0.0)), [ResultCode::DeadRetriesOver]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_credential_burns_nothing() {
+        let (mut flight, instant) = flight(2, HOUR);
+        flight.sending(2, instant);
+        flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
+        let broken = SendOutcome::SenderBroken { answer: ProviderAnswer::new(403, "InvalidProviderToken") };
+        flight.answer(1, broken, UnixMs(0), instant);
+        assert_eq!(flight.next(), Next::Return);
+        assert!(flight.take_broken().is_some());
+        let flush = flight.flush(&POLICY, UnixMs(0), || 0.0);
+        assert!(flush.release && flush.update.followers.is_empty());
+        assert_eq!(codes(&flush), [ResultCode::Sent]);
+        assert_eq!(flush.update.progress.expect("the job goes on").count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn held_targets_return_to_their_gate_and_only_they() {
+        let (mut flight, instant) = flight(3, HOUR);
+        assert_eq!(flight.take_pending(), [0, 1, 2]);
+        flight.sending(3, instant);
+        flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
+        flight.answer(1, SendOutcome::Held, UnixMs(0), instant);
+        flight.answer(2, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
+        assert_eq!(flight.next(), Next::Regate);
+        assert_eq!(flight.take_pending(), [1]);
+        flight.conclude(1, ResultCode::OptedOut, instant);
+        assert_eq!(flight.next(), Next::Finish);
+        let flush = flight.flush(&POLICY, UnixMs(0), || 0.0);
+        assert_eq!(codes(&flush), [ResultCode::Sent, ResultCode::OptedOut, ResultCode::Sent]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspect_job_is_halved_without_a_result() {
+        let (mut flight, instant) = flight(5, HOUR);
+        let pending = flight.pending();
+        flight.split(&pending, 4, UnixMs(7), instant);
+        assert_eq!(flight.next(), Next::Finish);
+        let flush = flight.flush(&POLICY, UnixMs(7), || 0.0);
+        assert!(flush.update.entries.is_empty());
+        let sizes: Vec<usize> = flush.update.followers.iter().map(|job| job.targets.len()).collect();
+        assert_eq!(sizes, [3, 2]);
+        assert!(flush.update.followers.iter().all(|job| job.attempt == 0 && job.claims == 4));
+    }
+}
