@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::device::Retirement;
+use crate::domain::event_type::OnMaybe;
 use crate::domain::notification::{Job, NewJob, Notification, Permit};
 use crate::domain::outcome::{Entry, ResultCode};
 use crate::domain::platform::Route;
@@ -176,8 +177,14 @@ impl Flight {
                 self.end(index, ResultCode::Sent);
             }
             SendOutcome::RetryLater { cause, after, answer } => self.retry(index, target, cause, after, answer, at),
-            // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
-            SendOutcome::MaybeSent { answer } => self.retry(index, target, RetryCause::Transport, None, answer, at),
+            SendOutcome::MaybeSent { answer } => match self.notification.on_maybe {
+                // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
+                OnMaybe::Retry => self.retry(index, target, RetryCause::Transport, None, answer, at),
+                OnMaybe::Drop => {
+                    self.detail(target, ResultCode::DeadMaybeSent, answer, at, None);
+                    self.end(index, ResultCode::DeadMaybeSent);
+                }
+            },
             SendOutcome::TokenGone { since, answer } => {
                 self.retirements.push(Retirement { device: target.device, since, reason: answer.to_string() });
                 self.detail(target, ResultCode::DeadToken, answer, at, None);

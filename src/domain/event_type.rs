@@ -7,15 +7,17 @@
 //! [`check`]: Definition::check
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::content::{MAX_LOCALES, MAX_TEXT_BYTES, MAX_URL_BYTES};
-use super::ids::{EventType, Locale};
+use super::ids::{EventType, Locale, TypeVersionId};
 use super::notification::MAX_TTL_MS;
 use super::platform::Lane;
 use super::sending::Priority;
+use super::time::UnixMs;
 use super::violation::{Violation, Violations, text_rule};
 
 /// Display name, in bytes.
@@ -188,7 +190,17 @@ impl LocaleTemplate {
     }
 }
 
-/// One version of a declared event type.
+/// A stored version. Never changes; a later one takes its place for events to come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TypeVersion {
+    pub id: TypeVersionId,
+    /// 1 for the first of this name; goes on counting after a deletion.
+    pub version: u32,
+    pub definition: Arc<Definition>,
+    pub created_at: UnixMs,
+}
+
+/// What one version says.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Definition {

@@ -5,17 +5,17 @@
 //! field. So the number of variants of a notification is bounded by the languages it was written in, and each is built
 //! once for all its devices.
 
-mod cache;
 mod check;
 mod filters;
 pub mod josa;
 mod templates;
 #[cfg(test)]
 mod tests;
+mod types;
 
-pub use cache::Cache;
 pub use check::VARIABLES;
 pub use templates::{FUEL, MAX_BODY_BYTES, MAX_TITLE_BYTES, Problem, Templates, Variables};
+pub use types::Types;
 
 use crate::domain::content::{Content, Message};
 use crate::domain::ids::Locale;

@@ -12,6 +12,7 @@
 //! Texts are plain: nothing is escaped, leading and trailing blanks go, and a field that renders to nothing is absent.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 
@@ -64,6 +65,7 @@ pub struct Templates {
     entries: Vec<Entry>,
     collapse_key: Option<Text>,
     reads_actor: bool,
+    told: AtomicBool,
 }
 
 #[derive(Default)]
@@ -127,6 +129,7 @@ impl Templates {
             engine: engine(),
             collapse_key: None,
             reads_actor: false,
+            told: AtomicBool::new(false),
         };
         let sources = std::mem::take(&mut made.definition.templates);
         for (at, source) in sources.iter().enumerate() {
@@ -139,6 +142,40 @@ impl Templates {
         }
         violations.finish()?;
         Ok(made)
+    }
+
+    /// A version that was checked when it was stored. Should this version of ours refuse it all the same, it keeps its
+    /// rules and is shown by its display name: what was accepted is kept.
+    #[must_use]
+    pub fn stored(definition: Definition) -> Self {
+        match Self::compile("event_type", definition.clone()) {
+            Ok(templates) => templates,
+            Err(violations) => {
+                tracing::error!(
+                    event_type = definition.name,
+                    ?violations,
+                    "a stored event type is not understood; its notifications show its display name"
+                );
+                Self::standing_in(definition)
+            }
+        }
+    }
+
+    /// Shows the display name in every language, or nothing where the type shows nothing.
+    #[must_use]
+    pub fn standing_in(mut definition: Definition) -> Self {
+        let title = definition.has_words().then(|| definition.shown_name().to_owned());
+        definition.default_locale = None;
+        definition.templates = vec![LocaleTemplate { title: title.clone(), ..LocaleTemplate::default() }];
+        let entry = Entry { title: title.map(Text::Plain), ..Entry::default() };
+        Self {
+            definition,
+            engine: engine(),
+            entries: vec![entry],
+            collapse_key: None,
+            reads_actor: false,
+            told: AtomicBool::new(false),
+        }
     }
 
     fn entry(&mut self, field: &str, at: usize, source: &LocaleTemplate, violations: &mut Violations) -> Entry {
@@ -202,6 +239,20 @@ impl Templates {
     #[must_use]
     pub fn reads_actor(&self) -> bool {
         self.reads_actor
+    }
+
+    /// Says what could not be rendered: the first time as a warning, then for those who debug. A type that fails fails
+    /// with every event.
+    pub fn report(&self, problems: &[Problem]) {
+        for problem in problems {
+            let event_type = &self.definition.name;
+            if self.told.swap(true, Ordering::Relaxed) {
+                tracing::debug!(event_type, %problem, "a template failed with an event's data");
+            } else {
+                tracing::warn!(event_type, %problem,
+                    "a template failed with an event's data; the notification shows what stands in for it");
+            }
+        }
     }
 
     /// Its weight in a cache, in bytes: that of the sources and what they become, roughly.

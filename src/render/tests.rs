@@ -386,7 +386,7 @@ fn filters_do_what_they_are_documented_to() {
 fn the_cache_forgets_what_is_unused_for_longest() {
     let one = |name: &str| Arc::new(compile(definition(json!({"name": name}))));
     let weight = one("a").weight();
-    let cache = Cache::new(weight * 3, 100);
+    let cache = Types::new(weight * 3, 100);
     for id in 1..=3 {
         cache.insert(TypeVersionId(id), one("a"));
     }
@@ -394,12 +394,12 @@ fn the_cache_forgets_what_is_unused_for_longest() {
     cache.insert(TypeVersionId(4), one("d"));
     assert!(cache.get(TypeVersionId(2)).is_none(), "unused for longest");
     assert!([1, 3, 4].into_iter().all(|id| cache.get(TypeVersionId(id)).is_some()));
-    let few = Cache::new(usize::MAX, 2);
+    let few = Types::new(usize::MAX, 2);
     for id in 1..=3 {
         few.insert(TypeVersionId(id), one("a"));
     }
     assert!(few.get(TypeVersionId(1)).is_none() && few.get(TypeVersionId(3)).is_some());
-    let tiny = Cache::new(weight - 1, 2);
+    let tiny = Types::new(weight - 1, 2);
     tiny.insert(TypeVersionId(1), one("a"));
     assert!(tiny.get(TypeVersionId(1)).is_none());
 }

@@ -21,7 +21,7 @@ use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::senders::http2::Endpoint;
 use crate::senders::http2::wire::{Answer, AuthState, Verdict, Wire, unsendable};
-use crate::senders::{Batch, EncodeError, Encoded, Message, SendTarget};
+use crate::senders::{Batch, EXAMPLE_ID, EXAMPLE_TOKEN, EncodeError, Encoded, Inspection, Message, SendTarget};
 
 /// Google's limit, in bytes: what counts are the keys and values of `notification` and `data`, `nudged_id` included,
 /// not the JSON around them ("About FCM messages", read 2026-11).
@@ -35,6 +35,15 @@ const PUSH_ID: &str = "nudged_id";
 /// A message, ready but for the device.
 pub(super) struct Prepared {
     template: Template,
+    /// In bytes, as FCM counts.
+    size: usize,
+}
+
+/// Example values where devices differ.
+pub(super) fn inspect(prepared: &Prepared, ttl: Duration) -> Inspection {
+    let id = EXAMPLE_ID.hyphenated().to_string();
+    let body = prepared.template.fill(EXAMPLE_TOKEN, &id, ttl.min(MAX_TTL).as_secs());
+    Inspection { headers: Vec::new(), body: String::from_utf8_lossy(&body).into_owned(), size: prepared.size }
 }
 
 /// A JSON object of texts, as FCM wants `notification` and `data`.
@@ -44,7 +53,8 @@ type Texts = Map<String, Value>;
 pub(super) fn prepare(message: &Message, options: &SendOptions) -> Result<Prepared, EncodeError> {
     let notification = notification(message);
     let data = data(message);
-    let size = size_of(&notification) + size_of(&data) + if options.push_id { PUSH_ID.len() + Hyphenated::LENGTH } else { 0 };
+    let size =
+        size_of(&notification) + size_of(&data) + if options.push_id { PUSH_ID.len() + Hyphenated::LENGTH } else { 0 };
     if size > MAX_PAYLOAD_BYTES {
         return Err(EncodeError::TooLarge { size, limit: MAX_PAYLOAD_BYTES });
     }
@@ -57,7 +67,7 @@ pub(super) fn prepare(message: &Message, options: &SendOptions) -> Result<Prepar
     write_android(&mut template, message, options);
     write_apns(&mut template, message, options);
     template.raw("}}");
-    Ok(Prepared { template })
+    Ok(Prepared { template, size })
 }
 
 fn notification(message: &Message) -> Texts {
@@ -168,7 +178,8 @@ fn aps(message: &Message) -> Value {
     if let Some(subtitle) = &message.subtitle {
         // FCM knows no subtitle, and takes the whole alert from here once there is one.
         let mut alert = Map::new();
-        for (key, value) in [("title", &message.title), ("subtitle", &Some(subtitle.clone())), ("body", &message.body)] {
+        for (key, value) in [("title", &message.title), ("subtitle", &Some(subtitle.clone())), ("body", &message.body)]
+        {
             if let Some(value) = value {
                 alert.insert(key.to_owned(), value.as_str().into());
             }
@@ -178,7 +189,8 @@ fn aps(message: &Message) -> Value {
     if let Some(badge) = message.badge {
         aps.insert("badge".to_owned(), badge.into());
     }
-    for (key, value) in [("sound", &message.sound), ("category", &message.category), ("thread-id", &message.thread_id)] {
+    for (key, value) in [("sound", &message.sound), ("category", &message.category), ("thread-id", &message.thread_id)]
+    {
         if let Some(value) = value {
             aps.insert(key.to_owned(), value.as_str().into());
         }
@@ -238,7 +250,12 @@ impl Wire for FcmWire {
         self.tokens.rejected(generation);
     }
 
-    fn request(&mut self, batch: &Batch, target: &SendTarget, now: UnixMs) -> Result<(Request<()>, Bytes), SendOutcome> {
+    fn request(
+        &mut self,
+        batch: &Batch,
+        target: &SendTarget,
+        now: UnixMs,
+    ) -> Result<(Request<()>, Bytes), SendOutcome> {
         let prepared = batch
             .encoded
             .get(usize::from(target.variant))

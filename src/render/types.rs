@@ -1,10 +1,12 @@
-//! Compiled event types by version. A version never changes, so an entry is never wrong, only forgotten.
+//! Compiled event types by version, and each app's own default language. A version never changes, so an entry is never
+//! wrong, only forgotten.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::Templates;
-use crate::domain::ids::TypeVersionId;
+use crate::domain::event_type::Definition;
+use crate::domain::ids::{AppKey, Locale, TypeVersionId};
 
 /// Compiled types kept, in bytes of [`Templates::weight`]. A type of ordinary size weighs some ten kilobytes.
 const MAX_WEIGHT: usize = 16 * 1024 * 1024;
@@ -12,8 +14,9 @@ const MAX_WEIGHT: usize = 16 * 1024 * 1024;
 const MAX_TYPES: usize = 4_096;
 
 /// Shared by those who accept events and those who send them. Cheap to ask: one short lock and one look-up.
-pub struct Cache {
+pub struct Types {
     kept: Mutex<Kept>,
+    default_locales: Mutex<HashMap<AppKey, Locale>>,
     max_weight: usize,
     max_types: usize,
 }
@@ -26,16 +29,41 @@ struct Kept {
     clock: u64,
 }
 
-impl Default for Cache {
+impl Default for Types {
     fn default() -> Self {
         Self::new(MAX_WEIGHT, MAX_TYPES)
     }
 }
 
-impl Cache {
+impl Types {
     #[must_use]
     pub fn new(max_weight: usize, max_types: usize) -> Self {
-        Self { kept: Mutex::new(Kept::default()), max_weight, max_types }
+        Self { kept: Mutex::new(Kept::default()), default_locales: Mutex::new(HashMap::new()), max_weight, max_types }
+    }
+
+    /// The language of devices for which a type has no words, before the type's first entry. Apps without one may be
+    /// left out.
+    pub fn set_default_locales(&self, locales: HashMap<AppKey, Locale>) {
+        *self.default_locales.lock().expect("no panic while held") = locales;
+    }
+
+    #[must_use]
+    pub fn default_locale(&self, app: AppKey) -> Option<Locale> {
+        self.default_locales.lock().expect("no panic while held").get(&app).cloned()
+    }
+
+    /// The compiled version, made from what `load` reads when it is not at hand.
+    pub async fn get_or_load<E>(
+        &self,
+        version: TypeVersionId,
+        load: impl Future<Output = Result<Definition, E>>,
+    ) -> Result<Arc<Templates>, E> {
+        if let Some(known) = self.get(version) {
+            return Ok(known);
+        }
+        let templates = Arc::new(Templates::stored(load.await?));
+        self.insert(version, Arc::clone(&templates));
+        Ok(templates)
     }
 
     #[must_use]
