@@ -1,6 +1,7 @@
 //! The nudge daemon: a self-hosted push-notification service. `ARCHITECTURE.md` has the map; the binary is `main.rs`.
 
 pub mod api;
+pub mod config;
 pub mod domain;
 pub mod runtime;
 pub mod senders;
