@@ -1,13 +1,9 @@
 //! `[database]`: where everything is kept.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::section::Section;
 use super::values::SecretSource;
-
-/// Milliseconds a connection waits for another process's lock.
-const BUSY_TIMEOUT_MS: u64 = 5000;
 
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -17,14 +13,14 @@ pub struct Database {
     pub readers: usize,
     /// Default [`Synchronous::Full`].
     pub synchronous: Synchronous,
-    /// Default 5 s.
-    pub busy_timeout: Duration,
-    /// Page cache per connection in MiB. Default 16.
+    /// The writer's page cache in MiB; readers have a quarter of it each. Default 16.
     pub cache_mib: usize,
-    /// The most requests in one transaction. Default 512.
+    /// The most requests in one transaction. Default 256.
     pub group_max: usize,
-    /// Requests that may wait for the writer; more are refused. Default 16384.
-    pub queue_max: usize,
+    /// Requests that may wait in one of the writer's queues; more are refused. Default 8192.
+    pub queue_max_requests: usize,
+    /// … and the memory they may hold, in MiB. Default 32.
+    pub queue_max_mib: usize,
 }
 
 /// SQLite's `synchronous` pragma.
@@ -54,12 +50,12 @@ impl Database {
         }
         let database = Self {
             path,
-            readers: sqlite.count("readers", 3, 1..=64),
+            readers: sqlite.count("readers", 3, 1..=16),
             synchronous,
-            busy_timeout: sqlite.millis("busy_timeout_ms", BUSY_TIMEOUT_MS, 1..=600_000),
             cache_mib: sqlite.count("cache_mib", 16, 1..=65_536),
-            group_max: sqlite.count("group_max", 512, 1..=10_000),
-            queue_max: sqlite.count("queue_max", 16_384, 16..=1_000_000),
+            group_max: sqlite.count("group_max", 256, 4..=4096),
+            queue_max_requests: sqlite.count("queue_max_requests", 8192, 16..=1_000_000),
+            queue_max_mib: sqlite.count("queue_max_mib", 32, 1..=65_536),
         };
         sqlite.finish();
         section.finish();

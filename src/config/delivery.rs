@@ -15,13 +15,17 @@ pub struct Delivery {
     pub poll: Duration,
     /// Sending threads, each with its own connections. Default: half of the cores, at least one.
     pub sender_threads: usize,
+    /// Connections per credential and sending thread; more than one are opened only under load. Default 4.
+    pub max_connections: usize,
+    /// Requests in flight on one connection, where the provider allows more. Default 400.
+    pub max_streams: usize,
     /// Targets taken by one claim. Default 2000.
     pub claim_targets: usize,
     /// Outcomes are recorded at least this often while there are any. Default 150 ms.
     pub flush_interval: Duration,
     /// … and as soon as this many wait. Default 4000.
     pub flush_targets: usize,
-    /// How long a provider may take to answer a push. Default 30 s.
+    /// How long a provider may take to answer a push. Default 15 s; FCM's own limit is 10 s.
     pub send_timeout: Duration,
     /// How long a claim holds without a sign of life. Default 60 s; longer than `send_timeout`.
     pub lease: Duration,
@@ -67,10 +71,12 @@ impl Delivery {
             max_in_flight_targets: section.count("max_in_flight_targets", 20_000, 1..=1_000_000),
             poll: section.millis("poll_ms", 1000, 10..=60_000),
             sender_threads: section.count("sender_threads", (cores / 2).max(1), 1..=256),
+            max_connections: section.count("max_connections", 4, 1..=16),
+            max_streams: section.count("max_streams", 400, 1..=1000),
             claim_targets: section.count("claim_targets", 2000, 1..=100_000),
             flush_interval: section.millis("flush_interval_ms", 150, 1..=10_000),
             flush_targets: section.count("flush_targets", 4000, 1..=100_000),
-            send_timeout: section.seconds("send_timeout_secs", 30, 1..=600),
+            send_timeout: section.seconds("send_timeout_secs", 15, 1..=600),
             lease: section.seconds("lease_secs", 60, 2..=3600),
             apns: read_policy(section.table("apns"), &APNS),
             fcm: read_policy(section.table("fcm"), &FCM),

@@ -19,10 +19,10 @@ pub struct Grpc {
     pub threads: usize,
     /// Connections at once; more wait to be accepted. Default 1024.
     pub max_connections: usize,
-    /// Calls and streams at once on one connection. Default 1000.
+    /// HTTP/2 streams at once on one connection. Default 1024.
     pub max_streams_per_connection: usize,
-    /// Calls at once in all; more are refused with `RESOURCE_EXHAUSTED`. Default 4096.
-    pub max_in_flight: usize,
+    /// Requests worked on at once in all; more are refused with `RESOURCE_EXHAUSTED`. Default 4096.
+    pub max_concurrent_requests: usize,
     /// The longest a unary call may take; a caller's shorter deadline holds as well. Default 30 s.
     pub request_timeout: Duration,
 }
@@ -50,8 +50,8 @@ impl Grpc {
             tls: GrpcTls::read(section.table("tls")),
             threads: section.count("threads", 1, 1..=256),
             max_connections: section.count("max_connections", 1024, 1..=1_000_000),
-            max_streams_per_connection: section.count("max_streams_per_connection", 1000, 1..=100_000),
-            max_in_flight: section.count("max_in_flight", 4096, 1..=1_000_000),
+            max_streams_per_connection: section.count("max_streams_per_connection", 1024, 1..=100_000),
+            max_concurrent_requests: section.count("max_concurrent_requests", 4096, 1..=1_000_000),
             request_timeout: section.seconds("request_timeout_secs", 30, 1..=3600),
         };
         section.finish();
