@@ -234,7 +234,7 @@ async fn livez(State(parts): State<Arc<AdminParts>>) -> Response {
         };
         answers.insert(heartbeat.name().to_owned(), Value::String(answer));
     }
-    answer(alive, answers)
+    answer(alive, &answers)
 }
 
 async fn readyz(State(parts): State<Arc<AdminParts>>) -> Response {
@@ -245,10 +245,10 @@ async fn readyz(State(parts): State<Arc<AdminParts>>) -> Response {
     .await;
     let ready = results.iter().all(|(_, result)| result.is_ok());
     let text = |result: Result<(), String>| Value::String(result.err().unwrap_or_else(|| "ok".to_owned()));
-    answer(ready, results.into_iter().map(|(name, result)| (name.to_owned(), text(result))).collect())
+    answer(ready, &results.into_iter().map(|(name, result)| (name.to_owned(), text(result))).collect())
 }
 
-fn answer(good: bool, checks: Map<String, Value>) -> Response {
+fn answer(good: bool, checks: &Map<String, Value>) -> Response {
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({ "status": if good { "ok" } else { "failed" }, "checks": checks });
     (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()

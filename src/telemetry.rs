@@ -157,7 +157,7 @@ mod tests {
         let runtime = Runtime::simulated(1, UnixMs(1_800_000_000_000));
         let metrics = Metrics::install(&runtime).expect("metrics");
         let again = Metrics::install(&runtime).expect("the same recorder");
-        metrics::counter!(names::SENT_TOTAL, "platform" => "apns").increment(2);
+        metrics::counter!(names::SENT, "platform" => "apns").increment(2);
         metrics::histogram!(names::SEND_SECONDS, "platform" => "apns").record(0.003);
         metrics.upkeep();
         let text = again.render();

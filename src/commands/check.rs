@@ -90,4 +90,5 @@ fn keys(config: &Config, now: UnixMs, findings: &mut Findings) {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests;

@@ -4,11 +4,14 @@
 
 pub mod check;
 pub mod key;
+pub mod sandbox;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::config::{Config, ConfigErrors};
+use anyhow::Context as _;
+
+use crate::config::{Config, ConfigErrors, Log};
 use crate::runtime::Runtime;
 use crate::telemetry;
 
@@ -33,6 +36,8 @@ pub enum Command {
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Run fake APNs and FCM servers with ready-made credentials and configuration
+    Sandbox(sandbox::SandboxArgs),
 }
 
 /// Runs one command to its end.
@@ -42,7 +47,17 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check => Ok(check::run(config.as_deref(), &runtime)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
+        Command::Sandbox(arguments) => {
+            telemetry::init_logs(&Log::default())?;
+            block_on(sandbox::run(arguments)).map(|()| ExitCode::SUCCESS)
+        }
     }
+}
+
+/// Runs a command's future on a runtime of its own.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(future)
 }
 
 /// For commands that run for long: the configuration, with logging started, warnings and the redacted configuration

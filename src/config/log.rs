@@ -21,6 +21,12 @@ pub enum LogFormat {
     Json,
 }
 
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Auto, level: "info".to_owned() }
+    }
+}
+
 impl Log {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];

@@ -320,9 +320,8 @@ impl<'r> Section<'r> {
                 self.problem(key, &format!("is given twice, also as `{file_key}`"), "keep one of them");
                 file.or(inline)
             }
-            (Some(true), Some(_)) => inline,
+            (Some(true), Some(_)) | (_, None) => inline,
             (_, Some(_)) => file,
-            (_, None) => inline,
         }
     }
 

@@ -55,6 +55,24 @@ pub struct LocalizedText {
     pub body: Option<String>,
 }
 
+/// A text variant of a notification, ready to be encoded for a platform.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Message {
+    pub title: Option<String>,
+    pub subtitle: Option<String>,
+    pub body: Option<String>,
+    pub image: Option<String>,
+    pub link: Option<String>,
+    pub sound: Option<String>,
+    pub badge: Option<u32>,
+    pub category: Option<String>,
+    pub thread_id: Option<String>,
+    /// The caller's custom keys.
+    pub data: Data,
+    /// Nothing to show: a background push on APNs, a data-only message on FCM.
+    pub silent: bool,
+}
+
 /// Title, subtitle or body, in bytes; the platforms' payload limit is 4 KiB for everything.
 pub const MAX_TEXT_BYTES: usize = 4096;
 /// Image and link, in bytes.

@@ -185,7 +185,7 @@ impl DeviceToken {
                 if text.len() > Self::MAX_APNS_HEX {
                     return Err(Violation::new(field, format!("is longer than {} hex digits", Self::MAX_APNS_HEX)));
                 }
-                if text.len() % 2 != 0 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+                if !text.len().is_multiple_of(2) || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
                     return Err(Violation::new(field, "must be an even number of hex digits for APNS"));
                 }
                 Ok(Self(Arc::from(text.to_ascii_lowercase())))

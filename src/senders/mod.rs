@@ -13,30 +13,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::domain::content::Data;
+pub use crate::domain::content::Message;
 use crate::domain::deny::DenyPosition;
 use crate::domain::ids::{DeviceId, NotificationId, RouteId, UserKey};
 use crate::domain::platform::{DeviceToken, Lane, Platform, Route};
 use crate::domain::sending::{SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
-
-/// A text variant of a notification, ready to be encoded for a platform.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Message {
-    pub title: Option<String>,
-    pub subtitle: Option<String>,
-    pub body: Option<String>,
-    pub image: Option<String>,
-    pub link: Option<String>,
-    pub sound: Option<String>,
-    pub badge: Option<u32>,
-    pub category: Option<String>,
-    pub thread_id: Option<String>,
-    /// The caller's custom keys.
-    pub data: Data,
-    /// Nothing to show: a background push on APNs, a data-only message on FCM.
-    pub silent: bool,
-}
 
 /// What [`Sender::encode`] made: everything of a push that does not depend on the target. Only the sender that made it
 /// can read it. Cheap to clone.

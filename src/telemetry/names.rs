@@ -33,23 +33,23 @@ macro_rules! metrics {
 
 metrics! {
     /// Events accepted: durable and acknowledged; repeats of an idempotency key are not counted.
-    ACCEPTED_TOTAL = Counter "nudged_accepted_total" [];
+    ACCEPTED = Counter "nudged_accepted_total" [];
     /// Deliveries planned: one per person and device that passed the gates at planning.
-    PLANNED_TARGETS_TOTAL = Counter "nudged_planned_targets_total" [];
+    PLANNED = Counter "nudged_planned_targets_total" [];
     /// Deliveries the platform took.
-    SENT_TOTAL = Counter "nudged_sent_total" ["platform"];
+    SENT = Counter "nudged_sent_total" ["platform"];
     /// Attempts that failed and will be repeated.
-    RETRIED_TOTAL = Counter "nudged_retried_total" ["platform"];
+    RETRIED = Counter "nudged_retried_total" ["platform"];
     /// Deliveries given up on, by the reason the platform gave.
-    FAILED_TOTAL = Counter "nudged_failed_total" ["reason"];
+    FAILED = Counter "nudged_failed_total" ["platform", "reason"];
     /// Deliveries a gate forbade, by gate.
-    SUPPRESSED_TOTAL = Counter "nudged_suppressed_total" ["reason"];
+    SUPPRESSED = Counter "nudged_suppressed_total" ["reason"];
     /// Deliveries whose time to live ended first.
-    EXPIRED_TOTAL = Counter "nudged_expired_total" [];
+    EXPIRED = Counter "nudged_expired_total" [];
     /// Deliveries cancelled by the caller.
-    CANCELLED_TOTAL = Counter "nudged_cancelled_total" [];
+    CANCELLED = Counter "nudged_cancelled_total" [];
     /// Devices retired because their platform said the token is dead.
-    RETIRED_DEVICES_TOTAL = Counter "nudged_retired_devices_total" ["platform"];
+    RETIRED_DEVICES = Counter "nudged_retired_devices_total" ["platform"];
     /// Jobs that are not finished.
     JOBS_OPEN = Gauge "nudged_jobs_open" [];
     /// Deliveries that are not finished.
@@ -63,19 +63,19 @@ metrics! {
     /// From a NotifyEvent request to its answer, in seconds.
     ACCEPT_SECONDS = Histogram "nudged_accept_seconds" [];
     /// Established provider connections.
-    SENDER_CONNECTIONS = Gauge "nudged_sender_connections" ["app", "platform", "credential"];
+    SENDER_CONNECTIONS = Gauge "nudged_sender_connections" ["platform"];
     /// Requests to a provider without an answer yet.
-    SENDER_IN_FLIGHT = Gauge "nudged_sender_in_flight" ["app", "platform", "credential"];
+    SENDER_IN_FLIGHT = Gauge "nudged_sender_in_flight" ["platform"];
     /// Targets given to a sender and not handed to a connection yet.
-    SENDER_QUEUED = Gauge "nudged_sender_queued" ["app", "platform", "credential"];
+    SENDER_QUEUED = Gauge "nudged_sender_queued" ["platform"];
     /// Entries of the deny feed: what was forbidden in the last minute.
     DENY_ENTRIES = Gauge "nudged_deny_entries" [];
     /// Requests that shared one transaction of the writer.
     WRITER_GROUP_SIZE = Histogram "nudged_writer_group_size" [];
     /// Permits to send that nobody holds.
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
-    /// 1 while a route is paused because its credential is broken, else 0.
-    ROUTE_PAUSED = Gauge "nudged_route_paused" ["app", "platform", "credential"];
+    /// Routes paused because their credential is broken.
+    ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.

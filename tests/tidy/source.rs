@@ -28,8 +28,9 @@ impl Paths {
             }
             // The middle of a path, a field or a method begins no path.
             let before = code[..start].trim_end();
-            let begins = !before.ends_with("::") && !(before.ends_with('.') && !before.ends_with(".."));
-            let is_use = before.ends_with("use") && !before[..before.len() - 3].ends_with(|c: char| is_word_char(c));
+            let is_field = before.ends_with('.') && !before.ends_with("..");
+            let begins = !is_field && !before.ends_with("::");
+            let is_use = before.strip_suffix("use").is_some_and(|before| !before.ends_with(is_word_char));
             let follows = code[at..].trim_start().starts_with("::");
             if begins && (follows || is_use) {
                 let mut found = Vec::new();
@@ -92,8 +93,8 @@ pub fn strip(text: &str) -> String {
             '"' => {
                 let raw = out.chars().rev().take_while(|c| *c == '#').count();
                 let head = out.trim_end_matches('#');
-                let is_raw = head.ends_with('r')
-                    && !head[..head.len() - 1].trim_end_matches('b').ends_with(|c: char| is_word_char(c));
+                let is_raw =
+                    head.ends_with('r') && !head[..head.len() - 1].trim_end_matches('b').ends_with(is_word_char);
                 out.push('"');
                 at += 1;
                 while at < bytes.len() {

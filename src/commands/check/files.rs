@@ -4,7 +4,6 @@
 
 use std::fs::Metadata;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -201,13 +200,19 @@ fn unreadable(key: &str, path: &Path, error: &std::io::Error, findings: &mut Fin
     findings.error(key, file(path), wrong, remedy);
 }
 
+#[cfg(unix)]
 fn warn_if_open(key: &str, path: &Path, metadata: &Metadata, findings: &mut Findings) {
+    use std::os::unix::fs::PermissionsExt as _;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o007 != 0 {
         let wrong = format!("is open to every user of this machine (mode {mode:o})");
         findings.warning(key, file(path), wrong, "chmod 600, owned by nudged's user");
     }
 }
+
+/// Other systems' access lists are not looked at.
+#[cfg(not(unix))]
+fn warn_if_open(_key: &str, _path: &Path, _metadata: &Metadata, _findings: &mut Findings) {}
 
 /// A secret's key as it was written: with `_file` when it is one.
 fn key_name(key: &str, source: &SecretSource) -> String {

@@ -1,0 +1,69 @@
+//! What the engine counts.
+
+use metrics::{counter, gauge, histogram};
+
+use super::shared::Shared;
+use crate::domain::outcome::{Entry, State};
+use crate::domain::platform::{Lane, Platform};
+use crate::storage::Backlog;
+use crate::telemetry::names;
+
+/// Durable results of one write.
+pub fn recorded(entries: &[Entry], platform: Platform) {
+    for run in entries.chunk_by(|a, b| a.code == b.code) {
+        let count = run.len() as u64;
+        let code = run[0].code;
+        match code.state() {
+            State::Sent => counter!(names::SENT, "platform" => platform.name()).increment(count),
+            State::Open => counter!(names::RETRIED, "platform" => platform.name()).increment(count),
+            State::Dead => {
+                counter!(names::FAILED, "platform" => platform.name(), "reason" => code.name()).increment(count);
+            }
+            State::Suppressed => counter!(names::SUPPRESSED, "reason" => code.name()).increment(count),
+            State::Expired => counter!(names::EXPIRED).increment(count),
+            State::Cancelled => counter!(names::CANCELLED).increment(count),
+        }
+    }
+}
+
+/// A fan-out page's decisions.
+pub fn planned(targets: usize, suppressed: &[Entry]) {
+    counter!(names::PLANNED).increment(targets as u64);
+    for entry in suppressed {
+        counter!(names::SUPPRESSED, "reason" => entry.code.name()).increment(1);
+    }
+}
+
+/// From hand-over to the sender until its answer.
+pub fn sent_in(platform: Platform, seconds: f64) {
+    histogram!(names::SEND_SECONDS, "platform" => platform.name()).record(seconds);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+pub fn backlog(shared: &Shared, backlog: &Backlog) {
+    gauge!(names::JOBS_OPEN).set(backlog.jobs as f64);
+    gauge!(names::TARGETS_OPEN).set(backlog.targets as f64);
+    gauge!(names::FANOUTS_OPEN).set(backlog.fanouts as f64);
+    let now = shared.runtime.now();
+    for lane in Lane::ALL {
+        let age = backlog.oldest_ready[lane.index()].map_or(0.0, |at| now.since(at).as_secs_f64());
+        gauge!(names::OLDEST_READY_SECONDS, "lane" => lane.name()).set(age);
+        gauge!(names::PERMITS_FREE, "lane" => lane.name()).set(shared.permits.free(lane) as f64);
+    }
+    gauge!(names::DENY_ENTRIES).set(shared.deny.len() as f64);
+    for platform in Platform::ALL {
+        let (mut connections, mut in_flight, mut queued, mut paused) = (0, 0, 0, 0);
+        for lanes in shared.routes.values().filter(|lanes| lanes.route.spec.platform == platform) {
+            let status = lanes.sender.status();
+            connections += status.connections;
+            in_flight += status.in_flight;
+            queued += status.queued;
+            paused += u32::from(lanes.state.is_broken());
+        }
+        let label = platform.name();
+        gauge!(names::SENDER_CONNECTIONS, "platform" => label).set(f64::from(connections));
+        gauge!(names::SENDER_IN_FLIGHT, "platform" => label).set(f64::from(in_flight));
+        gauge!(names::SENDER_QUEUED, "platform" => label).set(f64::from(queued));
+        gauge!(names::ROUTES_PAUSED, "platform" => label).set(f64::from(paused));
+    }
+}

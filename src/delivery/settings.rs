@@ -1,0 +1,77 @@
+//! The engine's limits, each with its default.
+
+use std::time::Duration;
+
+use crate::domain::platform::Platform;
+use crate::domain::retry::RetryPolicy;
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Settings {
+    /// Targets between claim and durable outcome, of both lanes; a quarter is kept for INTERACTIVE. Bounds the engine's
+    /// memory: about 1 KiB each.
+    pub max_in_flight_targets: usize,
+    /// Jobs of one claim.
+    pub max_claim_jobs: usize,
+    /// Targets of one claim.
+    pub max_claim_targets: usize,
+    /// How often a route looks for due jobs although nothing woke it.
+    pub poll: Duration,
+    /// The oldest an answered delivery may be before it is written, while its job goes on.
+    pub checkpoint: Duration,
+    /// How long a shutdown waits for answers.
+    pub drain: Duration,
+    /// People of one fan-out page.
+    pub page_people: usize,
+    /// Fan-outs expanded in turns at the same time.
+    pub max_fanouts: usize,
+    /// The expander waits while more targets than this are open, so that a broadcast does not fill the disk.
+    pub max_open_targets: u64,
+    /// History older than this is deleted.
+    pub retention: Duration,
+    pub apns: RetryPolicy,
+    pub fcm: RetryPolicy,
+}
+
+impl Settings {
+    #[must_use]
+    pub const fn retry(&self, platform: Platform) -> &RetryPolicy {
+        match platform {
+            Platform::Apns => &self.apns,
+            Platform::Fcm => &self.fcm,
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let shared = RetryPolicy {
+            transport_floor: Duration::from_secs(1),
+            throttled_floor: Duration::from_secs(60),
+            // Apple: 5xx may be retried after 15 minutes.
+            server_error_floor: Duration::from_secs(15 * 60),
+            base: Duration::from_secs(5),
+            cap: Duration::from_secs(10 * 60),
+            give_up_after: Duration::from_secs(28 * 24 * 3600),
+        };
+        Self {
+            max_in_flight_targets: 20_000,
+            max_claim_jobs: 64,
+            max_claim_targets: 2_000,
+            poll: Duration::from_secs(5),
+            checkpoint: Duration::from_millis(150),
+            drain: Duration::from_secs(20),
+            page_people: 1_000,
+            max_fanouts: 8,
+            max_open_targets: 1_000_000,
+            retention: Duration::from_secs(30 * 24 * 3600),
+            apns: shared,
+            // Google: at least 10 s before any retry, and an end after 60 minutes.
+            fcm: RetryPolicy {
+                transport_floor: Duration::from_secs(10),
+                server_error_floor: Duration::from_secs(10),
+                give_up_after: Duration::from_secs(60 * 60),
+                ..shared
+            },
+        }
+    }
+}

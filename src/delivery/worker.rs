@@ -1,0 +1,387 @@
+//! One route and lane: claim, gate, render, hand to the sender.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::flight::Flight;
+use super::shared::{RouteLanes, Shared, Work};
+use crate::domain::consent::{self, DeviceFacts};
+use crate::domain::deny::DenyPosition;
+use crate::domain::ids::{NotificationId, RouteId};
+use crate::domain::notification::{HandedOver, Notification, Permit, TargetFacts};
+use crate::domain::outcome::ResultCode;
+use crate::domain::platform::{Lane, Route};
+use crate::domain::sending::SendOptions;
+use crate::domain::time::UnixMs;
+use crate::render;
+use crate::runtime::Instant;
+use crate::senders::{Batch, EncodeError, Encoded, SendTarget, Sink};
+use crate::storage::{ClaimRequest, Claimed, StoreError};
+
+/// Encoded variants kept per lane: a broadcast's jobs share theirs.
+const ENCODED_KEPT: usize = 64;
+/// How long a worker leaves the store alone after it failed.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// How long a worker waits after its sender took nothing, and between probes' answers.
+const SENDER_PAUSE: Duration = Duration::from_millis(100);
+/// Claimed this often without progress, a job is suspect of bringing the process down: it runs alone, and is halved
+/// when that did not help.
+const SUSPECT_CLAIMS: u32 = 5;
+/// A single target that was alone in flight at three crashes is given up.
+const POISON_CLAIMS: u32 = SUSPECT_CLAIMS + 3;
+
+pub struct Worker {
+    shared: Arc<Shared>,
+    route: RouteId,
+    lane: Lane,
+    work: mpsc::UnboundedReceiver<Work>,
+    encoded: HashMap<(NotificationId, Option<String>), Result<Encoded, ResultCode>>,
+}
+
+/// What a claim round came to.
+enum Round {
+    /// There may be more.
+    Busy,
+    /// Nothing is due before this.
+    Idle(Option<UnixMs>),
+    /// Leave the store or sender alone for a moment.
+    Trouble(Duration),
+}
+
+impl Worker {
+    pub fn new(shared: Arc<Shared>, route: RouteId, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
+        Self { shared, route, lane, work, encoded: HashMap::new() }
+    }
+
+    /// Runs until the engine stops; then what is in the inbox goes back to the queue.
+    pub async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let lanes = &shared.routes[&self.route];
+        let inbox = &lanes.lanes[self.lane.index()];
+        let mut claim_at = Some(shared.runtime.instant());
+        loop {
+            let now = shared.runtime.instant();
+            let claim_now = claim_at.is_some_and(|at| at <= now);
+            let pause = lanes.state.paused_until(now);
+            tokio::select! {
+                biased;
+                () = shared.stopping.cancelled() => break,
+                work = self.work.recv() => match work {
+                    Some(work) => {
+                        if !self.take(work).await {
+                            shared.runtime.sleep(SENDER_PAUSE).await;
+                        }
+                    }
+                    None => break,
+                },
+                () = inbox.wake.notified(), if !claim_now => claim_at = Some(shared.runtime.instant()),
+                () = shared.runtime.sleep_until(pause.or(claim_at).unwrap_or(now + shared.settings.poll)),
+                    if pause.is_some() || !claim_now => claim_at = Some(shared.runtime.instant()),
+                () = std::future::ready(()), if pause.is_none() && claim_now => {
+                    claim_at = match self.claim().await {
+                        Round::Busy => Some(shared.runtime.instant()),
+                        Round::Idle(next) => Some(self.wake_at(next)),
+                        Round::Trouble(pause) => Some(shared.runtime.instant() + pause),
+                    };
+                }
+            }
+        }
+        self.give_back().await;
+    }
+
+    /// When to look again although nothing woke us.
+    fn wake_at(&self, next_due: Option<UnixMs>) -> Instant {
+        let now = self.shared.runtime.instant();
+        let poll = self.shared.settings.poll;
+        match next_due {
+            Some(due) => now + due.since(self.shared.runtime.now()).min(poll),
+            None => now + poll,
+        }
+    }
+
+    async fn claim(&mut self) -> Round {
+        let shared = Arc::clone(&self.shared);
+        let settings = &shared.settings;
+        let lanes = &shared.routes[&self.route];
+        let probing = lanes.state.is_broken();
+        let (max_jobs, most) = if probing { (1, 1) } else { (settings.max_claim_jobs, settings.max_claim_targets) };
+        let mut room = tokio::select! {
+            biased;
+            () = shared.stopping.cancelled() => return Round::Idle(None),
+            room = shared.permits.claim(self.lane, most) => room,
+        };
+        let request = ClaimRequest {
+            route: self.route,
+            lane: self.lane,
+            max_targets: if probing { 1 } else { room.targets() },
+            max_jobs,
+        };
+        let now = shared.runtime.now();
+        let claimed = match shared.store.claim(request, shared.owner, now).await {
+            Ok(claimed) => claimed,
+            Err(error) => return self.store_trouble("claiming jobs", &error),
+        };
+        if claimed.is_empty() {
+            drop(room);
+            return match shared.store.next_due(self.route, self.lane).await {
+                Ok(next) => Round::Idle(next),
+                Err(error) => self.store_trouble("looking for due jobs", &error),
+            };
+        }
+        let mut trouble = None;
+        for Claimed { job, notification } in claimed {
+            let permit = room.split(job.targets.len());
+            let flight = self.flight(job, notification, permit);
+            match self.gate_and_send(flight).await {
+                Ok(true) => {}
+                Ok(false) => trouble = Some(Round::Trouble(SENDER_PAUSE)),
+                // The jobs after this one fail alike and give their leases back.
+                Err(error) => trouble = Some(self.store_trouble("gating", &error)),
+            }
+        }
+        trouble.unwrap_or(if probing { Round::Trouble(SENDER_PAUSE) } else { Round::Busy })
+    }
+
+    fn store_trouble(&self, doing: &str, error: &StoreError) -> Round {
+        tracing::warn!(route_id = %self.route, %error, "the store failed while {doing}; trying again");
+        Round::Trouble(STORE_PAUSE)
+    }
+
+    fn flight(&self, job: crate::domain::notification::Job, notification: Arc<Notification>, permit: Permit) -> Flight {
+        let route = Arc::clone(&self.shared.routes[&self.route].route);
+        Flight::new(job, notification, route, permit, self.shared.runtime.instant())
+    }
+
+    /// Whether the sender and the store went along.
+    async fn take(&mut self, work: Work) -> bool {
+        match work {
+            Work::Regate(flight) => match self.gate_and_send(flight).await {
+                Ok(taken) => taken,
+                Err(error) => {
+                    tracing::warn!(route_id = %self.route, %error, "the store failed while gating again");
+                    false
+                }
+            },
+            Work::HandedOver(handed) => {
+                let HandedOver { job, notification, facts, gated, gated_at, permit } = handed;
+                let mut flight = self.flight(job, notification, permit);
+                flight.keep(self.shared.isolation.clone().read_owned().await);
+                let allowed: Vec<(u32, TargetFacts)> = flight.take_pending().into_iter().zip(facts).collect();
+                self.send(flight, allowed, gated, gated_at)
+            }
+        }
+    }
+
+    /// The gate before each send: asks the database, ends what is forbidden and sends the rest. `Ok(false)`: the sender
+    /// took nothing. Either way the job goes back to the queue with what was already known written.
+    async fn gate_and_send(&mut self, mut flight: Flight) -> Result<bool, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        if flight.job.claims > SUSPECT_CLAIMS && self.isolate(&mut flight) {
+            self.settle(flight);
+            return Ok(true);
+        }
+        if !flight.is_kept() {
+            if flight.job.claims >= SUSPECT_CLAIMS {
+                flight.keep(shared.isolation.clone().write_owned().await);
+            } else {
+                flight.keep(shared.isolation.clone().read_owned().await);
+            }
+        }
+        // Before the query: whatever it misses has a higher position.
+        let gated = shared.deny.position();
+        let gated_at = shared.runtime.instant().into_std();
+        let pending = flight.take_pending();
+        let targets: Vec<_> = pending.iter().map(|index| flight.job.targets[*index as usize]).collect();
+        let notification = Arc::clone(&flight.notification);
+        let read = shared.store.gate_facts(notification.id, &notification.event_type, &targets).await;
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => {
+                flight.put_back(pending.len());
+                self.settle(flight);
+                return Err(error);
+            }
+        };
+        let mut rules = notification.rules();
+        rules.cancelled |= read.cancelled;
+        let (now, instant) = (shared.runtime.now(), shared.runtime.instant());
+        let mut allowed = Vec::with_capacity(pending.len());
+        for (index, facts) in pending.into_iter().zip(read.facts) {
+            let Some(facts) = facts else {
+                flight.conclude(index, ResultCode::DeviceRetired, instant);
+                continue;
+            };
+            let device = DeviceFacts {
+                state: facts.state,
+                route: facts.route,
+                route_known: shared.senders.knows(facts.route),
+                choice: facts.device_choice,
+            };
+            match consent::gates(&rules, facts.target.user, facts.user_choice, &device, now) {
+                Some(code) => flight.conclude(index, code, instant),
+                None => allowed.push((index, facts)),
+            }
+        }
+        Ok(self.send(flight, allowed, gated, gated_at))
+    }
+
+    /// A job that brought the process down again and again: halve it until the one target is alone, then give it up.
+    /// Whether it was dealt with.
+    fn isolate(&self, flight: &mut Flight) -> bool {
+        let pending = flight.pending();
+        let instant = self.shared.runtime.instant();
+        if let [only] = pending[..] {
+            if flight.job.claims < POISON_CLAIMS {
+                return false;
+            }
+            tracing::error!(job_id = %flight.job.id, notification_id = %flight.notification.id,
+                "one delivery was in flight at every crash; it is given up");
+            flight.conclude(only, ResultCode::DeadPoison, instant);
+            return true;
+        }
+        flight.split(&pending, SUSPECT_CLAIMS - 1, self.shared.runtime.now(), instant);
+        true
+    }
+
+    /// Renders, encodes and hands over. Whether the sender took it.
+    fn send(
+        &mut self,
+        mut flight: Flight,
+        allowed: Vec<(u32, TargetFacts)>,
+        gated: DenyPosition,
+        gated_at: std::time::Instant,
+    ) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let lanes = &shared.routes[&self.route];
+        let now = shared.runtime.instant();
+        let notification = Arc::clone(&flight.notification);
+        let identity = shared.store.identity();
+        let mut encoded: Vec<Encoded> = Vec::new();
+        let mut variants: Vec<(Option<String>, Result<u16, ResultCode>)> = Vec::new();
+        let mut targets = Vec::with_capacity(allowed.len());
+        for (index, facts) in allowed {
+            let name = render::variant(&notification.body.content, facts.locale.as_ref());
+            let found = variants.iter().find(|(known, _)| known.as_deref() == name).map(|(_, variant)| *variant);
+            let variant = found.unwrap_or_else(|| {
+                let made = self.encode(lanes, &notification, name).map(|one| {
+                    encoded.push(one);
+                    u16::try_from(encoded.len() - 1).expect("at most a hundred languages")
+                });
+                variants.push((name.map(str::to_owned), made));
+                made
+            });
+            match variant {
+                Err(code) => flight.conclude(index, code, now),
+                Ok(variant) => targets.push(SendTarget {
+                    index,
+                    user: facts.target.user,
+                    device: facts.target.device,
+                    token: facts.token,
+                    nudged_id: identity.nudged_id(notification.id, facts.target.device),
+                    variant,
+                }),
+            }
+        }
+        if targets.is_empty() {
+            self.settle(flight);
+            return true;
+        }
+        let count = targets.len();
+        flight.sending(count, now);
+        let ticket = shared.ticket();
+        let batch = Batch {
+            route: Arc::clone(&lanes.route),
+            lane: self.lane,
+            notification: notification.id,
+            encoded,
+            targets,
+            expires_at: notification.expires_at,
+            gated,
+            gated_at,
+            sink: Sink { ticket, outcomes: shared.outcomes.clone() },
+        };
+        shared.flights.lock().expect("no panic while held").insert(ticket, flight);
+        if let Err(_batch) = lanes.sender.submit(batch) {
+            if let Some(flight) = shared.flights.lock().expect("no panic while held").get_mut(&ticket) {
+                flight.not_taken(count);
+            }
+            shared.settled.notify_one();
+            return false;
+        }
+        true
+    }
+
+    /// Hands a flight without outstanding targets to the writer of outcomes.
+    fn settle(&self, flight: Flight) {
+        let ticket = self.shared.ticket();
+        self.shared.flights.lock().expect("no panic while held").insert(ticket, flight);
+        self.shared.settled.notify_one();
+    }
+
+    fn encode(
+        &mut self,
+        lanes: &RouteLanes,
+        notification: &Notification,
+        variant: Option<&str>,
+    ) -> Result<Encoded, ResultCode> {
+        let key = (notification.id, variant.map(str::to_owned));
+        if let Some(known) = self.encoded.get(&key) {
+            return known.clone();
+        }
+        let message = render::message(&notification.body, variant);
+        let options = SendOptions {
+            priority: notification.priority,
+            collapse_key: notification.collapse_key.clone(),
+            expires_at: notification.expires_at,
+            push_id: lanes.push_id,
+        };
+        let made = encode(&lanes.sender, &lanes.route, &message, &options, notification);
+        if self.encoded.len() >= ENCODED_KEPT {
+            self.encoded.clear();
+        }
+        self.encoded.insert(key, made.clone());
+        made
+    }
+
+    /// What was handed over and not begun goes back, without an attempt.
+    async fn give_back(&mut self) {
+        self.work.close();
+        let mut jobs = Vec::new();
+        while let Ok(work) = self.work.try_recv() {
+            match work {
+                Work::HandedOver(handed) => jobs.push((handed.job.id, handed.job.fence)),
+                // Some of its targets have answers that must be written first.
+                Work::Regate(mut flight) => {
+                    let pending = flight.take_pending().len();
+                    flight.put_back(pending);
+                    self.settle(flight);
+                }
+            }
+        }
+        if !jobs.is_empty()
+            && let Err(error) = self.shared.store.release(jobs, self.shared.runtime.now()).await
+        {
+            tracing::warn!(%error, "leases could not be given back; the next start frees them");
+        }
+    }
+}
+
+fn encode(
+    sender: &Arc<dyn crate::senders::Sender>,
+    route: &Route,
+    message: &crate::senders::Message,
+    options: &SendOptions,
+    notification: &Notification,
+) -> Result<Encoded, ResultCode> {
+    sender.encode(route, message, options).map_err(|error| {
+        tracing::info!(notification_id = %notification.id, platform = %route.spec.platform, %error,
+            "a notification cannot be sent on this platform");
+        match error {
+            EncodeError::TooLarge { .. } => ResultCode::PayloadTooLarge,
+            EncodeError::Invalid(_) => ResultCode::NotEncodable,
+        }
+    })
+}
