@@ -43,7 +43,7 @@ pub use problem::{ConfigErrors, Origin, Problem};
 pub use values::{Endpoint, SecretSource, SecretText, Sha256Digest};
 
 use layers::{File, Layers};
-use section::Reader;
+use section::{Found, Reader};
 
 /// Everything an operator can set, checked. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
@@ -96,11 +96,17 @@ impl Config {
         file: Option<File>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> (Self, Vec<Problem>) {
+        let (mut config, found) = Self::understand(file, environment);
+        config.warnings = found.warnings;
+        (config, found.problems)
+    }
+
+    fn understand(file: Option<File>, environment: impl IntoIterator<Item = (OsString, OsString)>) -> (Self, Found) {
         let path = file.as_ref().map(|file| file.path.clone());
         let layers = Layers::merge(file.as_ref(), environment);
         let reader = Reader::new(file, layers);
         let mut root = reader.root();
-        let mut config = Self {
+        let config = Self {
             file: path,
             grpc: Grpc::read(root.table("grpc")),
             admin: Admin::read(root.table("admin")),
@@ -113,9 +119,7 @@ impl Config {
         };
         root.finish();
         config.validate(&reader);
-        let (problems, warnings) = reader.finish();
-        config.warnings = warnings;
-        (config, problems)
+        (config, reader.finish())
     }
 
     /// Rules between sections.

@@ -26,12 +26,13 @@ pub(super) struct Reader {
     found: RefCell<Found>,
 }
 
+/// What reading brought to light.
 #[derive(Default)]
-struct Found {
-    problems: Vec<Problem>,
-    warnings: Vec<Problem>,
+pub(super) struct Found {
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
     /// Every key that was asked for, as its environment variable.
-    variables: BTreeSet<String>,
+    pub variables: BTreeSet<String>,
 }
 
 impl Reader {
@@ -80,13 +81,13 @@ impl Reader {
         }
     }
 
-    /// Problems and warnings, with the variables that look like ours but miss the double underscore.
-    pub fn finish(self) -> (Vec<Problem>, Vec<Problem>) {
-        let Found { mut problems, warnings, variables } = self.found.into_inner();
+    /// Everything found, with the variables that look like ours but miss the double underscore.
+    pub fn finish(self) -> Found {
+        let mut found = self.found.into_inner();
         for name in self.stray {
             // Orchestrators set NUDGED_PORT and the like for a service of that name: only near misses are ours.
-            if let Some(meant) = variables.iter().find(|known| known.replace("__", "_") == name) {
-                problems.push(Problem {
+            if let Some(meant) = found.variables.iter().find(|known| known.replace("__", "_") == name) {
+                found.problems.push(Problem {
                     key: String::new(),
                     origin: Origin::Environment(name),
                     wrong: "has a single underscore between section and key".to_owned(),
@@ -94,7 +95,7 @@ impl Reader {
                 });
             }
         }
-        (problems, warnings)
+        found
     }
 
     fn is_environment(&self, value: &Value) -> bool {

@@ -320,3 +320,34 @@ fn an_endpoint_prints_as_it_is_dialled() {
         assert!(text(bad).is_err(), "{bad}");
     }
 }
+
+/// docs/config.md has a row for every key, and none for a key that does not exist.
+#[test]
+fn the_reference_names_exactly_the_keys_there_are() {
+    let text = "[apps.x.apns]\nca_file = \"x\"\n[apps.x.fcm]\nca_file = \"x\"\n[[keys]]\nname = \"x\"\n";
+    let file = File { path: "nudged.toml".into(), text: text.to_owned() };
+    let (_, found) = Config::understand(Some(file), []);
+    let known: std::collections::BTreeSet<String> = found
+        .variables
+        .iter()
+        .filter_map(|variable| variable.strip_prefix("NUDGED_")?.rsplit_once("__"))
+        .map(|(section, key)| {
+            let section = section.to_lowercase().replace("__", ".");
+            let section = section.replace("apps.x", "apps.<app_id>").replace("keys.0", "[keys]");
+            format!("[{section}] {}", key.to_lowercase())
+        })
+        .collect();
+    let mut section = String::new();
+    let mut documented = std::collections::BTreeSet::new();
+    for line in include_str!("../../docs/config.md").lines() {
+        if let Some(heading) = line.strip_prefix("## `").and_then(|rest| rest.split('`').next()) {
+            heading.clone_into(&mut section);
+        }
+        if let Some(key) = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()) {
+            documented.insert(format!("{section} {key}"));
+        }
+    }
+    let missing: Vec<_> = known.difference(&documented).collect();
+    let invented: Vec<_> = documented.difference(&known).collect();
+    assert!(missing.is_empty() && invented.is_empty(), "not in the docs: {missing:?}\nnot a key: {invented:?}");
+}
