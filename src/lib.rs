@@ -10,5 +10,6 @@ pub mod render;
 pub mod runtime;
 pub mod sandbox;
 pub mod senders;
+pub mod service;
 pub mod storage;
 pub mod telemetry;
