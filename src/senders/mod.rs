@@ -8,6 +8,8 @@ pub mod apns;
 pub mod fcm;
 pub mod http2;
 mod secret;
+#[cfg(test)]
+mod suite;
 
 use std::any::Any;
 use std::collections::HashMap;
