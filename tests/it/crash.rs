@@ -117,7 +117,8 @@ async fn call(address: String, ledger: Ledger, next: Arc<AtomicU64>, stop: Arc<A
                 }
                 Err(status) => {
                     let code = status.code();
-                    let expected = [tonic::Code::Unavailable, tonic::Code::Unknown, tonic::Code::Cancelled, tonic::Code::Internal];
+                    let expected =
+                        [tonic::Code::Unavailable, tonic::Code::Unknown, tonic::Code::Cancelled, tonic::Code::Internal];
                     assert!(expected.contains(&code), "{status:?}");
                     if stop.load(Ordering::Relaxed) {
                         return;
@@ -130,6 +131,10 @@ async fn call(address: String, ledger: Ledger, next: Arc<AtomicU64>, stop: Arc<A
 }
 
 async fn deliveries(client: &mut PushServiceClient<Channel>, id: &str) -> Vec<nudged::api::proto::Delivery> {
-    let request = ListDeliveriesRequest { app_id: APP.into(), notification_id: id.to_owned(), ..ListDeliveriesRequest::default() };
+    let request = ListDeliveriesRequest {
+        app_id: APP.into(),
+        notification_id: id.to_owned(),
+        ..ListDeliveriesRequest::default()
+    };
     client.list_deliveries(request).await.unwrap().into_inner().deliveries
 }

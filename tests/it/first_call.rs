@@ -40,7 +40,7 @@ async fn a_client_with_reflection_only_registers_opts_in_and_notifies() {
     assert!(world.sandbox.wait_for(1, PATIENCE).await, "the push arrives");
     let push = &world.sandbox.received()[0];
     assert!(push.accepted, "{:?}", push.reason);
-    let body = push.json().unwrap();
+    let body = push.json();
     assert_eq!(body["aps"]["alert"]["title"], "새 댓글");
     assert_eq!(body["post"], 42, "an integer again");
     assert_eq!(body["nudged_id"].as_str(), push.apns_id.as_deref());
@@ -49,12 +49,8 @@ async fn a_client_with_reflection_only_registers_opts_in_and_notifies() {
 #[tokio::test]
 async fn serve_refuses_to_listen_beyond_loopback_without_keys() {
     let dir = tempfile::tempdir().unwrap();
-    let output = binary()
-        .arg("serve")
-        .current_dir(dir.path())
-        .env("NUDGED_GRPC__LISTEN", "0.0.0.0:50051")
-        .output()
-        .unwrap();
+    let output =
+        binary().arg("serve").current_dir(dir.path()).env("NUDGED_GRPC__LISTEN", "0.0.0.0:50051").output().unwrap();
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("grpc.listen") && text.contains("nudged key new"), "{text}");

@@ -18,7 +18,8 @@ pub const APP: &str = "ifriendspet";
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct World {
-    pub dir: TempDir,
+    /// Removed with everything in it at the end.
+    _dir: TempDir,
     pub sandbox: Sandbox,
     pub address: String,
     config: PathBuf,
@@ -35,13 +36,13 @@ impl World {
         let (grpc, admin) = (free_port(), free_port());
         let options = Options {
             dir: Some(dir.path().to_owned()),
-            grpc_listen: format!("127.0.0.1:{grpc}").parse().unwrap(),
-            admin_listen: format!("127.0.0.1:{admin}").parse().unwrap(),
+            grpc_listen: Some(format!("127.0.0.1:{grpc}").parse().unwrap()),
+            admin_listen: Some(format!("127.0.0.1:{admin}").parse().unwrap()),
             ..Options::default()
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
         let config = dir.path().join("nudged.toml");
-        Self { dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config }
+        Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config }
     }
 
     pub fn start(&self) -> Server {
@@ -111,7 +112,12 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-pub async fn register(client: &mut PushServiceClient<Channel>, user: &str, platform: device::Platform, token: &str) -> String {
+pub async fn register(
+    client: &mut PushServiceClient<Channel>,
+    user: &str,
+    platform: device::Platform,
+    token: &str,
+) -> String {
     let request = RegisterDeviceRequest {
         app_id: APP.into(),
         user_id: user.into(),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::Context;
 
 use a2::request::notification::{
-    CollapseId, DefaultNotificationBuilder, NotificationBuilder, NotificationOptions, Priority as ApnsPriority, PushType,
+    CollapseId, DefaultNotificationBuilder, NotificationBuilder, NotificationOptions, Priority as ApnsPriority,
+    PushType,
 };
 use a2::request::payload::Payload;
 use bytes::{Bytes, BytesMut};
@@ -262,7 +263,12 @@ impl Wire for ApnsWire {
         }
     }
 
-    fn request(&mut self, batch: &Batch, target: &SendTarget, _now: UnixMs) -> Result<(Request<()>, Bytes), SendOutcome> {
+    fn request(
+        &mut self,
+        batch: &Batch,
+        target: &SendTarget,
+        _now: UnixMs,
+    ) -> Result<(Request<()>, Bytes), SendOutcome> {
         let prepared = batch
             .encoded
             .get(usize::from(target.variant))

@@ -257,10 +257,7 @@ async fn fetch(
     let mut tries = 0;
     loop {
         tries += 1;
-        let form = vec![
-            ("grant_type", GRANT_TYPE.to_owned()),
-            ("assertion", account.assertion(runtime.now())),
-        ];
+        let form = vec![("grant_type", GRANT_TYPE.to_owned()), ("assertion", account.assertion(runtime.now()))];
         let reply = runtime.timeout(FETCH_TIMEOUT, endpoint.post(form)).await;
         let refused = match reply.unwrap_or_else(|| Err("timeout".to_owned())) {
             Ok(reply) => match read(&reply, runtime.now()) {

@@ -126,9 +126,7 @@ mod tests {
     }
 
     fn error(code: u16, status: &str, message: &str, details: &str) -> String {
-        format!(
-            r#"{{"error":{{"code":{code},"message":"{message}","status":"{status}","details":[{details}]}}}}"#
-        )
+        format!(r#"{{"error":{{"code":{code},"message":"{message}","status":"{status}","details":[{details}]}}}}"#)
     }
 
     fn fcm(code: &str) -> String {
@@ -226,7 +224,8 @@ mod tests {
     #[test]
     fn words_hold_codes_and_fields_but_no_message() {
         let field = format!(r#"{{"@type":"{BAD_REQUEST}","fieldViolations":[{{"field":"message.data"}}]}}"#);
-        let SendOutcome::Rejected { answer } = verdict(400, &error(400, "INVALID_ARGUMENT", "secret-token", &field)).outcome
+        let SendOutcome::Rejected { answer } =
+            verdict(400, &error(400, "INVALID_ARGUMENT", "secret-token", &field)).outcome
         else {
             panic!("rejected")
         };

@@ -117,12 +117,8 @@ pub(super) struct Core<W: Wire> {
 
 impl<W: Wire> Core<W> {
     pub(super) fn new(parts: Parts, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Command>, wire: W) -> Self {
-        let pool = Pool::new(
-            Arc::clone(&parts.name),
-            parts.runtime.clone(),
-            parts.settings,
-            Arc::clone(&parts.connector),
-        );
+        let pool =
+            Pool::new(Arc::clone(&parts.name), parts.runtime.clone(), parts.settings, Arc::clone(&parts.connector));
         Self {
             parts,
             shared,

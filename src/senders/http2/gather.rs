@@ -90,7 +90,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GatherIo<S> {
         Poll::Ready(Ok(taken))
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let mut gathered = self.0.lock().expect("no panic while held");
         let mut room = ready!(gathered.poll_room(cx))?;
         let mut taken = 0;
@@ -133,11 +137,7 @@ pub struct Gauge<S>(Arc<Mutex<Gathered<S>>>);
 impl<S> Gauge<S> {
     pub fn progress(&self) -> Progress {
         let gathered = self.0.lock().expect("no panic while held");
-        Progress {
-            bytes_read: gathered.bytes_read,
-            bytes_written: gathered.bytes_written,
-            waiting: gathered.unflushed,
-        }
+        Progress { bytes_read: gathered.bytes_read, bytes_written: gathered.bytes_written, waiting: gathered.unflushed }
     }
 }
 
