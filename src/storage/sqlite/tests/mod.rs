@@ -66,3 +66,8 @@ mod inline {
 
     store_conformance!(open());
 }
+
+mod consent_model;
+mod groups;
+mod opening;
+mod statements;
