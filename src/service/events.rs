@@ -1,10 +1,11 @@
 //! NotifyEvent: from what a caller says happened to an event the store can take.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::domain::content::{self, Content, Data};
-use crate::domain::ids::{CollapseKey, DeviceId, EventType, IdempotencyKey, Topic, UserId};
+use crate::domain::ids::{AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, Topic, UserId};
 use crate::domain::notification::{
     Accepted, Audience, Body, DEFAULT_TTL_MS, MAX_AHEAD_MS, MAX_DEVICE_IDS, MAX_TOPICS, MAX_TTL_MS, MAX_USER_IDS,
     NewEvent,
@@ -12,6 +13,7 @@ use crate::domain::notification::{
 use crate::domain::sending::Priority;
 use crate::domain::time::UnixMs;
 use crate::domain::violation::{Violation, Violations};
+use crate::runtime::Instant;
 use crate::storage::DeclaredType;
 
 use super::apps::App;
@@ -22,10 +24,9 @@ use super::{Call, Result, Service, ServiceError, fields};
 pub const BROADCAST_SCOPE: &str = "broadcast";
 /// The longest `subject`, in bytes.
 pub const MAX_SUBJECT_BYTES: usize = 256;
-/// How many of the nearest names an unknown event type is answered with.
-const MAX_NEAREST: usize = 3;
-/// Names less alike than this are no help (Jaro-Winkler, 0 to 1).
-const NEAR_ENOUGH: f64 = 0.7;
+/// How long an app is taken to have no declared types after the store said so: it spares nearly every event of such an
+/// app a query. The first declaration takes effect within this time.
+const UNDECLARED_FOR: Duration = Duration::from_secs(1);
 
 /// An event as it arrived; empty texts mean absent.
 #[derive(Clone, Default)]
@@ -58,9 +59,27 @@ impl Service {
         if event.audience.everyone && !may_broadcast {
             return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
         }
-        let declared = self.store.event_type(app.key, &event.event_type).await.map_err(|error| self.refused(error))?;
+        let declared = self.declared(app, &event.event_type).await?;
         event.default_opt_in = default_opt_in(app, &event.event_type, declared)?;
         self.store.accept(event, Arc::clone(&self.hand_off), now).await.map_err(|error| self.refused(error))
+    }
+}
+
+/// Apps known to have no declared event types, each until when. Never longer than the configured apps.
+#[derive(Default)]
+pub(super) struct UndeclaredApps(Mutex<HashMap<AppKey, Instant>>);
+
+impl Service {
+    async fn declared(&self, app: &App, event_type: &EventType) -> Result<DeclaredType> {
+        let now = self.runtime.instant();
+        if self.undeclared.0.lock().expect("no panic while held").get(&app.key).is_some_and(|until| now < *until) {
+            return Ok(DeclaredType::default());
+        }
+        let declared = self.store.event_type(app.key, event_type).await.map_err(|error| self.refused(error))?;
+        if !declared.any_declared {
+            self.undeclared.0.lock().expect("no panic while held").insert(app.key, now + UNDECLARED_FOR);
+        }
+        Ok(declared)
     }
 }
 
@@ -72,16 +91,8 @@ fn default_opt_in(app: &App, event_type: &EventType, declared: DeclaredType) -> 
     if !declared.any_declared || app.allow_undeclared_types {
         return Ok(true);
     }
-    let name = event_type.as_str();
-    let mut near: Vec<(f64, String)> = declared
-        .nearest
-        .into_iter()
-        .map(|other| (strsim::jaro_winkler(name, &other), other))
-        .filter(|(likeness, _)| *likeness >= NEAR_ENOUGH)
-        .collect();
-    near.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    let nearest = near.into_iter().take(MAX_NEAREST).map(|(_, other)| other).collect();
-    Err(ServiceError::UnknownEventType { name: name.to_owned(), nearest })
+    let name = event_type.to_string();
+    Err(ServiceError::UnknownEventType { name, nearest: declared.nearest })
 }
 
 /// Everything that can be said without the store. The type's default opt-in is filled in later.

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::*;
 use crate::domain::content::LocalizedText;
-use crate::domain::ids::{AppId, AppKey};
+use crate::domain::ids::AppId;
 use crate::service::apps::{AppDirectory, AppSetup};
 
 const NOW: UnixMs = UnixMs(1_795_521_600_000);
@@ -285,7 +285,7 @@ fn an_undeclared_type_passes_only_while_none_is_declared() {
     let app = directory.get("pets").expect("configured");
     let name = EventType::trusted("coment.created");
     assert!(default_opt_in(app, &name, DeclaredType::default()).expect("nothing is declared"));
-    let nearest = vec!["order.paid".to_owned(), "comment.created".to_owned()];
+    let nearest = vec!["comment.created".to_owned()];
     let declared = DeclaredType { any_declared: true, default_opt_in: None, nearest };
     match default_opt_in(app, &name, declared.clone()) {
         Err(ServiceError::UnknownEventType { nearest, .. }) => assert_eq!(nearest, ["comment.created"]),
