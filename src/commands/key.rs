@@ -22,7 +22,7 @@ const PREFIX: &str = "nk_";
 
 #[derive(clap::Subcommand)]
 pub enum KeyCommand {
-    /// Make a key: prints it once, and the [[keys]] stanza for the configuration
+    /// Make a key: prints it once, and the stanza for the configuration
     New(NewKey),
 }
 
