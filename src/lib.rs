@@ -3,5 +3,5 @@
 pub mod commands;
 pub mod domain;
 pub mod runtime;
-pub mod senders;
 pub mod sandbox;
+pub mod senders;

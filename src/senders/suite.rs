@@ -44,7 +44,10 @@ fn route(platform: Platform) -> Route {
         Platform::Fcm => (Environment::None, ""),
     };
     let credential = "default".into();
-    Route { id: RouteId(1), spec: RouteSpec { app: AppKey(1), platform, credential, environment, bundle: bundle.into() } }
+    Route {
+        id: RouteId(1),
+        spec: RouteSpec { app: AppKey(1), platform, credential, environment, bundle: bundle.into() },
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -44,19 +44,9 @@ fn meaning(status: StatusCode, reason: &str) -> Meaning {
         "IdleTimeout" => Meaning::Reconnect,
         "Shutdown" => Meaning::ShuttingDown,
         "InternalServerError" | "ServiceUnavailable" | "Service Unavailable" => Meaning::ServerError,
-        "BadCollapseId"
-        | "BadExpirationDate"
-        | "BadMessageId"
-        | "BadPriority"
-        | "BadTopic"
-        | "DuplicateHeaders"
-        | "InvalidPushType"
-        | "MissingDeviceToken"
-        | "MissingTopic"
-        | "PayloadEmpty"
-        | "BadPath"
-        | "MethodNotAllowed"
-        | "PayloadTooLarge" => Meaning::Drop,
+        "BadCollapseId" | "BadExpirationDate" | "BadMessageId" | "BadPriority" | "BadTopic" | "DuplicateHeaders"
+        | "InvalidPushType" | "MissingDeviceToken" | "MissingTopic" | "PayloadEmpty" | "BadPath"
+        | "MethodNotAllowed" | "PayloadTooLarge" => Meaning::Drop,
         // Reasons may grow, and bodies may be missing or a proxy's: the status decides, and no token is given up on it
         // but for 410, which has no other meaning.
         _ => match status.as_u16() {
@@ -79,7 +69,8 @@ pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
     let reason = body["reason"].as_str().unwrap_or_default();
     let meaning = meaning(status, reason);
     let said = ProviderAnswer::new(status.as_u16(), if reason.is_empty() { "without a reason" } else { reason });
-    let later = |cause| SendOutcome::RetryLater { cause, after: retry_after(answer.headers, now), answer: said.clone() };
+    let later =
+        |cause| SendOutcome::RetryLater { cause, after: retry_after(answer.headers, now), answer: said.clone() };
     let (outcome, then) = match meaning {
         Meaning::Drop => (SendOutcome::Rejected { answer: said }, Then::Keep),
         Meaning::TokenGone => (SendOutcome::TokenGone { since: since(status, &body), answer: said }, Then::Keep),

@@ -148,7 +148,8 @@ fn a_background_push_has_nothing_but_content_available() {
 #[test]
 fn without_push_id_payloads_do_not_carry_it() {
     let options = SendOptions { push_id: false, ..options() };
-    let (request, body) = request_of(prepare(BUNDLE, &message(), &options, false).expect("fits"), &mut certificate_wire());
+    let (request, body) =
+        request_of(prepare(BUNDLE, &message(), &options, false).expect("fits"), &mut certificate_wire());
     assert!(!body.contains("nudged_id"), "{body}");
     serde_json::from_str::<Value>(&body).expect("JSON");
     assert_eq!(request.headers()["apns-id"], ID);
@@ -202,7 +203,9 @@ fn settings_say_what_is_wrong() {
         ..settings()
     };
     let error = |settings: Settings| settings.validate().expect_err("bad").to_string();
-    assert!(error(token(Secret::new("-----BEGIN PRIVATE KEY-----"), "ABC123DEFG", "DEF123GHIJ")).starts_with("key_file: "));
+    assert!(
+        error(token(Secret::new("-----BEGIN PRIVATE KEY-----"), "ABC123DEFG", "DEF123GHIJ")).starts_with("key_file: ")
+    );
     assert!(error(token(p8(), "short", "DEF123GHIJ")).starts_with("key_id: "));
     assert!(error(token(p8(), "ABC123DEFG", "")).starts_with("team_id: "));
     assert!(error(Settings { topics: vec![], ..settings() }).starts_with("topic: "));

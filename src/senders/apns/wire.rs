@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::Context;
 
 use a2::request::notification::{
-    CollapseId, DefaultNotificationBuilder, NotificationBuilder, NotificationOptions, Priority as ApnsPriority, PushType,
+    CollapseId, DefaultNotificationBuilder, NotificationBuilder, NotificationOptions, Priority as ApnsPriority,
+    PushType,
 };
 use a2::request::payload::Payload;
 use bytes::{Bytes, BytesMut};
@@ -19,6 +20,7 @@ use uuid::fmt::Hyphenated;
 
 use super::auth::ProviderTokens;
 use super::classify;
+use crate::domain::ids::CollapseKey;
 use crate::domain::sending::{Priority, SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
 use crate::senders::http2::Endpoint;
@@ -81,7 +83,7 @@ pub(super) fn prepare(
     options: &SendOptions,
     with_token: bool,
 ) -> Result<Prepared, EncodeError> {
-    let collapse_key = options.collapse_key.as_ref().map(|key| key.as_str());
+    let collapse_key = options.collapse_key.as_ref().map(CollapseKey::as_str);
     let apns_options = apns_options(bundle, message, options, collapse_key)?;
     let headers = headers(&apns_options, with_token)?;
     let body = body(message, apns_options)?;
@@ -262,7 +264,12 @@ impl Wire for ApnsWire {
         }
     }
 
-    fn request(&mut self, batch: &Batch, target: &SendTarget, _now: UnixMs) -> Result<(Request<()>, Bytes), SendOutcome> {
+    fn request(
+        &mut self,
+        batch: &Batch,
+        target: &SendTarget,
+        _now: UnixMs,
+    ) -> Result<(Request<()>, Bytes), SendOutcome> {
         let prepared = batch
             .encoded
             .get(usize::from(target.variant))

@@ -49,12 +49,7 @@ impl Settings {
     /// With Google's endpoint and the public roots.
     #[must_use]
     pub fn new(service_account_json: Secret) -> Self {
-        Self {
-            service_account_json,
-            endpoint: ENDPOINT.to_owned(),
-            ca_pem: None,
-            http2: http2::Settings::default(),
-        }
+        Self { service_account_json, endpoint: ENDPOINT.to_owned(), ca_pem: None, http2: http2::Settings::default() }
     }
 
     /// Every check that needs no network.
@@ -83,9 +78,8 @@ impl Settings {
             return Err(SettingsError::BadProject);
         }
         let token_origin = token_origin(&file.token_uri)?;
-        let account =
-            ServiceAccount::new(file.client_email.clone(), file.private_key_id.clone(), &file.private_key)
-                .ok_or(SettingsError::BadKey)?;
+        let account = ServiceAccount::new(file.client_email.clone(), file.private_key_id.clone(), &file.private_key)
+            .ok_or(SettingsError::BadKey)?;
         let endpoint = Endpoint::parse(&self.endpoint).map_err(SettingsError::Endpoint)?;
         let ca_pem = self.ca_pem.as_deref();
         let tls = client_config(ca_pem, None, &[b"h2"])?;

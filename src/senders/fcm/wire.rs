@@ -189,7 +189,8 @@ fn aps(message: &Message) -> Value {
     if let Some(subtitle) = &message.subtitle {
         // FCM knows no subtitle, and takes the whole alert from here once there is one.
         let mut alert = Map::new();
-        for (key, value) in [("title", &message.title), ("subtitle", &Some(subtitle.clone())), ("body", &message.body)] {
+        for (key, value) in [("title", &message.title), ("subtitle", &Some(subtitle.clone())), ("body", &message.body)]
+        {
             if let Some(value) = value {
                 alert.insert(key.to_owned(), value.as_str().into());
             }
@@ -199,7 +200,8 @@ fn aps(message: &Message) -> Value {
     if let Some(badge) = message.badge {
         aps.insert("badge".to_owned(), badge.into());
     }
-    for (key, value) in [("sound", &message.sound), ("category", &message.category), ("thread-id", &message.thread_id)] {
+    for (key, value) in [("sound", &message.sound), ("category", &message.category), ("thread-id", &message.thread_id)]
+    {
         if let Some(value) = value {
             aps.insert(key.to_owned(), value.as_str().into());
         }
@@ -259,7 +261,12 @@ impl Wire for FcmWire {
         self.tokens.rejected(generation);
     }
 
-    fn request(&mut self, batch: &Batch, target: &SendTarget, now: UnixMs) -> Result<(Request<()>, Bytes), SendOutcome> {
+    fn request(
+        &mut self,
+        batch: &Batch,
+        target: &SendTarget,
+        now: UnixMs,
+    ) -> Result<(Request<()>, Bytes), SendOutcome> {
         let prepared = batch
             .encoded
             .get(usize::from(target.variant))

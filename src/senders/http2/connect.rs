@@ -129,8 +129,8 @@ impl TcpConnector {
             return Ok(Box::new(stream));
         }
         let host = self.endpoint.host.clone();
-        let name = ServerName::try_from(String::from(host.clone()))
-            .map_err(|_| ConnectError::Name { host: host.clone() })?;
+        let name =
+            ServerName::try_from(String::from(host.clone())).map_err(|_| ConnectError::Name { host: host.clone() })?;
         let stream = TlsConnector::from(Arc::clone(&self.tls))
             .connect(name, stream)
             .await
@@ -180,7 +180,8 @@ mod tests {
         let v6 = Endpoint::parse("http://[::1]:80").expect("good");
         assert_eq!((&*v6.host, v6.is_tls()), ("::1", false));
         assert!(Endpoint::parse("http://localhost:1").is_ok());
-        for bad in ["http://example.com", "api.push.apple.com", "https://a/b", "ftp://a", "https://u@a", "", "https://"] {
+        for bad in ["http://example.com", "api.push.apple.com", "https://a/b", "ftp://a", "https://u@a", "", "https://"]
+        {
             assert!(Endpoint::parse(bad).is_err(), "{bad}");
         }
     }

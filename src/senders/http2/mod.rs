@@ -36,8 +36,8 @@ pub(super) mod wire;
 
 use std::time::Duration;
 
-pub(super) use driver::Parts;
 pub use connect::{Connect, ConnectError, ConnectFuture, Endpoint, EndpointError, Io};
+pub(super) use driver::Parts;
 pub use gather::Transport;
 pub(super) use supervise::Driver;
 pub use thread::SendingThreads;

@@ -66,7 +66,8 @@ pub(in crate::senders) trait Wire: Send + 'static {
     fn credential_rejected(&mut self, generation: u32, now: UnixMs);
 
     /// The request, its path absolute, and its body. An error is the target's outcome.
-    fn request(&mut self, batch: &Batch, target: &SendTarget, now: UnixMs) -> Result<(Request<()>, Bytes), SendOutcome>;
+    fn request(&mut self, batch: &Batch, target: &SendTarget, now: UnixMs)
+    -> Result<(Request<()>, Bytes), SendOutcome>;
 
     fn classify(&mut self, answer: &Answer<'_>, now: UnixMs) -> Verdict;
 }
