@@ -1,7 +1,10 @@
 //! The nudge daemon: a self-hosted push-notification service. `ARCHITECTURE.md` has the map; the binary is `main.rs`.
 
+pub mod admin;
 pub mod api;
+pub mod app;
 pub mod commands;
+pub mod config;
 pub mod delivery;
 pub mod domain;
 pub mod render;

@@ -1,3 +1,109 @@
-//! One file per subcommand.
+//! The command line: one file per subcommand.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
+pub mod check;
+pub mod key;
+pub mod migrate;
 pub mod sandbox;
+pub mod serve;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::config::{Config, ConfigErrors, Log};
+use crate::runtime::Runtime;
+use crate::telemetry;
+
+/// Wrong usage or configuration; also what clap answers.
+const MISUSED: u8 = 2;
+
+/// The nudge daemon: a self-hosted push-notification service that keeps what it accepts.
+#[derive(clap::Parser)]
+#[command(name = "nudged", version)]
+pub struct Cli {
+    /// Configuration file; without it nudged.toml in the working directory, if there is one
+    #[arg(long, global = true, env = "NUDGED_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Run the server
+    Serve,
+    /// Look for everything that is wrong with configuration, credentials and database
+    Check,
+    /// API keys
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Bring the database's schema to this version
+    Migrate,
+    /// Run fake APNs and FCM servers with ready-made credentials and configuration
+    Sandbox(sandbox::SandboxArgs),
+}
+
+/// Runs one command to its end.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { config, command } = cli;
+    let runtime = Runtime::production();
+    match command {
+        Command::Serve => block_on(serve::run(config.as_deref(), runtime)),
+        Command::Migrate => block_on(migrate::run(config.as_deref(), runtime)),
+        Command::Check => Ok(check::run(config.as_deref(), &runtime)),
+        Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
+        Command::Sandbox(arguments) => {
+            telemetry::init_logs(&Log::default())?;
+            block_on(sandbox::run(arguments)).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Runs a command's future on a runtime of its own.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(future)
+}
+
+/// For commands that run for long: the configuration, with logging started, warnings and the redacted configuration
+/// logged.
+pub fn load_config(explicit: Option<&Path>) -> anyhow::Result<Config> {
+    let config = Config::load(explicit)?;
+    telemetry::init_logs(&config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!(key = warning.key, origin = %warning.origin, "{}; {}", warning.wrong, warning.remedy);
+    }
+    let file = config.file.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
+    tracing::info!(file, "configuration loaded");
+    tracing::debug!("{config:?}");
+    Ok(config)
+}
+
+/// What a failed command exits with.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<ConfigErrors>() { ExitCode::from(MISUSED) } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_configuration_may_be_named_before_and_after_the_command() {
+        for arguments in [["nudged", "--config", "x.toml", "check"], ["nudged", "check", "--config", "x.toml"]] {
+            let cli = Cli::try_parse_from(arguments).expect("valid");
+            assert_eq!(cli.config.as_deref(), Some(Path::new("x.toml")));
+        }
+    }
+}

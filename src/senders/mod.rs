@@ -8,6 +8,8 @@ pub mod apns;
 pub mod fcm;
 pub mod http2;
 mod secret;
+#[cfg(test)]
+mod suite;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -18,14 +20,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-pub use secret::Secret;
-
 pub use crate::domain::content::Message;
 use crate::domain::deny::DenyPosition;
 use crate::domain::ids::{DeviceId, NotificationId, RouteId, UserKey};
 use crate::domain::platform::{DeviceToken, Lane, Platform, Route};
 use crate::domain::sending::{SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
+
+pub use secret::Secret;
 
 /// What [`Sender::encode`] made: everything of a push that does not depend on the target. Only the sender that made it
 /// can read it. Cheap to clone.

@@ -77,6 +77,7 @@ impl Service {
         let (version, changed) =
             self.store.put_event_type(app.key, definition, now).await.map_err(|error| self.refused(error))?;
         self.types.insert(version.id, Arc::new(templates));
+        self.undeclared.forget(app.key);
         if changed {
             tracing::info!(app_id = %app.id, event_type = version.definition.name, version = version.version,
                 "an event type was declared");

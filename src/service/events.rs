@@ -1,12 +1,12 @@
 //! NotifyEvent: from what a caller says happened to an event the store can take.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::domain::content::{self, Content, Data};
 use crate::domain::event_type::{OnMaybe, Ttl};
-use crate::domain::ids::{CollapseKey, DeviceId, EventType, IdempotencyKey, Topic, TypeVersionId, UserId};
+use crate::domain::ids::{AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, Topic, TypeVersionId, UserId};
 use crate::domain::notification::{
     Accepted, Audience, Body, DEFAULT_TTL_MS, MAX_AHEAD_MS, MAX_DEVICE_IDS, MAX_TOPICS, MAX_TTL_MS, MAX_USER_IDS,
     NewEvent,
@@ -15,6 +15,7 @@ use crate::domain::sending::Priority;
 use crate::domain::time::UnixMs;
 use crate::domain::violation::{Violation, Violations};
 use crate::render::{self, Templates, Variables};
+use crate::runtime::Instant;
 use crate::storage::DeclaredType;
 
 use super::apps::App;
@@ -27,10 +28,9 @@ pub const BROADCAST_SCOPE: &str = "broadcast";
 pub const MAX_SUBJECT_BYTES: usize = 256;
 /// Where neither the event nor its type says.
 const DEFAULT_TTL: Duration = Duration::from_millis(DEFAULT_TTL_MS.unsigned_abs());
-/// How many of the nearest names an unknown event type is answered with.
-const MAX_NEAREST: usize = 3;
-/// Names less alike than this are no help (Jaro-Winkler, 0 to 1).
-const NEAR_ENOUGH: f64 = 0.7;
+/// How long an app is taken to have no declared types after the store said so: it spares nearly every event of such an
+/// app a query. A first declaration by another process takes effect within this time, one of our own at once.
+const UNDECLARED_FOR: Duration = Duration::from_secs(1);
 
 /// An event as it arrived; empty texts mean absent.
 #[derive(Clone, Default)]
@@ -63,7 +63,7 @@ impl Service {
         if event.audience.everyone && !may_broadcast {
             return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
         }
-        let declared = self.store.event_type(app.key, &event.event_type).await.map_err(|error| self.refused(error))?;
+        let declared = self.declared(app, &event.event_type).await?;
         let version = standing(app, &event.event_type, declared)?;
         let templates = match version {
             Some(version) => Some(self.templates(version).await?),
@@ -71,6 +71,48 @@ impl Service {
         };
         complete(&mut event, &given, version.zip(templates.as_deref()), now)?;
         self.store.accept(event, Arc::clone(&self.hand_off), now).await.map_err(|error| self.refused(error))
+    }
+}
+
+/// Apps known to have no declared event types.
+#[derive(Default)]
+pub(super) struct UndeclaredApps(Mutex<Undeclared>);
+
+#[derive(Default)]
+struct Undeclared {
+    /// Each until when. Never longer than the configured apps.
+    until: HashMap<AppKey, Instant>,
+    /// Declarations made by this process: what was read before one must not be kept after it.
+    declarations: u64,
+}
+
+impl UndeclaredApps {
+    /// The app has a declared type now.
+    pub(super) fn forget(&self, app: AppKey) {
+        let mut known = self.0.lock().expect("no panic while held");
+        known.declarations += 1;
+        known.until.remove(&app);
+    }
+}
+
+impl Service {
+    async fn declared(&self, app: &App, event_type: &EventType) -> Result<DeclaredType> {
+        let now = self.runtime.instant();
+        let declarations = {
+            let known = self.undeclared.0.lock().expect("no panic while held");
+            if known.until.get(&app.key).is_some_and(|until| now < *until) {
+                return Ok(DeclaredType::default());
+            }
+            known.declarations
+        };
+        let declared = self.store.event_type(app.key, event_type).await.map_err(|error| self.refused(error))?;
+        if !declared.any_declared {
+            let mut known = self.undeclared.0.lock().expect("no panic while held");
+            if known.declarations == declarations {
+                known.until.insert(app.key, now + UNDECLARED_FOR);
+            }
+        }
+        Ok(declared)
     }
 }
 
@@ -146,16 +188,8 @@ fn standing(app: &App, event_type: &EventType, declared: DeclaredType) -> Result
     if declared.current.is_some() || !declared.any_declared || app.allow_undeclared_types {
         return Ok(declared.current);
     }
-    let name = event_type.as_str();
-    let mut near: Vec<(f64, String)> = declared
-        .nearest
-        .into_iter()
-        .map(|other| (strsim::jaro_winkler(name, &other), other))
-        .filter(|(likeness, _)| *likeness >= NEAR_ENOUGH)
-        .collect();
-    near.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    let nearest = near.into_iter().take(MAX_NEAREST).map(|(_, other)| other).collect();
-    Err(ServiceError::UnknownEventType { name: name.to_owned(), nearest })
+    let name = event_type.to_string();
+    Err(ServiceError::UnknownEventType { name, nearest: declared.nearest })
 }
 
 /// Everything that can be said without the store. What the event type decides is filled in by [`complete`].
@@ -172,8 +206,7 @@ fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, N
     if !violations.names("data") {
         content::check_data("data", &input.data, violations);
     }
-    // An empty message is what some clients send for an absent one.
-    let given_content = input.content.as_ref().is_some_and(|content| *content != Content::default());
+    let given_content = input.content.is_some();
     let content = input.content.unwrap_or_default();
     content.check("content", violations);
     let collapse_key = (!input.collapse_key.is_empty())

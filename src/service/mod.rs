@@ -30,6 +30,8 @@ use crate::storage::{Store, StoreError};
 pub use apps::{App, AppDirectory, AppSetup, CredentialSetup};
 pub use error::ServiceError;
 
+use self::events::UndeclaredApps;
+
 pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
 
 /// How far a caller's clock may run ahead of ours, for `observed_at`.
@@ -44,12 +46,13 @@ pub struct Service {
     types: Arc<Types>,
     /// For previews.
     senders: Registry,
+    undeclared: UndeclaredApps,
 }
 
 impl Service {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, apps: Arc<AppDirectory>, hand_off: Arc<dyn HandOff>, runtime: Runtime) -> Self {
-        Self { store, apps, hand_off, runtime, types: Arc::default(), senders: Registry::default() }
+        Self { store, apps, hand_off, runtime, undeclared: UndeclaredApps::default(), types: Arc::default(), senders: Registry::default() }
     }
 
     /// Compiled event types, shared with the engine that sends by them.

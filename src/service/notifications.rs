@@ -99,7 +99,7 @@ impl Service {
         Ok((page.items, page.next.map_or_else(String::new, |next| scope.issue([next.0]))))
     }
 
-    /// Whether this call cancelled it.
+    /// Whether this call kept anything back.
     pub async fn cancel_notification(&self, mut call: Call<'_>, id: &str) -> Result<bool> {
         let uuid = notification_uuid(&mut call.violations, id);
         let app = call.checked()?;

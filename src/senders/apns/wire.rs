@@ -20,6 +20,7 @@ use uuid::fmt::Hyphenated;
 
 use super::auth::ProviderTokens;
 use super::classify;
+use crate::domain::ids::CollapseKey;
 use crate::domain::sending::{Priority, SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
 use crate::senders::http2::Endpoint;
@@ -82,7 +83,7 @@ pub(super) fn prepare(
     options: &SendOptions,
     with_token: bool,
 ) -> Result<Prepared, EncodeError> {
-    let collapse_key = options.collapse_key.as_ref().map(|key| key.as_str());
+    let collapse_key = options.collapse_key.as_ref().map(CollapseKey::as_str);
     let apns_options = apns_options(bundle, message, options, collapse_key)?;
     let headers = headers(&apns_options, with_token)?;
     let body = body(message, apns_options)?;

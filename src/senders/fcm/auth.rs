@@ -61,12 +61,11 @@ impl ServiceAccount {
     /// `None`: the text is no RSA key in PEM form.
     pub(super) fn new(client_email: String, private_key_id: String, private_key_pem: &str) -> Option<Self> {
         let pem = private_key_pem.as_bytes();
-        let key = match PrivatePkcs8KeyDer::from_pem_slice(pem) {
-            Ok(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).ok()?,
-            Err(_) => {
-                let der = PrivatePkcs1KeyDer::from_pem_slice(pem).ok()?;
-                RsaKeyPair::from_der(der.secret_pkcs1_der()).ok()?
-            }
+        let key = if let Ok(der) = PrivatePkcs8KeyDer::from_pem_slice(pem) {
+            RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).ok()?
+        } else {
+            let der = PrivatePkcs1KeyDer::from_pem_slice(pem).ok()?;
+            RsaKeyPair::from_der(der.secret_pkcs1_der()).ok()?
         };
         Some(Self { client_email, private_key_id, key })
     }
@@ -117,10 +116,10 @@ impl TokenEndpoint for HttpTokenEndpoint {
     fn post(&self, form: Vec<(&'static str, String)>) -> TokenFuture {
         let request = self.client.post(&self.url).form(&form);
         Box::pin(async move {
-            let mut response = request.send().await.map_err(|error| text_of(error))?;
+            let mut response = request.send().await.map_err(text_of)?;
             let (status, headers) = (response.status().as_u16(), response.headers().clone());
             let mut body = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(|error| text_of(error))? {
+            while let Some(chunk) = response.chunk().await.map_err(text_of)? {
                 if body.len() + chunk.len() > MAX_TOKEN_BYTES {
                     return Err("the answer is too long".to_owned());
                 }
@@ -367,6 +366,7 @@ pub(super) mod tests {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "the script is made of results")]
     fn reply(status: u16, body: &str) -> Result<TokenReply, String> {
         Ok(TokenReply { status, headers: HeaderMap::new(), body: body.as_bytes().to_vec() })
     }

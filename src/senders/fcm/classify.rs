@@ -1,9 +1,11 @@
 //! What Google's answers mean: first the FCM error code, then the RPC status, then HTTP's (bodies can be a proxy's
 //! HTML), as Google's own libraries read them.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
@@ -14,6 +16,13 @@ const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 const BAD_REQUEST: &str = "type.googleapis.com/google.rpc.BadRequest";
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
+
+/// The answer to a message that was taken.
+#[derive(Deserialize)]
+struct Taken<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+}
 
 /// What of an error body matters.
 #[derive(Default)]
@@ -67,12 +76,13 @@ fn seconds(text: &str) -> Option<Duration> {
 }
 
 pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
-    let body = serde_json::from_slice::<Value>(answer.body).unwrap_or_default();
     let keep = |outcome| Verdict { outcome, then: Then::Keep, credential_accepted: true };
     if answer.status == StatusCode::OK {
-        let provider_id = body["name"].as_str().map(|name| ProviderAnswer::new(200, name).reason);
+        let taken = serde_json::from_slice::<Taken<'_>>(answer.body);
+        let provider_id = taken.ok().map(|taken| ProviderAnswer::new(200, &taken.name).reason);
         return keep(SendOutcome::Sent { provider_id });
     }
+    let body = serde_json::from_slice::<Value>(answer.body).unwrap_or_default();
     let said = Said::read(&body);
     let status = answer.status.as_u16();
     let text = ProviderAnswer::new(status, &said.words());
@@ -97,9 +107,8 @@ pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
             let outcome = SendOutcome::SenderBroken { answer: text };
             Verdict { outcome, then: Then::Reauth, credential_accepted: false }
         }
-        ("PERMISSION_DENIED", _) | (_, 403) => broken(text),
-        // Without the FCM code it is the project or the address that is not found, not the token.
-        ("NOT_FOUND", _) | (_, 404) => broken(text),
+        // Without an FCM code it is the project or the address that is forbidden or not found, not the token.
+        ("PERMISSION_DENIED" | "NOT_FOUND", _) | (_, 403 | 404) => broken(text),
         ("RESOURCE_EXHAUSTED", _) | (_, 429) => later(RetryCause::Throttled, text),
         ("INVALID_ARGUMENT", _) if names_the_token(said.message) => gone(text),
         ("INTERNAL" | "UNAVAILABLE", _) | (_, 500..) => later(RetryCause::ServerError, text),

@@ -23,14 +23,17 @@ use crate::senders::http2::Endpoint;
 use crate::senders::http2::wire::{Answer, AuthState, Verdict, Wire, unsendable};
 use crate::senders::{Batch, EXAMPLE_ID, EXAMPLE_TOKEN, EncodeError, Encoded, Inspection, Message, SendTarget};
 
-/// Google's limit, in bytes: what counts are the keys and values of `notification` and `data`, `nudged_id` included,
-/// not the JSON around them ("About FCM messages", read 2026-11).
+/// Google's limit, in bytes ("About FCM messages", read 2026-11: 4096 bytes of payload). What counts are keys and values,
+/// not the JSON around them, of what a platform gets: `notification`, `android.notification` and `data` with `nudged_id`
+/// for Android; Apple's block (as JSON, for it is passed on) and `data` for iOS. A token does not say which platform
+/// it belongs to, so both must fit.
 pub const MAX_PAYLOAD_BYTES: usize = 4096;
 
 /// The longest TTL FCM takes: 28 days.
 const MAX_TTL: Duration = Duration::from_secs(2_419_200);
 
 const PUSH_ID: &str = "nudged_id";
+const TAG: &str = "tag";
 
 /// A message, ready but for the device.
 pub(super) struct Prepared {
@@ -46,15 +49,21 @@ pub(super) fn inspect(prepared: &Prepared, ttl: Duration) -> Inspection {
     Inspection { headers: Vec::new(), body: String::from_utf8_lossy(&body).into_owned(), size: prepared.size }
 }
 
-/// A JSON object of texts, as FCM wants `notification` and `data`.
+/// A JSON object of texts (and numbers, in Android's block).
 type Texts = Map<String, Value>;
 
 /// Builds what all devices share.
 pub(super) fn prepare(message: &Message, options: &SendOptions) -> Result<Prepared, EncodeError> {
     let notification = notification(message);
     let data = data(message);
-    let size =
-        size_of(&notification) + size_of(&data) + if options.push_id { PUSH_ID.len() + Hyphenated::LENGTH } else { 0 };
+    let on_android = android_notification(message);
+    let aps = aps(message);
+    let id_size = if options.push_id { PUSH_ID.len() + Hyphenated::LENGTH } else { 0 };
+    let data_size = size_of(&data) + id_size;
+    let tag_size = TAG.len() + options.collapse_key.as_ref().map_or(Hyphenated::LENGTH, |key| key.as_str().len());
+    let android = size_of(&notification) + size_of(&on_android) + data_size + if message.silent { 0 } else { tag_size };
+    let ios = json!({ "aps": aps }).to_string().len() + data_size;
+    let size = android.max(ios);
     if size > MAX_PAYLOAD_BYTES {
         return Err(EncodeError::TooLarge { size, limit: MAX_PAYLOAD_BYTES });
     }
@@ -64,8 +73,8 @@ pub(super) fn prepare(message: &Message, options: &SendOptions) -> Result<Prepar
         template.raw(r#","notification":"#).json(&notification);
     }
     write_data(&mut template, &data, options.push_id);
-    write_android(&mut template, message, options);
-    write_apns(&mut template, message, options);
+    write_android(&mut template, message.silent, &on_android, options);
+    write_apns(&mut template, message, &aps, options);
     template.raw("}}");
     Ok(Prepared { template, size })
 }
@@ -98,7 +107,7 @@ fn data(message: &Message) -> Texts {
 }
 
 fn size_of(texts: &Texts) -> usize {
-    texts.iter().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum()
+    texts.iter().map(|(key, value)| key.len() + value.as_str().map_or_else(|| value.to_string().len(), str::len)).sum()
 }
 
 fn write_data(template: &mut Template, data: &Texts, push_id: bool) {
@@ -123,24 +132,35 @@ fn write_collapse_identity(template: &mut Template, options: &SendOptions) {
     };
 }
 
+/// Without the tag, which may differ by device.
+fn android_notification(message: &Message) -> Texts {
+    let mut block = Texts::new();
+    if !message.silent {
+        for (key, value) in [("sound", &message.sound), ("click_action", &message.category)] {
+            if let Some(value) = value {
+                block.insert(key.to_owned(), value.as_str().into());
+            }
+        }
+        if let Some(badge) = message.badge.filter(|badge| *badge > 0) {
+            block.insert("notification_count".to_owned(), badge.into());
+        }
+    }
+    block
+}
+
 /// No `collapse_key`: FCM keeps only four of them per device. The `tag` does the replacing, on the screen.
-fn write_android(template: &mut Template, message: &Message, options: &SendOptions) {
+fn write_android(template: &mut Template, silent: bool, notification: &Texts, options: &SendOptions) {
     let priority = match options.priority {
         Priority::High => "HIGH",
         Priority::Normal => "NORMAL",
     };
     template.raw(r#","android":{"priority":""#).raw(priority);
     template.raw(r#"","ttl":""#).hole(Hole::TtlSecs).raw("s\"");
-    if !message.silent {
-        template.raw(r#","notification":{"tag":"#);
+    if !silent {
+        template.raw(r#","notification":{""#).raw(TAG).raw("\":");
         write_collapse_identity(template, options);
-        for (key, value) in [("sound", &message.sound), ("click_action", &message.category)] {
-            if let Some(value) = value {
-                template.raw(",\"").raw(key).raw("\":").json(value);
-            }
-        }
-        if let Some(badge) = message.badge.filter(|badge| *badge > 0) {
-            template.raw(r#","notification_count":"#).json(&badge);
+        for (key, value) in notification {
+            template.raw(",").json(key).raw(":").json(value);
         }
         template.raw("}");
     }
@@ -148,7 +168,7 @@ fn write_android(template: &mut Template, message: &Message, options: &SendOptio
 }
 
 /// For iPhones behind FCM. What Apple's block leaves out, FCM fills in from `notification`.
-fn write_apns(template: &mut Template, message: &Message, options: &SendOptions) {
+fn write_apns(template: &mut Template, message: &Message, aps: &Value, options: &SendOptions) {
     let priority = match (message.silent, options.priority) {
         (false, Priority::High) => "10",
         (true, _) | (false, Priority::Normal) => "5",
@@ -161,7 +181,7 @@ fn write_apns(template: &mut Template, message: &Message, options: &SendOptions)
     }
     template.raw(r#","apns-collapse-id":"#);
     write_collapse_identity(template, options);
-    template.raw(r#"},"payload":{"aps":"#).json(&aps(message)).raw("}");
+    template.raw(r#"},"payload":{"aps":"#).json(aps).raw("}");
     if !message.silent
         && let Some(image) = &message.image
     {

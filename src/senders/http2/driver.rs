@@ -72,7 +72,7 @@ struct Stopping {
 }
 
 #[derive(Default)]
-struct Busy {
+struct Effort {
     worked: Duration,
     since: Option<Instant>,
     is_busy: bool,
@@ -112,7 +112,8 @@ pub(super) struct Core<W: Wire> {
     stopping: Option<Stopping>,
     is_inbox_closed: bool,
     timer: Option<(Instant, Timer)>,
-    busy: Busy,
+    effort: Effort,
+    unusable_since: Option<Instant>,
 }
 
 impl<W: Wire> Core<W> {
@@ -137,7 +138,8 @@ impl<W: Wire> Core<W> {
             stopping: None,
             is_inbox_closed: false,
             timer: None,
-            busy: Busy::default(),
+            effort: Effort::default(),
+            unusable_since: None,
         }
     }
 
@@ -164,7 +166,7 @@ impl<W: Wire> Core<W> {
         self.flush();
         let is_over = self.stop_if_done();
         let now = self.parts.runtime.instant();
-        self.busy.worked += now - began;
+        self.effort.worked += now - began;
         self.publish();
         if is_over {
             return Poll::Ready(());
@@ -265,7 +267,7 @@ impl<W: Wire> Core<W> {
                             self.pool.retire_up_to(exchange.generation, &self.wakes);
                         }
                         if !past.reauthed {
-                            self.pool.finished_one(exchange.link);
+                            self.pool.finished_one(exchange.link, exchange.body_len, exchange.body_end);
                             self.send_again(exchange, Past { reauthed: true, ..past });
                             return;
                         }
@@ -290,7 +292,7 @@ impl<W: Wire> Core<W> {
                 }
             },
         }
-        self.pool.finished_one(exchange.link);
+        self.pool.finished_one(exchange.link, exchange.body_len, exchange.body_end);
     }
 
     fn send_again(&mut self, exchange: &Exchange, past: Past) {
@@ -387,14 +389,13 @@ impl<W: Wire> Core<W> {
                 return Handed::Answered;
             }
         };
+        let body_len = body.len();
+        let body_end = self.pool.link(link_at).map_or(0, |link| link.took(body_len));
         if !body.is_empty() {
             // An error here ends the stream, and the response tells it.
             let _ = stream.send_data(body, true);
         }
         drop(stream);
-        if let Some(link) = self.pool.link(link_at) {
-            link.in_flight += 1;
-        }
         self.lane_in_flight[lane.index()] += 1;
         let key = self.exchanges.insert(Exchange {
             pick,
@@ -402,6 +403,8 @@ impl<W: Wire> Core<W> {
             link: link_at,
             generation: self.wire.credential_generation(),
             deadline: now + self.parts.settings.request_timeout,
+            body_len,
+            body_end,
             stage: Stage::Head(response),
         });
         self.current = None;
@@ -449,18 +452,22 @@ impl<W: Wire> Core<W> {
         for key in overdue {
             self.time_out(key, "timeout");
         }
-        let since = *self.busy.since.get_or_insert(now);
+        let since = *self.effort.since.get_or_insert(now);
         if now >= since + 2 * TICK {
-            self.busy.is_busy = self.busy.worked * 100 >= (now - since) * BUSY_PERCENT;
-            self.busy.since = Some(now);
-            self.busy.worked = Duration::ZERO;
+            self.effort.is_busy = self.effort.worked * 100 >= (now - since) * BUSY_PERCENT;
+            self.effort.since = Some(now);
+            self.effort.worked = Duration::ZERO;
         }
-        let load = Load { waiting: self.waiting(), in_flight: self.exchanges.len(), is_busy: self.busy.is_busy };
+        let load = Load { waiting: self.waiting(), in_flight: self.exchanges.len(), is_busy: self.effort.is_busy };
         self.pool.care(now, load, &self.wakes);
-        if load.waiting > 0 && !self.pool.has_usable() {
+        if self.pool.has_usable() {
+            self.unusable_since = None;
+        } else if load.waiting > 0 {
+            // What waited for streams until the last connection went waits for the next one like everybody else.
+            let since = *self.unusable_since.get_or_insert(now);
             let patience = self.parts.settings.queue_patience;
             let outcome = not_sent(&self.pool.why_unusable());
-            self.answer_queued(|work| now >= work.queued_at + patience, &outcome);
+            self.answer_queued(|work| now >= work.queued_at.max(since) + patience, &outcome);
         }
         if let Some(stopping) = &self.stopping {
             let (no_more, over) = (now >= stopping.hand_over_until, now >= stopping.until);
@@ -479,7 +486,7 @@ impl<W: Wire> Core<W> {
     /// Dropping the exchange resets its stream.
     fn time_out(&mut self, key: usize, why: &str) {
         let Some(exchange) = self.exchanges.remove(key) else { return };
-        let Exchange { pick, lane, link, .. } = exchange;
+        let Exchange { pick, lane, link, body_len, body_end, .. } = exchange;
         self.current = Some((pick, Hand::Theirs));
         match exchange.give_up() {
             Some(End::Answer(head, body)) => {
@@ -491,7 +498,7 @@ impl<W: Wire> Core<W> {
             Some(End::Failed(_)) | None => self.answer(pick.work, pick.at, maybe_sent(why)),
         }
         self.lane_in_flight[lane.index()] -= 1;
-        self.pool.finished_one(link);
+        self.pool.finished_one(link, body_len, body_end);
         self.wakes.mark_link(link);
     }
 

@@ -22,6 +22,9 @@ pub(super) struct Exchange {
     /// Of the credential it carried.
     pub(super) generation: u32,
     pub(super) deadline: Instant,
+    pub(super) body_len: usize,
+    /// Where its body ends in the connection's sequence of bodies.
+    pub(super) body_end: u64,
     pub(super) stage: Stage,
 }
 
@@ -116,16 +119,13 @@ impl Exchange {
                     Err(error) => return Poll::Ready(End::Failed(error)),
                 },
                 Stage::Body { head, body, read } => {
-                    match ready!(body.poll_data(cx)) {
-                        Some(Ok(data)) => {
-                            // A failure shows in the next poll of the same stream.
-                            let _ = body.flow_control().release_capacity(data.len());
-                            read.push(data);
-                            if !body.is_end_stream() && read.len() < MAX_ANSWER_BYTES {
-                                continue;
-                            }
+                    if let Some(Ok(data)) = ready!(body.poll_data(cx)) {
+                        // A failure shows in the next poll of the same stream.
+                        let _ = body.flow_control().release_capacity(data.len());
+                        read.push(data);
+                        if !body.is_end_stream() && read.len() < MAX_ANSWER_BYTES {
+                            continue;
                         }
-                        Some(Err(_)) | None => {}
                     }
                     let headers = std::mem::take(&mut head.headers);
                     return Poll::Ready(End::Answer(Head { status: head.status, headers }, std::mem::take(read)));

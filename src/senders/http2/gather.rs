@@ -40,6 +40,51 @@ struct Gathered<S> {
     pushed_back: bool,
     bytes_read: u64,
     bytes_written: u64,
+    frames: FrameCounter,
+}
+
+/// Counts the payload of DATA frames in what h2 writes (RFC 9113 section 4.1). What was handed to h2 and is not counted
+/// here still sits in h2, for want of the peer's window: nothing h2 offers tells that.
+struct FrameCounter {
+    /// Bytes of the present frame (at first: of the connection preface) that are still to come.
+    rest: usize,
+    is_data: bool,
+    head: [u8; FRAME_HEAD],
+    head_len: usize,
+    data_bytes: u64,
+}
+
+const FRAME_HEAD: usize = 9;
+const PREFACE: usize = 24;
+const DATA: u8 = 0;
+
+impl FrameCounter {
+    const fn new() -> Self {
+        Self { rest: PREFACE, is_data: false, head: [0; FRAME_HEAD], head_len: 0, data_bytes: 0 }
+    }
+
+    fn count(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let taken = if self.rest > 0 {
+                let taken = self.rest.min(bytes.len());
+                self.rest -= taken;
+                self.data_bytes += if self.is_data { taken as u64 } else { 0 };
+                taken
+            } else {
+                let taken = (FRAME_HEAD - self.head_len).min(bytes.len());
+                self.head[self.head_len..self.head_len + taken].copy_from_slice(&bytes[..taken]);
+                self.head_len += taken;
+                if self.head_len == FRAME_HEAD {
+                    self.head_len = 0;
+                    self.rest =
+                        usize::from(self.head[0]) << 16 | usize::from(self.head[1]) << 8 | usize::from(self.head[2]);
+                    self.is_data = self.head[3] == DATA;
+                }
+                taken
+            };
+            bytes = &bytes[taken..];
+        }
+    }
 }
 
 impl<S: AsyncWrite + Unpin> Gathered<S> {
@@ -55,6 +100,11 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
         self.unflushed = false;
         Poll::Ready(Ok(()))
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.frames.count(bytes);
+        self.buffer.extend_from_slice(bytes);
     }
 
     /// Bytes that may be gathered now, at least one.
@@ -85,7 +135,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GatherIo<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let mut gathered = self.0.lock().expect("no panic while held");
         let taken = data.len().min(ready!(gathered.poll_room(cx))?);
-        gathered.buffer.extend_from_slice(&data[..taken]);
+        gathered.take(&data[..taken]);
         gathered.unflushed = true;
         Poll::Ready(Ok(taken))
     }
@@ -100,7 +150,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GatherIo<S> {
         let mut taken = 0;
         for slice in data {
             let part = slice.len().min(room);
-            gathered.buffer.extend_from_slice(&slice[..part]);
+            gathered.take(&slice[..part]);
             (taken, room) = (taken + part, room - part);
         }
         gathered.unflushed = true;
@@ -127,6 +177,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GatherIo<S> {
 pub struct Progress {
     pub bytes_read: u64,
     pub bytes_written: u64,
+    /// Payload of the DATA frames h2 wrote.
+    pub data_bytes: u64,
     /// Bytes are waiting for the transport.
     pub waiting: bool,
 }
@@ -137,7 +189,12 @@ pub struct Gauge<S>(Arc<Mutex<Gathered<S>>>);
 impl<S> Gauge<S> {
     pub fn progress(&self) -> Progress {
         let gathered = self.0.lock().expect("no panic while held");
-        Progress { bytes_read: gathered.bytes_read, bytes_written: gathered.bytes_written, waiting: gathered.unflushed }
+        Progress {
+            bytes_read: gathered.bytes_read,
+            bytes_written: gathered.bytes_written,
+            data_bytes: gathered.frames.data_bytes,
+            waiting: gathered.unflushed,
+        }
     }
 }
 
@@ -198,6 +255,26 @@ pub fn gather<S>(transport: S) -> (GatherIo<S>, Gauge<S>) {
         pushed_back: false,
         bytes_read: 0,
         bytes_written: 0,
+        frames: FrameCounter::new(),
     }));
     (GatherIo(Arc::clone(&gathered)), Gauge(gathered))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_counted_however_the_bytes_are_cut() {
+        let mut bytes = vec![b'P'; PREFACE];
+        for (kind, length) in [(4, 6), (1, 300), (DATA, 1000), (DATA, 0), (1, 5), (DATA, 70)] {
+            bytes.extend_from_slice(&[0, (length >> 8) as u8, (length & 0xff) as u8, kind, 0, 0, 0, 0, 1]);
+            bytes.extend(std::iter::repeat_n(0_u8, length));
+        }
+        for size in [1, 2, 7, 100, 5000] {
+            let mut counter = FrameCounter::new();
+            bytes.chunks(size).for_each(|chunk| counter.count(chunk));
+            assert_eq!((counter.data_bytes, counter.rest, counter.head_len), (1070, 0, 0), "{size}");
+        }
+    }
 }

@@ -25,6 +25,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// After it refused a stream, a connection is left alone for so long.
 const SHY_FOR: Duration = Duration::from_millis(100);
 
+/// The most body bytes that wait in h2 for the peer's window.
+const HELD_BACK_LIMIT: u64 = 64 * 1024;
+
 type Connection = h2::client::Connection<GatherIo<Io>, Bytes>;
 
 /// A connection whose preface is on its way.
@@ -88,6 +91,10 @@ pub(super) struct Link {
     progress: Progress,
     read_at: Instant,
     written_at: Instant,
+    /// Body bytes given to h2, but for those of requests that ended before they left.
+    body_bytes: u64,
+    /// How many of them left h2.
+    body_bytes_out: u64,
     closing_at: Option<Instant>,
 }
 
@@ -127,6 +134,8 @@ impl Link {
             ping_last_at: now,
             read_at: now,
             written_at: now,
+            body_bytes: 0,
+            body_bytes_out: 0,
             closing_at: None,
         }
     }
@@ -145,9 +154,35 @@ impl Link {
         }
     }
 
-    /// Requests it takes now.
+    /// Requests it takes now. None while h2 holds back bodies, for want of the peer's window: what is queued with us can
+    /// still be called back.
     pub(super) fn free(&self, now: Instant) -> usize {
-        if self.shy_until > now { 0 } else { self.capacity().saturating_sub(self.in_flight) }
+        let is_clogged = self.body_bytes.saturating_sub(self.body_bytes_out) >= HELD_BACK_LIMIT;
+        if is_clogged || self.shy_until > now { 0 } else { self.capacity().saturating_sub(self.in_flight) }
+    }
+
+    /// A request with so long a body is on its way. Returns where its body ends in the connection's sequence.
+    pub(super) fn took(&mut self, body_len: usize) -> u64 {
+        self.in_flight += 1;
+        self.body_bytes += body_len as u64;
+        self.body_bytes
+    }
+
+    /// A request is over; its body was `body_len` long and ended at `body_end`.
+    pub(super) fn gave_back(&mut self, body_len: usize, body_end: u64) {
+        self.in_flight -= 1;
+        self.look_at_bodies();
+        if self.in_flight == 0 {
+            self.body_bytes = self.body_bytes_out;
+        } else if body_end > self.body_bytes_out {
+            // Reset or refused before it left: it never will.
+            self.body_bytes = self.body_bytes.saturating_sub(body_len as u64).max(self.body_bytes_out);
+        }
+        self.release();
+    }
+
+    fn look_at_bodies(&mut self) {
+        self.body_bytes_out = self.gauge.progress().data_bytes;
     }
 
     /// Drives it. Ready with the reason once it is over.
@@ -168,6 +203,7 @@ impl Link {
             self.ping_sent_at = None;
             self.is_stalled = false;
         }
+        self.look_at_bodies();
         if let Some(sender) = &self.sender {
             self.limit = sender.current_max_send_streams().min(max_streams);
             if self.state == State::Settling && self.limit > 0 {
@@ -229,7 +265,8 @@ impl Link {
             self.read_at = now;
             self.is_stalled = false;
         }
-        if progress.bytes_written != self.progress.bytes_written || !progress.waiting {
+        let waits = progress.waiting || self.body_bytes > progress.data_bytes;
+        if progress.bytes_written != self.progress.bytes_written || !waits {
             self.written_at = now;
         }
         self.progress = progress;
@@ -242,7 +279,7 @@ impl Link {
             }
             State::Settling | State::Draining | State::Open => {}
         }
-        let is_write_stalled = progress.waiting && now >= self.written_at + STALL_AFTER;
+        let is_write_stalled = waits && now >= self.written_at + STALL_AFTER;
         let is_mute = self.ping_sent_at.is_some_and(|at| now >= at + STALL_AFTER && self.read_at < at);
         self.is_stalled = is_write_stalled || is_mute;
         if let Some(at) = self.ping_sent_at {

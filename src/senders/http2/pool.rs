@@ -5,7 +5,6 @@
 //! and the sending thread has time to spare. One attempt at a time; failures back off with jitter, and a connection that
 //! ended before it answered anything counts as a failure, so that a provider in trouble sees no storm.
 
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,13 +27,15 @@ const PRESSED_FOR: Duration = Duration::from_millis(100);
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
 const BACKOFF_CAP: Duration = Duration::from_secs(60);
 
+type Attempt = Pin<Box<dyn Future<Output = Result<Opened, ConnectError>> + Send>>;
+
 pub(super) struct Pool {
     name: Arc<str>,
     runtime: Runtime,
     settings: Settings,
     connector: Arc<dyn Connect>,
     links: Slots<Link>,
-    connecting: Option<Pin<Box<dyn Future<Output = Result<Opened, ConnectError>> + Send>>>,
+    connecting: Option<Attempt>,
     failures: u32,
     not_before: Option<Instant>,
     last_error: Option<Box<str>>,
@@ -97,9 +98,8 @@ impl Pool {
 
     /// A connection that takes a request at once.
     pub(super) fn free_link(&mut self, now: Instant, wakes: &mut Wakes) -> Option<usize> {
-        let candidates: u64 =
-            self.links.iter().filter(|(_, link)| link.free(now) > 0).fold(0, |bits, (at, _)| bits | 1 << at);
-        (0..MAX_LINKS).filter(|at| candidates & (1 << at) != 0).find(|at| self.takes_one(*at, now, wakes))
+        let has_room = |links: &Slots<Link>, at| links.get(at).is_some_and(|link: &Link| link.free(now) > 0);
+        (0..self.links.end()).find(|at| has_room(&self.links, *at) && self.takes_one(*at, now, wakes))
     }
 
     fn takes_one(&mut self, at: usize, now: Instant, wakes: &mut Wakes) -> bool {
@@ -189,10 +189,9 @@ impl Pool {
     }
 
     /// A request of this connection is over.
-    pub(super) fn finished_one(&mut self, at: usize) {
+    pub(super) fn finished_one(&mut self, at: usize, body_len: usize, body_end: u64) {
         if let Some(link) = self.links.get_mut(at) {
-            link.in_flight -= 1;
-            link.release();
+            link.gave_back(body_len, body_end);
         }
         self.remove_if_over(at);
     }

@@ -17,22 +17,23 @@ impl<T> Slots<T> {
         self.entries.len() - self.free.len()
     }
 
+    /// All numbers given are below.
+    pub(super) fn end(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The number the next [`Slots::insert`] will give.
     pub(super) fn next_key(&self) -> usize {
         self.free.last().copied().unwrap_or(self.entries.len())
     }
 
     pub(super) fn insert(&mut self, value: T) -> usize {
-        match self.free.pop() {
-            Some(key) => {
-                self.entries[key] = Some(value);
-                key
-            }
-            None => {
-                self.entries.push(Some(value));
-                self.entries.len() - 1
-            }
+        if let Some(key) = self.free.pop() {
+            self.entries[key] = Some(value);
+            return key;
         }
+        self.entries.push(Some(value));
+        self.entries.len() - 1
     }
 
     pub(super) fn get(&self, key: usize) -> Option<&T> {

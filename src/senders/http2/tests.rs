@@ -31,7 +31,7 @@ async fn every_target_is_sent_once_and_answered_once() {
     let mut bench = Bench::new(Settings::default());
     bench.submit(bench.batch(1, Lane::Bulk, 0..300));
     bench.submit(bench.batch(2, Lane::Interactive, 300..310));
-    let peer = tokio::spawn(bench.accept(1000).await.serve());
+    let peer = bench.serve(1000).await;
     let outcomes = bench.outcomes(310).await;
     assert!(outcomes.iter().all(|outcome| *outcome == sent()));
     let status = bench.driver.status();
@@ -84,7 +84,7 @@ async fn the_peers_limit_is_obeyed_also_when_it_shrinks() {
     for (stream, _) in open {
         peer.answer(stream).await;
     }
-    tokio::spawn(peer.serve());
+    bench.runtime.spawn(peer.serve());
     assert!(bench.outcomes(20).await.iter().all(|outcome| *outcome == sent()));
 }
 
@@ -141,7 +141,7 @@ async fn a_lost_connection_leaves_its_requests_in_doubt_and_the_queue_intact() {
     let mut peer = bench.accept(2).await;
     assert_eq!(peer.requests_within(&bench.runtime, 20).await.len(), 2);
     drop(peer);
-    tokio::spawn(bench.accept(10).await.serve());
+    bench.serve(10).await;
     let outcomes = bench.outcomes(5).await;
     assert!(outcomes[..2].iter().all(is_maybe), "{outcomes:?}");
     assert!(outcomes[2..].iter().all(|outcome| *outcome == sent()));
@@ -153,7 +153,7 @@ async fn no_answer_in_time_is_maybe_sent_and_the_stream_is_reset() {
     let began = bench.runtime.instant();
     bench.submit(bench.batch(1, Lane::Interactive, [1, 2]));
     let mut peer = bench.accept(10).await;
-    let peer = tokio::spawn({
+    let peer = bench.runtime.spawn({
         let runtime = bench.runtime.clone();
         async move {
             let (stream, _) = peer.request().await.expect("the first");
@@ -180,7 +180,7 @@ async fn a_peer_without_sign_of_life_is_given_nothing_more_and_then_given_up() {
     assert_eq!(peer.pings, 1);
     bench.submit(bench.batch(2, Lane::Interactive, [2]));
     assert!(peer.requests_within(&bench.runtime, 1000).await.is_empty(), "it has not moved for 500 ms");
-    tokio::spawn(bench.accept(10).await.serve());
+    bench.serve(10).await;
     let outcomes = bench.outcomes(2).await;
     assert_eq!(outcomes[1], sent(), "over another connection");
     assert!(is_maybe(&outcomes[0]));
@@ -212,6 +212,33 @@ async fn a_stalled_connection_takes_no_more_than_the_buffers_hold() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_peers_window_holds_back_stays_with_us() {
+    let settings = Settings { max_streams: 1000, ..one_connection() };
+    let mut bench = Bench::with_wire(settings, 1 << 20, || TestWire { padding: 4000, ..TestWire::default() });
+    bench.submit(bench.batch(1, Lane::Interactive, 0..200));
+    let mut peer = bench.accept(1000).await;
+    // It answers PINGs and reads everything, but opens its window of 65 535 bytes no further.
+    let first = peer.requests_within(&bench.runtime, 300).await;
+    assert_eq!(first.len(), 16);
+    bench.deny.publish(
+        &(0..200).map(|user| DenyKey::User(UserKey(user))).collect::<Vec<_>>(),
+        bench.runtime.instant().into_std(),
+    );
+    for (stream, _) in &first {
+        peer.answer(*stream).await;
+    }
+    peer.open_window(1 << 20).await;
+    let late = peer.requests_within(&bench.runtime, 1000).await;
+    assert!(late.len() <= 17, "{} left after the no: no more than 64 KiB", late.len());
+    for (stream, _) in late {
+        peer.answer(stream).await;
+    }
+    let outcomes = bench.outcomes(200).await;
+    let held = outcomes.iter().filter(|outcome| **outcome == SendOutcome::Held).count();
+    assert!(held >= 200 - 33, "{held}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_no_stops_what_is_queued() {
     let mut bench = Bench::new(one_connection());
     bench.submit(bench.batch(1, Lane::Interactive, [1, 2, 3]));
@@ -229,10 +256,8 @@ async fn a_no_stops_what_is_queued() {
 #[tokio::test(start_paused = true)]
 async fn old_gates_and_expired_messages_are_held() {
     let mut bench = Bench::new(one_connection());
-    tokio::spawn({
-        bench.submit(bench.batch(1, Lane::Interactive, [1]));
-        bench.accept(10).await.serve()
-    });
+    bench.submit(bench.batch(1, Lane::Interactive, [1]));
+    bench.serve(10).await;
     bench.outcomes(1).await;
     let old = bench.batch(2, Lane::Interactive, [1]);
     bench.runtime.sleep(DenyFeed::GATE_GOOD_FOR + Duration::from_millis(1)).await;
@@ -310,7 +335,7 @@ async fn connecting_works_again_after_failures() {
     let mut bench = Bench::new(Settings::default());
     bench.pipes.failing.store(2, Ordering::SeqCst);
     bench.submit(bench.batch(1, Lane::Interactive, 0..3));
-    tokio::spawn(bench.accept(10).await.serve());
+    bench.serve(10).await;
     assert!(bench.outcomes(3).await.iter().all(|outcome| *outcome == sent()));
 }
 
@@ -322,7 +347,7 @@ async fn a_server_that_says_nothing_is_no_connection() {
     assert!(is_transport(&bench.outcomes(1).await[0]));
     bench.pause(6000).await;
     bench.submit(bench.batch(2, Lane::Interactive, [1]));
-    tokio::spawn(bench.accept(10).await.serve());
+    bench.serve(10).await;
     assert_eq!(bench.outcomes(1).await, [sent()]);
     drop(silent);
 }
@@ -340,12 +365,14 @@ async fn busy_connections_get_company_and_no_more_than_allowed() {
         }
         peer.serve().await
     };
-    tokio::spawn(slow(bench.accept(10).await, bench.runtime.clone()));
+    let first = bench.accept(10).await;
+    bench.runtime.spawn(slow(first, bench.runtime.clone()));
     let second = bench.accept(10).await;
     let grew = bench.runtime.instant() - began;
     assert!((Duration::from_millis(100)..Duration::from_millis(400)).contains(&grew), "{grew:?}");
-    tokio::spawn(slow(second, bench.runtime.clone()));
-    tokio::spawn(slow(bench.accept(10).await, bench.runtime.clone()));
+    bench.runtime.spawn(slow(second, bench.runtime.clone()));
+    let third = bench.accept(10).await;
+    bench.runtime.spawn(slow(third, bench.runtime.clone()));
     bench.pause(2500).await;
     assert_eq!(bench.pipes.attempts.load(Ordering::SeqCst), 3);
     assert!(bench.outcomes(500).await.iter().all(|outcome| *outcome == sent()));
@@ -356,9 +383,9 @@ async fn idle_and_old_connections_are_replaced() {
     let settings = Settings { max_age: Duration::from_secs(60), ..one_connection() };
     let mut bench = Bench::new(settings);
     bench.submit(bench.batch(1, Lane::Interactive, [1]));
-    let old = tokio::spawn(bench.accept(10).await.serve());
+    let old = bench.serve(10).await;
     bench.outcomes(1).await;
-    let young = tokio::spawn(bench.accept(10).await.serve());
+    let young = bench.serve(10).await;
     assert!(old.await.expect("served").got_goaway, "closed once the new one was there");
     bench.submit(bench.batch(2, Lane::Interactive, [1]));
     assert_eq!(bench.outcomes(1).await, [sent()]);
@@ -411,7 +438,7 @@ async fn a_full_queue_gives_batches_back() {
     bench.submit(bench.batch(1, Lane::Interactive, 0..10));
     let back = bench.driver.submit(bench.batch(2, Lane::Interactive, [1])).expect_err("full");
     assert_eq!(back.targets.len(), 1);
-    tokio::spawn(bench.accept(100).await.serve());
+    bench.serve(100).await;
     bench.outcomes(10).await;
     bench.submit(back);
     assert_eq!(bench.outcomes(1).await, [sent()]);
@@ -458,7 +485,7 @@ async fn a_panic_is_one_turns_failure() {
     assert!(is_maybe(&outcomes[0]) && is_maybe(&outcomes[1]), "handed over: {outcomes:?}");
     assert!(outcomes[2..].iter().all(|outcome| *outcome == SendOutcome::NotAttempted), "not: {outcomes:?}");
     bench.submit(bench.batch(3, Lane::Interactive, [5]));
-    tokio::spawn(bench.accept(100).await.serve());
+    bench.serve(100).await;
     assert_eq!(bench.outcomes(1).await, [sent()], "it goes on");
     assert_eq!(bench.driver.status().queued, 0);
 }
@@ -499,7 +526,7 @@ async fn a_real_thread_sends_and_is_joined() {
         connector: Arc::new(connector),
     };
     let driver = super::Driver::start(&threads, parts, TestWire::default);
-    let server = tokio::spawn(async move {
+    let server = runtime.spawn(async move {
         let (stream, _) = listener.accept().await.expect("a connection");
         let mut connection = h2::server::handshake(stream).await.expect("a handshake");
         while let Some(Ok((_, mut respond))) = connection.accept().await {

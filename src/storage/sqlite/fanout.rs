@@ -125,7 +125,7 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -
     let mut by_device = Stream::new(Source::Listed(owners), after);
 
     // With many streams each gives only a share of the page.
-    let chunk = (2 * limit / whole.len().max(1)).clamp(16, limit + 1).max(1);
+    let chunk = (2 * limit / whole.len().max(1)).max(16).min(limit + 1);
     let (mut users, mut devices) = (Vec::with_capacity(limit), Vec::<Target>::new());
     let mut cursor = after;
     let mut done = false;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::domain::deny::DenyFeed;
@@ -27,18 +28,13 @@ use crate::senders::{Batch, Outcomes, SendTarget, Sink};
 pub(super) const START: UnixMs = UnixMs(1_800_000_000_000);
 
 /// The body is the target's user, so that the server sees who is meant.
+#[derive(Default)]
 pub(super) struct TestWire {
     pub(super) first_alone: bool,
     pub(super) generation: u32,
     /// The user whose request panics.
     pub(super) panics_at: Option<i64>,
     pub(super) padding: usize,
-}
-
-impl Default for TestWire {
-    fn default() -> Self {
-        Self { first_alone: false, generation: 0, panics_at: None, padding: 0 }
-    }
 }
 
 impl Wire for TestWire {
@@ -185,6 +181,12 @@ impl Bench {
         Peer::new(io, max_streams).await
     }
 
+    /// The same, answering everything until the driver leaves.
+    pub(super) async fn serve(&mut self, max_streams: u32) -> JoinHandle<Peer> {
+        let peer = self.accept(max_streams).await;
+        self.runtime.spawn(peer.serve())
+    }
+
     pub(super) async fn accept_silent(&mut self) -> DuplexStream {
         self.peers.recv().await.expect("the driver lives")
     }
@@ -281,6 +283,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 
 impl Peer {
     pub(super) async fn new(mut io: DuplexStream, max_streams: u32) -> Self {
@@ -313,6 +316,11 @@ impl Peer {
         let mut payload = vec![0, 3];
         payload.extend_from_slice(&max_streams.to_be_bytes());
         self.frame(SETTINGS, 0, 0, &payload).await;
+    }
+
+    /// WINDOW_UPDATE of the connection.
+    pub(super) async fn open_window(&mut self, by: u32) {
+        self.frame(WINDOW_UPDATE, 0, 0, &by.to_be_bytes()).await;
     }
 
     pub(super) async fn answer(&mut self, stream: u32) {

@@ -1,0 +1,76 @@
+//! `[apps.<app_id>]`: one mobile product with its credentials.
+
+use std::collections::BTreeMap;
+
+use super::apns::{self, ApnsCredential};
+use super::fcm::{self, FcmCredential};
+use super::section::Section;
+use crate::domain::ids::AppId;
+
+/// The credential that `[apps.x.apns]` itself stands for.
+pub const DEFAULT_CREDENTIAL: &str = "default";
+
+#[derive(Clone, Debug)]
+pub struct App {
+    /// Whether `nudged_id` is put into payloads. Default true.
+    pub push_id: bool,
+    /// Whether undeclared event types are taken even when the app has declared some. Default false.
+    pub allow_undeclared_types: bool,
+    /// By credential name.
+    pub apns: BTreeMap<String, ApnsCredential>,
+    /// By credential name.
+    pub fcm: BTreeMap<String, FcmCredential>,
+}
+
+pub(super) fn read(mut section: Section<'_>) -> BTreeMap<AppId, App> {
+    let mut apps = BTreeMap::new();
+    for (name, mut section) in section.tables(&[]) {
+        let app = App {
+            push_id: section.flag("push_id", true),
+            allow_undeclared_types: section.flag("allow_undeclared_types", false),
+            apns: credentials(section.table("apns"), apns::KEYS, apns::read),
+            fcm: credentials(section.table("fcm"), fcm::KEYS, fcm::read),
+        };
+        match AppId::parse("", &name) {
+            Ok(id) => {
+                apps.insert(id, app);
+            }
+            Err(violation) => section.about_itself(
+                &format!("`{name}` is not an app id: {}", violation.description),
+                "use a short slug such as `ifriendspet`",
+            ),
+        }
+        section.finish();
+    }
+    section.finish();
+    apps
+}
+
+/// A platform's table holds the default credential's own keys, and tables that are further credentials.
+fn credentials<T>(
+    mut section: Section<'_>,
+    known: &[&str],
+    read: impl Fn(&mut Section<'_>) -> Option<T>,
+) -> BTreeMap<String, T> {
+    let mut credentials = BTreeMap::new();
+    for (name, mut named) in section.tables(known) {
+        // The same slug rule as an app's: it appears in metric labels and in RegisterDevice.
+        if let Err(violation) = AppId::parse("", &name) {
+            let wrong = format!("`{name}` is not a credential name: {}", violation.description);
+            named.about_itself(&wrong, "use a short slug such as `watch`");
+        } else if name == DEFAULT_CREDENTIAL {
+            named.about_itself("the default credential stands in the section above", "move its keys one level up");
+        }
+        if let Some(credential) = read(&mut named) {
+            credentials.insert(name, credential);
+        }
+        named.finish();
+    }
+    if !section.is_empty() {
+        if let Some(credential) = read(&mut section) {
+            credentials.insert(DEFAULT_CREDENTIAL.to_owned(), credential);
+        }
+        section.finish();
+    }
+    credentials
+}

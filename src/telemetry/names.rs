@@ -1,0 +1,142 @@
+//! Every metric's name, kind, labels and meaning: the one place they are spelt.
+//!
+//! Labels come from closed sets (platform, lane, reason, a configured app or credential), never from ids or tokens.
+
+/// How a metric moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+/// Makes a constant per metric and the table of all, so that neither can miss one.
+macro_rules! metrics {
+    ($(#[doc = $help:literal] $constant:ident = $kind:ident $name:literal [$($label:literal),*];)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        /// Every metric nudged exports.
+        pub const ALL: &[Metric] = &[
+            $(Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help.trim_ascii() },)*
+        ];
+    };
+}
+
+metrics! {
+    /// Events accepted: durable and acknowledged; repeats of an idempotency key are not counted.
+    ACCEPTED = Counter "nudged_accepted_total" [];
+    /// Deliveries planned: one per person and device that passed the gates at planning.
+    PLANNED = Counter "nudged_planned_targets_total" [];
+    /// Deliveries the platform took.
+    SENT = Counter "nudged_sent_total" ["platform"];
+    /// Attempts that failed and will be repeated.
+    RETRIED = Counter "nudged_retried_total" ["platform"];
+    /// Deliveries given up on, by the reason the platform gave.
+    FAILED = Counter "nudged_failed_total" ["platform", "reason"];
+    /// Deliveries a gate forbade, by gate.
+    SUPPRESSED = Counter "nudged_suppressed_total" ["reason"];
+    /// Deliveries whose time to live ended first.
+    EXPIRED = Counter "nudged_expired_total" [];
+    /// Deliveries cancelled by the caller.
+    CANCELLED = Counter "nudged_cancelled_total" [];
+    /// Devices retired because their platform said the token is dead.
+    RETIRED_DEVICES = Counter "nudged_retired_devices_total" ["platform"];
+    /// Jobs that are not finished.
+    JOBS_OPEN = Gauge "nudged_jobs_open" [];
+    /// Deliveries that are not finished.
+    TARGETS_OPEN = Gauge "nudged_targets_open" [];
+    /// Large audiences still being expanded.
+    FANOUTS_OPEN = Gauge "nudged_fanouts_open" [];
+    /// How long the oldest job that is due has waited, in seconds.
+    OLDEST_READY_SECONDS = Gauge "nudged_oldest_ready_seconds" ["lane"];
+    /// From hand-over to a provider connection to its answer, in seconds.
+    SEND_SECONDS = Histogram "nudged_send_seconds" ["platform"];
+    /// From a NotifyEvent request to its answer, in seconds.
+    ACCEPT_SECONDS = Histogram "nudged_accept_seconds" [];
+    /// Established provider connections.
+    SENDER_CONNECTIONS = Gauge "nudged_sender_connections" ["platform"];
+    /// Requests to a provider without an answer yet.
+    SENDER_IN_FLIGHT = Gauge "nudged_sender_in_flight" ["platform"];
+    /// Targets given to a sender and not handed to a connection yet.
+    SENDER_QUEUED = Gauge "nudged_sender_queued" ["platform"];
+    /// Entries of the deny feed: what was forbidden in the last minute.
+    DENY_ENTRIES = Gauge "nudged_deny_entries" [];
+    /// Requests that shared one transaction of the writer.
+    WRITER_GROUP_SIZE = Histogram "nudged_writer_group_size" [];
+    /// Permits to send that nobody holds.
+    PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
+    /// Routes paused because their credential is broken.
+    ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
+    /// Always 1; the version is in the label.
+    BUILD_INFO = Gauge "nudged_build_info" ["version"];
+    /// When the process started, in seconds since 1970.
+    PROCESS_START_TIME_SECONDS = Gauge "process_start_time_seconds" [];
+}
+
+/// Bucket bounds in seconds, for latencies from half a millisecond to the send timeout.
+pub const SECONDS_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Bucket bounds for the writer's group size, up to its default limit.
+pub const GROUP_SIZE_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+/// The table as Markdown, for the documentation.
+#[must_use]
+pub fn markdown() -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("| Metric | Kind | Labels | Meaning |\n|---|---|---|---|\n");
+    for Metric { name, kind, labels, help } in ALL {
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        writeln!(text, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).expect("a String takes all");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_end_in_their_unit() {
+        let names: BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            let name = metric.name;
+            assert!(name.starts_with("nudged_") || name.starts_with("process_"), "{name}");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            let unit = name.ends_with("_seconds") || name.ends_with("_size");
+            assert!(metric.kind != Kind::Histogram || unit, "{name} has no unit");
+            assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{name} says nothing");
+            assert!(metric.labels.iter().all(|label| !label.contains("id") && !label.contains("token")), "{name}");
+        }
+    }
+
+    #[test]
+    fn buckets_ascend() {
+        for buckets in [SECONDS_BUCKETS, GROUP_SIZE_BUCKETS] {
+            assert!(buckets.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+    }
+
+    #[test]
+    fn the_documentation_has_this_table() {
+        let documented = include_str!("../../docs/metrics.md");
+        assert!(documented.contains(&markdown()), "docs/metrics.md should hold:\n{}", markdown());
+    }
+}
