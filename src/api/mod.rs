@@ -19,5 +19,10 @@ pub mod server;
 pub mod status;
 mod stream;
 
+/// Event types between messages and definitions, for clients of ours.
+pub mod catalogue {
+    pub use super::convert::{declared, definition};
+}
+
 #[cfg(test)]
 mod tests;

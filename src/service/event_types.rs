@@ -7,6 +7,7 @@ use crate::domain::content::{self, Content, Data};
 use crate::domain::event_type::{Definition, LocaleTemplate, TypeVersion};
 use crate::domain::ids::{CollapseKey, EventType, Locale, TypeVersionId, UserId};
 use crate::domain::notification::{Body, DEFAULT_TTL_MS};
+use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Platform;
 use crate::domain::sending::{Priority, SendOptions};
 use crate::domain::violation::Violations;
@@ -53,7 +54,29 @@ pub struct Previewed {
 /// The same for one platform.
 pub struct Payload {
     pub platform: Platform,
-    pub encoded: Result<Inspection, EncodeError>,
+    /// JSON; empty when it cannot be sent.
+    pub body: String,
+    pub headers: Vec<(String, String)>,
+    /// In bytes, as the platform counts.
+    pub size: usize,
+    /// Why it cannot be sent, and in words.
+    pub refused: Option<(ResultCode, String)>,
+}
+
+impl Payload {
+    fn new(platform: Platform, encoded: Result<Inspection, EncodeError>) -> Self {
+        match encoded {
+            Ok(Inspection { headers, body, size }) => Self { platform, body, headers, size, refused: None },
+            Err(error) => {
+                let detail = error.to_string();
+                let (size, code) = match error {
+                    EncodeError::TooLarge { size, .. } => (size, ResultCode::PayloadTooLarge),
+                    EncodeError::Invalid(_) => (0, ResultCode::NotEncodable),
+                };
+                Self { platform, body: String::new(), headers: Vec::new(), size, refused: Some((code, detail)) }
+            }
+        }
+    }
 }
 
 impl Service {
@@ -234,7 +257,7 @@ impl Service {
                 let unreadable = || EncodeError::Invalid("this platform's payloads cannot be shown".to_owned());
                 sender.inspect(&encoded, ttl).ok_or_else(unreadable)
             });
-            payloads.push(Payload { platform: *platform, encoded });
+            payloads.push(Payload::new(*platform, encoded));
         }
         payloads
     }

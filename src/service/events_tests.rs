@@ -246,7 +246,7 @@ fn every_wrong_field_is_named_at_once() {
         idempotency_key: "k".repeat(257),
         user_ids: vec!["ok".into(), String::new(), "nul\0".into()],
         actor_id: "a".repeat(257),
-        content: None,
+        content: Some(Content { title: Some(String::new()), ..Content::default() }),
         collapse_key: "c".repeat(65),
         data: [("aps".to_owned(), json!(1))].into_iter().collect(),
         ..event()
@@ -258,7 +258,7 @@ fn every_wrong_field_is_named_at_once() {
         "user_ids[1]",
         "user_ids[2]",
         "actor_id",
-        "content",
+        "content.title",
         "collapse_key",
         "data.aps",
     ] {

@@ -5,11 +5,9 @@ use std::time::Duration;
 use crate::api::proto;
 use crate::domain::content::Message;
 use crate::domain::event_type::{Definition, LocaleTemplate, OnMaybe, Purpose, Ttl, TypeVersion};
-use crate::domain::outcome::ResultCode;
 use crate::domain::platform::{Lane, Platform};
 use crate::domain::sending::Priority;
 use crate::domain::violation::Violations;
-use crate::senders::EncodeError;
 use crate::service::event_types::{Payload, Preview, Previewed};
 
 use super::events::content;
@@ -189,24 +187,13 @@ fn payload(payload: Payload) -> proto::preview_response::Payload {
         Platform::Apns => proto::device::Platform::Apns,
         Platform::Fcm => proto::device::Platform::Fcm,
     };
-    let mut message = proto::preview_response::Payload { platform: platform.into(), ..Default::default() };
-    match payload.encoded {
-        Ok(inspection) => {
-            message.body = inspection.body;
-            message.headers = inspection.headers.into_iter().collect();
-            message.size_bytes = u32::try_from(inspection.size).unwrap_or(u32::MAX);
-        }
-        Err(error) => {
-            let reason = match &error {
-                EncodeError::TooLarge { size, .. } => {
-                    message.size_bytes = u32::try_from(*size).unwrap_or(u32::MAX);
-                    ResultCode::PayloadTooLarge
-                }
-                EncodeError::Invalid(_) => ResultCode::NotEncodable,
-            };
-            reason.name().clone_into(&mut message.reason);
-            message.detail = error.to_string();
-        }
+    let (reason, detail) = payload.refused.map_or(("", String::new()), |(code, detail)| (code.name(), detail));
+    proto::preview_response::Payload {
+        platform: platform.into(),
+        body: payload.body,
+        headers: payload.headers.into_iter().collect(),
+        size_bytes: u32::try_from(payload.size).unwrap_or(u32::MAX),
+        reason: reason.to_owned(),
+        detail,
     }
-    message
 }

@@ -10,7 +10,7 @@ mod opt_ins;
 mod values;
 
 pub use devices::{device, list_devices, register_device, unregister_device};
-pub use event_types::{definition, event_type, preview, previewed};
+pub use event_types::{declared, definition, event_type, preview, previewed};
 pub use events::{accepted, notify_event};
 pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};
