@@ -20,3 +20,8 @@ mod stream;
 
 #[cfg(test)]
 mod tests;
+
+/// What clients of ours (the demo, the command line) connect with, so that only this module names tonic.
+pub mod transport {
+    pub use tonic::transport::Channel;
+}

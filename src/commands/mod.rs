@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
 pub mod check;
+pub mod demo;
 pub mod key;
 pub mod migrate;
 pub mod sandbox;
@@ -40,6 +41,8 @@ pub enum Command {
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Play the whole story against fake providers: no setup, under a minute
+    Demo(demo::DemoArgs),
     /// Bring the database's schema to this version
     Migrate,
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
@@ -52,6 +55,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::production();
     match command {
         Command::Serve => block_on(serve::run(config.as_deref(), runtime)),
+        Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate => block_on(migrate::run(config.as_deref(), runtime)),
         Command::Check => Ok(check::run(config.as_deref(), &runtime)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
