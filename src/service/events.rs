@@ -245,5 +245,4 @@ fn times(
 }
 
 #[cfg(test)]
-#[path = "events_tests.rs"]
 mod tests;

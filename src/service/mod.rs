@@ -22,10 +22,13 @@ use crate::domain::ids::DeviceId;
 use crate::domain::notification::HandOff;
 use crate::domain::violation::{Violation, Violations};
 use crate::runtime::Runtime;
-use crate::storage::{Store, StoreError};
+use crate::storage::Store;
 
 pub use apps::{App, AppDirectory, AppSetup, CredentialSetup};
 pub use error::ServiceError;
+
+/// What the store answers in the use cases' own words, for those who show it.
+pub use crate::storage::{Attempt, Counts, NotificationView, OptIn, StoreError, Subscription};
 
 use self::events::UndeclaredApps;
 
