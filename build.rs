@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("nudged_descriptor.bin"), prost_encode(&descriptors))?;
     tonic_prost_build::configure()
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .codec_path("crate::api::codec::Codec")
         .compile_fds(descriptors)?;
     Ok(())
 }

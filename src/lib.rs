@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod app;
 pub mod commands;
 pub mod config;
 pub mod delivery;
@@ -10,5 +11,6 @@ pub mod render;
 pub mod runtime;
 pub mod sandbox;
 pub mod senders;
+pub mod service;
 pub mod storage;
 pub mod telemetry;

@@ -1,3 +1,22 @@
 //! gRPC: the only place that knows protobuf and `Status`.
+//!
+//! A request passes, from the outside in: tonic's connection handling, [`auth`] (which key, which scopes), [`limits`]
+//! (deadline, load shedding), then a handler of [`push_service`] that reads the message (`convert`), resolves the app
+//! ([`access`]) and calls the service. [`status`] alone makes error answers.
 
+pub mod access;
+pub mod auth;
+pub mod codec;
+mod convert;
+pub mod incoming;
+pub mod limits;
 pub mod proto;
+pub mod push_service;
+pub mod reasons;
+pub mod scopes;
+pub mod server;
+pub mod status;
+mod stream;
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,9 @@
 
 pub mod check;
 pub mod key;
+pub mod migrate;
 pub mod sandbox;
+pub mod serve;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,11 +33,15 @@ pub struct Cli {
 
 #[derive(clap::Subcommand)]
 pub enum Command {
+    /// Run the server
+    Serve,
     /// Look for everything that is wrong with configuration, credentials and database
     Check,
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Bring the database's schema to this version
+    Migrate,
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
     Sandbox(sandbox::SandboxArgs),
 }
@@ -45,6 +51,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config, command } = cli;
     let runtime = Runtime::production();
     match command {
+        Command::Serve => block_on(serve::run(config.as_deref(), runtime)),
+        Command::Migrate => block_on(migrate::run(config.as_deref(), runtime)),
         Command::Check => Ok(check::run(config.as_deref(), &runtime)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
         Command::Sandbox(arguments) => {

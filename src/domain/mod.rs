@@ -1,5 +1,6 @@
 //! Plain types and decisions. Knows neither tonic nor diesel nor reqwest, and never reads a clock.
 
+pub mod audience;
 pub mod consent;
 pub mod content;
 pub mod deny;

@@ -192,6 +192,10 @@ pub struct HandedOver {
 pub trait HandOff: Send + Sync {
     /// Room for a job's targets now, or `None`: then the job is inserted unowned and claimed later.
     fn try_permit(&self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit>;
+    /// Whether some live replica can send through this route: gate 1 at planning. Without an engine, every one.
+    fn knows_route(&self, _route: RouteId) -> bool {
+        true
+    }
     /// After the commit. The store must not drop a leased job on any path after this.
     fn deliver(&self, job: HandedOver);
     /// Unowned jobs became due on this route.

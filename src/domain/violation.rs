@@ -34,6 +34,12 @@ impl Violations {
         }
     }
 
+    /// Whether something is already wrong with `field`.
+    #[must_use]
+    pub fn names(&self, field: &str) -> bool {
+        self.0.iter().any(|violation| violation.field == field)
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -4,6 +4,13 @@
 //! push is needed. A sender owns its threads and connections. It never touches storage and never decides about retries:
 //! it says what the platform answered ([`SendOutcome`]), and `delivery` acts on it.
 
+pub mod apns;
+pub mod fcm;
+pub mod http2;
+mod secret;
+#[cfg(test)]
+mod suite;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +26,8 @@ use crate::domain::ids::{DeviceId, NotificationId, RouteId, UserKey};
 use crate::domain::platform::{DeviceToken, Lane, Platform, Route};
 use crate::domain::sending::{SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
+
+pub use secret::Secret;
 
 /// What [`Sender::encode`] made: everything of a push that does not depend on the target. Only the sender that made it
 /// can read it. Cheap to clone.

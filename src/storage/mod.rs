@@ -8,7 +8,10 @@
 //! `now` is an argument, so that tests and simulation own time; a store with a clock shared by replicas may prefer its
 //! own.
 
+#[cfg(test)]
+pub mod conformance;
 pub mod error;
+pub mod sqlite;
 
 use std::sync::Arc;
 

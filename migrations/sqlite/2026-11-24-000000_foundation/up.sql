@@ -1,5 +1,6 @@
 -- The whole schema, also what later versions fill. Times are milliseconds since 1970 UTC; ids are time-ordered 63-bit
 -- integers made by the application (59 bits for devices), the same on both stores. `app` leads every natural key.
+-- INTEGER PRIMARY KEY makes an id SQLite's own row key: one tree less to write than with BIGINT.
 -- No foreign keys: erasure deletes people while packed history keeps only their ids, and retention drops history by time.
 
 -- Keys of the installation (identity key, later sealing keys and provider tokens).
@@ -10,14 +11,14 @@ CREATE TABLE secret (
 ) WITHOUT ROWID;
 
 CREATE TABLE app (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     created_at BIGINT NOT NULL
 );
 
 -- Ids are never reused: packed data outlive a person and must not point at another.
 CREATE TABLE app_user (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     external_id TEXT NOT NULL,
     time_zone TEXT,
@@ -32,7 +33,7 @@ CREATE INDEX app_user_by_app ON app_user (app, id);
 
 -- app × platform (or plug-in) × credential × environment × bundle.
 CREATE TABLE route (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     platform SMALLINT NOT NULL,
     plugin TEXT NOT NULL DEFAULT '',
@@ -44,7 +45,7 @@ CREATE UNIQUE INDEX route_by_spec ON route (app, platform, plugin, credential, e
 
 -- A row never changes its user. state: 1 active, 2 retired, 3 moved.
 CREATE TABLE device (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     platform SMALLINT NOT NULL,
     plugin TEXT NOT NULL DEFAULT '',
@@ -95,7 +96,7 @@ CREATE TABLE opt_in (
 
 -- Every change ever asked for, also those that lost to a later one (applied 0). Outlives other retention as proof.
 CREATE TABLE opt_in_history (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     user_key BIGINT NOT NULL,
     device BIGINT NOT NULL,
@@ -112,7 +113,7 @@ CREATE TABLE opt_in_history (
 CREATE INDEX opt_in_history_by_user ON opt_in_history (user_key, id);
 
 CREATE TABLE topic (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     name TEXT NOT NULL
 );
@@ -144,7 +145,7 @@ CREATE TABLE mute (
 ) WITHOUT ROWID;
 
 CREATE TABLE quiet_hours (
-    user_key BIGINT NOT NULL PRIMARY KEY,
+    user_key INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     windows TEXT NOT NULL,
     observed_at BIGINT NOT NULL,
@@ -152,7 +153,7 @@ CREATE TABLE quiet_hours (
 );
 
 CREATE TABLE event_type_version (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     name TEXT NOT NULL,
     version BIGINT NOT NULL,
@@ -164,7 +165,7 @@ CREATE UNIQUE INDEX event_type_by_name ON event_type_version (app, name, version
 
 -- Written once; only a cancel sets cancelled_at. The public id is derived from id.
 CREATE TABLE notification (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     event_type TEXT NOT NULL,
     type_version BIGINT,
@@ -212,7 +213,7 @@ CREATE TABLE user_counter (
 
 -- Open expansions only. audience: packed topics, named people and devices. cursor: the last user expanded.
 CREATE TABLE fanout (
-    notification_id BIGINT NOT NULL PRIMARY KEY,
+    notification_id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     audience BLOB NOT NULL,
     cursor BIGINT NOT NULL DEFAULT 0,
@@ -224,7 +225,7 @@ CREATE INDEX fanout_by_due ON fanout (due_at);
 
 -- OPEN WORK ONLY: a row is deleted when its job is finished. owner 0: free.
 CREATE TABLE job (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     notification_id BIGINT NOT NULL,
     route BIGINT NOT NULL,
@@ -252,7 +253,7 @@ CREATE INDEX job_by_notification ON job (notification_id, first_user);
 
 -- Append-only history. route null: written at planning. The last block that names a target is its state.
 CREATE TABLE outcome_block (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     notification_id BIGINT NOT NULL,
     route BIGINT,
@@ -267,7 +268,7 @@ CREATE INDEX outcome_block_by_notification ON outcome_block (notification_id, fi
 
 -- Rows for failures and retries only.
 CREATE TABLE attempt_detail (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     notification_id BIGINT NOT NULL,
     user_key BIGINT NOT NULL,
@@ -299,7 +300,7 @@ CREATE TABLE pace (
 
 -- Append-only "no" log per app with a cursor, for replicas; a single process uses the in-memory feed.
 CREATE TABLE deny (
-    id BIGINT NOT NULL PRIMARY KEY,
+    id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
     kind SMALLINT NOT NULL,
     subject BIGINT NOT NULL,

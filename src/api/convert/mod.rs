@@ -1,0 +1,15 @@
+//! Between protobuf messages and plain types. Reading adds a violation for what protobuf allows and we do not (an
+//! unknown enum number, a time outside the calendar); every other rule is the service's.
+
+mod devices;
+mod events;
+mod explain;
+mod notifications;
+mod opt_ins;
+mod values;
+
+pub use devices::{device, list_devices, register_device, unregister_device};
+pub use events::{accepted, notify_event};
+pub use explain::explanation;
+pub use notifications::{delivery, list_deliveries, notification, notification_view};
+pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};

@@ -1,0 +1,97 @@
+//! Accepted connections: counted, without Nagle's delay, and cut at the end of the drain.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::runtime::Runtime;
+
+/// How long to wait when the system has no more descriptors: an accept that fails at once would spin.
+const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(50);
+
+/// One connection. Gives its place back when dropped.
+pub struct Accepted {
+    socket: TcpStream,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Connections of `listener`, each taking one of `places`. Cancelling `cut` breaks them all.
+pub fn accept(
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    cut: CancellationToken,
+    runtime: Runtime,
+) -> impl Stream<Item = io::Result<Accepted>> + Send {
+    let state = (listener, places, cut, runtime);
+    Box::pin(stream::unfold(state, |(listener, places, cut, runtime)| async move {
+        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+        let socket = loop {
+            match listener.accept().await {
+                Ok((socket, _)) => break socket,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    runtime.sleep(AFTER_ACCEPT_ERROR).await;
+                }
+            }
+        };
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+        let accepted = Accepted { socket, cut: Box::pin(cut.clone().cancelled_owned()), _place: place };
+        Some((Ok(accepted), (listener, places, cut, runtime)))
+    }))
+}
+
+impl Connected for Accepted {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.socket.connect_info()
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        use std::future::Future as _;
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has shut down")));
+        }
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+}

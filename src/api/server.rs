@@ -1,0 +1,177 @@
+//! The gRPC server: PushService, reflection and health behind the layers.
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use tower::ServiceBuilder;
+
+use crate::runtime::Runtime;
+use crate::service::Service;
+
+use super::auth::{AuthLayer, KeyRing};
+use super::incoming;
+use super::limits::{LimitsLayer, ServerLimits};
+use super::proto::DESCRIPTOR;
+use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
+use super::push_service::PushApi;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("the TLS certificate, its key or the client CA cannot be used")]
+    Tls(#[source] tonic::transport::Error),
+    #[error("the API descriptor cannot be served by reflection")]
+    Reflection(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("serving gRPC failed")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// PEM texts, as read from the configured files.
+pub struct TlsSetup {
+    pub cert_pem: Vec<u8>,
+    pub key_pem: Vec<u8>,
+    /// Client certificates are asked for, and must be signed by it; none has to be presented.
+    pub client_ca_pem: Option<Vec<u8>>,
+}
+
+/// What `grpc.health.v1` answers. Begins NOT_SERVING.
+#[derive(Clone)]
+pub struct Health {
+    reporter: HealthReporter,
+}
+
+impl Health {
+    /// The server as a whole, and PushService.
+    const NAMES: [&'static str; 2] = ["", SERVICE_NAME];
+
+    /// Watchers hear of it.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in Self::NAMES {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+
+    /// Watchers hear NOT_SERVING, then their streams end: otherwise they would hold up the shutdown.
+    async fn end(&self) {
+        self.set_serving(false).await;
+        let mut reporter = self.reporter.clone();
+        for name in Self::NAMES {
+            reporter.clear_service_status(name).await;
+        }
+    }
+}
+
+/// Everything the listeners share: several `serve` calls, each on a runtime of its own if wanted, are one server with
+/// one set of limits.
+pub struct Server {
+    service: Arc<Service>,
+    keys: Arc<KeyRing>,
+    limits: ServerLimits,
+    tls: Option<ServerTlsConfig>,
+    health: Health,
+    places: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    runtime: Runtime,
+}
+
+impl Server {
+    #[must_use]
+    pub fn new(service: Arc<Service>, keys: Arc<KeyRing>, limits: ServerLimits, runtime: Runtime) -> Self {
+        Self {
+            service,
+            keys,
+            tls: None,
+            health: Health { reporter: HealthReporter::new() },
+            places: Arc::new(Semaphore::new(limits.max_connections)),
+            requests: Arc::new(Semaphore::new(limits.max_concurrent_requests)),
+            streams: Arc::new(Semaphore::new(limits.max_event_streams)),
+            limits,
+            runtime,
+        }
+    }
+
+    /// Serves TLS only.
+    #[must_use]
+    pub fn with_tls(mut self, tls: TlsSetup) -> Self {
+        let identity = Identity::from_pem(tls.cert_pem, tls.key_pem);
+        let mut config = ServerTlsConfig::new().identity(identity).timeout(self.limits.tls_handshake);
+        if let Some(ca) = tls.client_ca_pem {
+            config = config.client_ca_root(Certificate::from_pem(ca)).client_auth_optional(true);
+        }
+        self.tls = Some(config);
+        self
+    }
+
+    /// To be set SERVING by whoever knows that everything behind it is up.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Serves until `shutdown`, then lets open calls finish for [`ServerLimits::drain`] and cuts the rest.
+    ///
+    /// Runs on the current runtime, which may have a single thread; connections are its tasks.
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServerError> {
+        let limits = &self.limits;
+        let mut builder = tonic::transport::Server::builder()
+            .max_concurrent_streams(limits.max_streams_per_connection)
+            .http2_max_header_list_size(limits.max_header_bytes)
+            .http2_keepalive_interval(Some(limits.keepalive_interval))
+            .http2_keepalive_timeout(Some(limits.keepalive_timeout));
+        if let Some(tls) = self.tls.clone() {
+            builder = builder.tls_config(tls).map_err(ServerError::Tls)?;
+        }
+        let layers = ServiceBuilder::new()
+            .layer(AuthLayer::new(Arc::clone(&self.keys), self.runtime.clone()))
+            .layer(LimitsLayer::new(limits.max_deadline, Arc::clone(&self.requests), self.runtime.clone()))
+            .into_inner();
+        let api = PushApi::new(
+            Arc::clone(&self.service),
+            Arc::clone(&self.keys),
+            Arc::clone(&self.streams),
+            limits,
+            shutdown.clone(),
+        );
+        let reflection_v1 = reflection().build_v1().map_err(|error| ServerError::Reflection(error.into()))?;
+        let reflection_v1alpha = reflection().build_v1alpha().map_err(|error| ServerError::Reflection(error.into()))?;
+        let router = builder
+            .layer(layers)
+            .add_service(PushServiceServer::new(api).max_decoding_message_size(limits.max_message_bytes))
+            .add_service(reflection_v1)
+            .add_service(reflection_v1alpha)
+            .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.reporter.clone())));
+
+        let cut = CancellationToken::new();
+        let connections = incoming::accept(listener, Arc::clone(&self.places), cut.clone(), self.runtime.clone());
+        let (health, signal) = (self.health.clone(), shutdown.clone());
+        let serving = router.serve_with_incoming_shutdown(connections, async move {
+            signal.cancelled().await;
+            health.end().await;
+        });
+        let drained = async {
+            shutdown.cancelled().await;
+            self.runtime.sleep(limits.drain).await;
+            tracing::warn!(drain_secs = limits.drain.as_secs(), "open calls are cut at the end of the drain");
+            cut.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            served = serving => served.map_err(ServerError::Serve),
+            () = drained => unreachable!("it only cuts the connections, so that serving ends"),
+        }
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTOR)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

@@ -1,0 +1,12 @@
+//! The API over a real socket, against the real SQLite store.
+
+mod access;
+mod bad_input;
+mod explain;
+mod harness;
+mod limits;
+mod paging;
+mod reflection;
+mod rpcs;
+mod stream;
+mod tls;

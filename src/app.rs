@@ -1,0 +1,272 @@
+//! The composition root: builds store, senders, engine and servers, owns every task, and stops them in order.
+//!
+//! Runtimes: the engine, the database's answers and reqwest share the caller's multi-thread runtime; each gRPC thread and
+//! each sending thread has a current-thread runtime of its own, because there every queued request would wake another
+//! thread and be flushed alone.
+//!
+//! Shutdown: `/readyz` and health say so, the gRPC server stops accepting and answers what it has, the engine stops
+//! claiming and drains the senders, outcomes are written, leases given back, the database closed. Dropping an `App`
+//! instead is a crash: nothing is lost, the next start takes up the work.
+
+pub mod keys;
+mod readiness;
+pub mod routes;
+pub mod senders;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle as ThreadHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{AdminParts, AdminServer, Heartbeat};
+use crate::api::auth::KeyRing;
+use crate::api::limits::ServerLimits;
+use crate::api::server::{Health, Server, TlsSetup};
+use crate::config::{Config, Database, Grpc, GrpcTls, Synchronous};
+use crate::delivery::{self, Engine};
+use crate::domain::deny::DenyFeed;
+use crate::runtime::Runtime;
+use crate::senders::http2::SendingThreads;
+use crate::service::{AppDirectory, Service};
+use crate::storage::Store;
+use crate::storage::sqlite::{self, SqliteStore};
+use crate::telemetry::Metrics;
+
+/// A runtime silent for so long is stuck.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
+
+/// A running server.
+pub struct App {
+    grpc_address: SocketAddr,
+    admin_address: SocketAddr,
+    store: Arc<SqliteStore>,
+    engine: Engine,
+    threads: SendingThreads,
+    health: Health,
+    grpc: Vec<ThreadHandle<()>>,
+    stop_grpc: CancellationToken,
+    admin: JoinHandle<()>,
+    heartbeat: JoinHandle<()>,
+    stop_admin: CancellationToken,
+    readiness: readiness::Shutdown,
+    runtime: Runtime,
+}
+
+impl App {
+    /// Everything up and serving, or an error that says what to do.
+    pub async fn start(runtime: Runtime, config: &Config, metrics: Metrics) -> anyhow::Result<Self> {
+        let deny = Arc::new(DenyFeed::default());
+        let store = open_store(&runtime, &config.database, &deny).await?;
+        let threads =
+            SendingThreads::new(&runtime, config.delivery.sender_threads).context("starting sending threads")?;
+        let routed = routes::build(&runtime, config, &*store, &threads, &deny).await?;
+        let dyn_store: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
+        let engine = Engine::start(delivery::Parts {
+            runtime: runtime.clone(),
+            store: Arc::clone(&dyn_store),
+            owner: store.boot_id(),
+            senders: routed.senders,
+            deny,
+            without_push_id: routed.without_push_id,
+            settings: engine_settings(config),
+        })
+        .await
+        .context("taking up open work")?;
+
+        let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
+        let service = Arc::new(Service::new(dyn_store, apps, engine.hand_off(), runtime.clone()));
+        let key_ring = Arc::new(KeyRing::new(keys::api_keys(&config.keys)));
+        let mut server = Server::new(service, key_ring, limits(config)?, runtime.clone());
+        if let Some(tls) = &config.grpc.tls {
+            server = server.with_tls(read_tls(tls)?);
+        }
+        let health = server.health();
+        let server = Arc::new(server);
+        let stop_grpc = CancellationToken::new();
+        let (grpc_address, grpc, mut heartbeats) = serve_grpc(&runtime, &config.grpc, &server, &stop_grpc)?;
+
+        let engine_heartbeat = Heartbeat::new(&runtime, "engine", MAX_SILENCE);
+        heartbeats.push(engine_heartbeat.clone());
+        let shutdown = readiness::Shutdown::default();
+        let checks = vec![
+            Arc::new(readiness::DatabaseAnswers(Arc::clone(&store))) as _,
+            Arc::new(readiness::MigrationsFit(Arc::clone(&store))) as _,
+            Arc::new(shutdown.clone()) as _,
+        ];
+        let collectors = Vec::new();
+        let parts = AdminParts { runtime: runtime.clone(), metrics, heartbeats, checks, collectors };
+        let admin_server = AdminServer::bind(config.admin.listen, parts).await?;
+        let admin_address = admin_server.address();
+        let stop_admin = CancellationToken::new();
+        let admin = runtime.spawn(admin_server.run(stop_admin.clone()));
+        let heartbeat = runtime.spawn(engine_heartbeat.run(stop_admin.clone()));
+        health.set_serving(true).await;
+        tracing::info!(%grpc_address, %admin_address, "nudged is serving");
+        Ok(Self {
+            grpc_address,
+            admin_address,
+            store,
+            engine,
+            threads,
+            health,
+            grpc,
+            stop_grpc,
+            admin,
+            heartbeat,
+            stop_admin,
+            readiness: shutdown,
+            runtime,
+        })
+    }
+
+    /// Where callers reach it, with the port that the system picked when port 0 was asked for.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Answers when the outcome of a database commit is unknown: the process must exit and read at its next start what
+    /// the database really holds.
+    pub async fn fatal(&self) -> Arc<str> {
+        self.store.fatal().await
+    }
+
+    /// In order, see the module.
+    pub async fn shutdown(self) {
+        tracing::info!("shutting down");
+        self.readiness.begin();
+        self.health.set_serving(false).await;
+        self.stop_grpc.cancel();
+        let grpc = self.grpc;
+        self.runtime
+            .blocking(move || {
+                for thread in grpc {
+                    if thread.join().is_err() {
+                        tracing::error!("a gRPC thread panicked");
+                    }
+                }
+            })
+            .await;
+        self.engine.shutdown().await;
+        self.threads.shutdown().await;
+        let store = self.store;
+        self.runtime.blocking(move || store.close()).await;
+        self.stop_admin.cancel();
+        for (name, task) in [("the admin server", self.admin), ("the heartbeat", self.heartbeat)] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "{name} ended badly");
+            }
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Opens the database named by the configuration, migrated.
+pub async fn open_store(
+    runtime: &Runtime,
+    database: &Database,
+    deny: &Arc<DenyFeed>,
+) -> anyhow::Result<Arc<SqliteStore>> {
+    let settings = store_settings(database);
+    let (for_store, deny) = (runtime.clone(), Arc::clone(deny));
+    let store = runtime.blocking(move || SqliteStore::open(for_store, &settings, deny)).await?;
+    Ok(Arc::new(store))
+}
+
+/// The store's part of the configuration.
+#[must_use]
+pub fn store_settings(database: &Database) -> sqlite::Settings {
+    let mut settings = sqlite::Settings::file(&database.path);
+    settings.synchronous = match database.synchronous {
+        Synchronous::Full => sqlite::Synchronous::Full,
+        Synchronous::Normal => sqlite::Synchronous::Normal,
+    };
+    settings.readers = database.readers;
+    settings.cache_kib = u32::try_from(database.cache_mib * 1024).unwrap_or(u32::MAX);
+    settings.group_max = database.group_max;
+    settings.queue.max_requests = database.queue_max_requests;
+    settings.queue.max_bytes = database.queue_max_mib * 1024 * 1024;
+    settings
+}
+
+fn engine_settings(config: &Config) -> delivery::Settings {
+    let from = &config.delivery;
+    delivery::Settings {
+        max_in_flight_targets: from.max_in_flight_targets,
+        max_claim_targets: from.claim_targets,
+        poll: from.poll,
+        checkpoint: from.flush_interval,
+        drain: from.drain,
+        apns: from.apns,
+        fcm: from.fcm,
+        ..delivery::Settings::default()
+    }
+}
+
+fn limits(config: &Config) -> anyhow::Result<ServerLimits> {
+    let grpc = &config.grpc;
+    Ok(ServerLimits {
+        max_connections: grpc.max_connections,
+        max_streams_per_connection: u32::try_from(grpc.max_streams_per_connection)
+            .context("grpc.max_streams_per_connection is too large")?,
+        max_concurrent_requests: grpc.max_concurrent_requests,
+        max_deadline: grpc.request_timeout,
+        drain: config.delivery.drain,
+        ..ServerLimits::default()
+    })
+}
+
+fn read_tls(tls: &GrpcTls) -> anyhow::Result<TlsSetup> {
+    let read = |path: &std::path::Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    Ok(TlsSetup {
+        cert_pem: read(&tls.cert_file)?,
+        key_pem: tls.key.read()?.to_vec(),
+        client_ca_pem: tls.client_ca_file.as_deref().map(read).transpose()?,
+    })
+}
+
+/// One listener, served by every gRPC thread's own runtime.
+fn serve_grpc(
+    runtime: &Runtime,
+    grpc: &Grpc,
+    server: &Arc<Server>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(SocketAddr, Vec<ThreadHandle<()>>, Vec<Heartbeat>)> {
+    let cannot = || format!("listening on {} (grpc.listen)", grpc.listen);
+    let listener = std::net::TcpListener::bind(grpc.listen).with_context(cannot)?;
+    listener.set_nonblocking(true).with_context(cannot)?;
+    let address = listener.local_addr().with_context(cannot)?;
+    let (mut threads, mut heartbeats) = (Vec::new(), Vec::new());
+    for number in 0..grpc.threads {
+        let name = format!("grpc-{number}");
+        let heartbeat = Heartbeat::new(runtime, name.clone(), MAX_SILENCE);
+        heartbeats.push(heartbeat.clone());
+        let listener = listener.try_clone().with_context(cannot)?;
+        let (server, stop) = (Arc::clone(server), stop.clone());
+        let for_thread = runtime.clone();
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+        let thread = runtime.thread(&name, move || {
+            tokio.block_on(async move {
+                // Joined by the runtime's end; it has no state of its own.
+                let beating = for_thread.spawn(heartbeat.run(stop.clone()));
+                let served = match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => server.serve(listener, stop).await.map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+                if let Err(error) = served {
+                    tracing::error!(error, "a gRPC thread cannot serve");
+                }
+                beating.abort();
+            });
+        });
+        threads.push(thread.context("starting a gRPC thread")?);
+    }
+    Ok((address, threads, heartbeats))
+}

@@ -1,0 +1,133 @@
+//! The use cases: check a request, resolve its app, decide, and ask the store. Knows neither protobuf nor SQL.
+//!
+//! Every method takes a [`Call`] (who calls, for which app, and what was already found wrong while the message was
+//! read) and a plain input, gathers every violation before it answers, and writes nothing when there is one.
+
+pub mod apps;
+pub mod canonical;
+pub mod devices;
+pub mod error;
+pub mod events;
+pub mod explain;
+mod fields;
+pub mod notifications;
+pub mod opt_in;
+pub mod page_token;
+pub mod subscriptions;
+
+use std::sync::Arc;
+
+use crate::domain::identity::IdentityKey;
+use crate::domain::ids::DeviceId;
+use crate::domain::notification::HandOff;
+use crate::domain::violation::{Violation, Violations};
+use crate::runtime::Runtime;
+use crate::storage::{Store, StoreError};
+
+pub use apps::{App, AppDirectory, AppSetup, CredentialSetup};
+pub use error::ServiceError;
+
+use self::events::UndeclaredApps;
+
+pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
+
+/// How far a caller's clock may run ahead of ours, for `observed_at`.
+pub const MAX_CLOCK_AHEAD_MS: i64 = 5 * 60 * 1000;
+
+/// All use cases. Cheap to share behind an `Arc`.
+pub struct Service {
+    store: Arc<dyn Store>,
+    apps: Arc<AppDirectory>,
+    hand_off: Arc<dyn HandOff>,
+    runtime: Runtime,
+    undeclared: UndeclaredApps,
+}
+
+impl Service {
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, apps: Arc<AppDirectory>, hand_off: Arc<dyn HandOff>, runtime: Runtime) -> Self {
+        Self { store, apps, hand_off, runtime, undeclared: UndeclaredApps::default() }
+    }
+
+    #[must_use]
+    pub fn apps(&self) -> &AppDirectory {
+        &self.apps
+    }
+
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The installation's key: public ids are made with it.
+    #[must_use]
+    pub fn identity(&self) -> &IdentityKey {
+        self.store.identity()
+    }
+
+    /// Gives what the store refused in the caller's own names.
+    fn refused(&self, error: StoreError) -> ServiceError {
+        match error {
+            StoreError::DeviceNotFound { devices } => {
+                ServiceError::DeviceNotFound { devices: devices.into_iter().map(DeviceId::public).collect() }
+            }
+            StoreError::NotificationNotFound { notification } => ServiceError::NotificationNotFound {
+                notification: self.identity().public_notification(notification).to_string(),
+            },
+            StoreError::IdempotencyKeyReused { notification } => ServiceError::IdempotencyKeyReused {
+                notification: self.identity().public_notification(notification).to_string(),
+            },
+            StoreError::AudienceTooLarge { limit } => ServiceError::AudienceTooLarge { limit },
+            StoreError::BroadcastNotAllowed => ServiceError::PermissionDenied { scope: events::BROADCAST_SCOPE },
+            other @ (StoreError::Overloaded { .. } | StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
+                ServiceError::Store(other)
+            }
+        }
+    }
+}
+
+/// Who calls for which app, and what was found wrong so far.
+pub struct Call<'a> {
+    app: Option<&'a App>,
+    caller: Option<&'a str>,
+    may_broadcast: bool,
+    violations: Violations,
+}
+
+impl<'a> Call<'a> {
+    #[must_use]
+    pub fn new(app: &'a App) -> Self {
+        Self { app: Some(app), caller: None, may_broadcast: false, violations: Violations::default() }
+    }
+
+    /// For a request whose `app_id` is itself wrong: the other fields are still checked, then it is refused.
+    #[must_use]
+    pub fn without_app(violation: Violation) -> Self {
+        let mut violations = Violations::default();
+        violations.add(violation.field, violation.description);
+        Self { app: None, caller: None, may_broadcast: false, violations }
+    }
+
+    /// The API key's name, kept with the consent history.
+    #[must_use]
+    pub fn by(self, caller: Option<&'a str>) -> Self {
+        Self { caller, ..self }
+    }
+
+    /// Whether the caller holds the scope `broadcast`.
+    #[must_use]
+    pub fn may_broadcast(self, may_broadcast: bool) -> Self {
+        Self { may_broadcast, ..self }
+    }
+
+    /// Where whoever reads the message adds what is wrong with it.
+    pub fn violations(&mut self) -> &mut Violations {
+        &mut self.violations
+    }
+
+    /// The app, unless anything is wrong.
+    fn checked(self) -> Result<&'a App> {
+        self.violations.finish().map_err(ServiceError::Invalid)?;
+        Ok(self.app.expect("a call without an app has a violation"))
+    }
+}

@@ -1,0 +1,217 @@
+//! Acceptance.
+
+use super::*;
+use crate::domain::deny::DenyPosition;
+use crate::domain::device::DeviceRef;
+use crate::domain::notification::{IDEMPOTENCY_KEPT_MS, SMALL_AUDIENCE};
+
+pub async fn a_repeat_gets_the_first_answer(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    let event = |name: &str, hash| NewEvent { idempotency: Some(key(name, hash)), ..world.to_users(&["mina"]) };
+    let first = world.try_accept(event("k", 1)).await.unwrap();
+    let again = world.try_accept(event("k", 1)).await.unwrap();
+    assert_eq!((again.notification, first.duplicate, again.duplicate), (first.notification, false, true));
+    let reused = world.try_accept(event("k", 2)).await;
+    assert!(matches!(
+        reused, Err(StoreError::IdempotencyKeyReused { notification }) if notification == first.notification
+    ));
+    assert_ne!(world.accept(event("other", 1)).await, first.notification);
+    let toys = World::of_app(fixture, "toys").await;
+    let theirs = NewEvent { idempotency: Some(key("k", 9)), ..toys.to_users(&["mina"]) };
+    assert!(!toys.try_accept(theirs).await.unwrap().duplicate, "the scope is the app");
+    assert_eq!(world.claim(world.apns, Lane::Interactive).await.len(), 2);
+    world.pass(IDEMPOTENCY_KEPT_MS);
+    let free = world.try_accept(event("k", 2)).await.unwrap();
+    assert!(!free.duplicate && free.notification != first.notification);
+}
+
+pub async fn a_refused_event_leaves_nothing(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let other = World::of_app(fixture, "toys").await;
+    let (known, foreign) = (world.register("mina", "aa").await.id, other.register("mina", "aa").await.id);
+    let mut event = world.to_users(&["stranger"]);
+    event.idempotency = Some(key("k", 1));
+    event.audience.device_ids = vec![known, DeviceId(7), foreign];
+    let refused = world.try_accept(event.clone()).await;
+    let Err(StoreError::DeviceNotFound { mut devices }) = refused else { panic!("{refused:?}") };
+    devices.sort();
+    assert_eq!(devices, [DeviceId(7), foreign]);
+    let everyone =
+        NewEvent { idempotency: Some(key("k", 2)), ..world.event(Audience { everyone: true, ..Audience::default() }) };
+    assert!(matches!(world.try_accept(everyone).await, Err(StoreError::BroadcastNotAllowed)));
+    let page = world.store().list_notifications(world.app, None, None, 9).await.unwrap();
+    assert!(page.items.is_empty());
+    event.audience.device_ids.clear();
+    event.idempotency = Some(key("k", 3));
+    assert!(!world.try_accept(event).await.unwrap().duplicate, "the key was not taken");
+}
+
+pub async fn a_person_named_in_many_ways_is_one_person(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let phone = world.reachable("mina").await.id;
+    let tablet = world.register_fcm("mina", "tablet").await.id;
+    let juns = world.reachable("jun").await.id;
+    let juns_other = world.register("jun", "beef").await.id;
+    world.subscribe("mina", "post:1").await;
+    world.subscribe("mina", "post:2").await;
+    let id = world
+        .accept(world.event(Audience {
+            user_ids: vec![user("mina"), user("mina")],
+            topics: vec![topic("post:1"), topic("post:2"), topic("post:3")],
+            device_ids: vec![phone, juns, juns],
+            everyone: false,
+        }))
+        .await;
+    assert_eq!(world.view(id).await.people, Some(2));
+    let mut reached: Vec<DeviceId> = Vec::new();
+    for route in [world.apns, world.fcm] {
+        for claimed in world.claim(route, Lane::Interactive).await {
+            reached.extend(claimed.job.targets.iter().map(|target| target.device));
+        }
+    }
+    reached.sort();
+    assert_eq!(reached, [phone, tablet, juns], "Jun was named by one device");
+    // A retired device that is named is explained, not forgotten.
+    let retired = DeviceRef::Id(juns_other);
+    world.store().unregister_device(world.app, None, retired, world.now(), world.now()).await.unwrap();
+    let id = world.accept(world.event(Audience { device_ids: vec![juns_other], ..Audience::default() })).await;
+    assert_eq!(world.reasons(id, DeliveryFilter::default()).await, [(juns_other, "DEVICE_RETIRED")]);
+}
+
+/// `count` subscribers of `to`, none with a device.
+async fn crowd(world: &World<'_>, to: &str, count: usize) {
+    for number in 0..count {
+        world.subscribe(&format!("{to}-{number}"), to).await;
+    }
+}
+
+pub async fn five_hundred_are_small_and_one_more_is_large(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    crowd(&world, "post:1", SMALL_AUDIENCE).await;
+    let engine = Engine::with_room(0);
+    let small = NewEvent { may_broadcast: false, ..world.to_topics(&["post:1"]) };
+    let id = world.store().accept(small.clone(), engine.clone(), world.now()).await.unwrap().notification;
+    let view = world.view(id).await;
+    assert_eq!((view.people, view.expanding, view.notification.lane), (Some(500), false, Lane::Interactive));
+    assert_eq!(view.counts.suppressed, 500);
+    let mut large = small;
+    large.audience.user_ids = vec![user("post:1-7"), user("one more")];
+    assert!(matches!(world.try_accept(large.clone()).await, Err(StoreError::BroadcastNotAllowed)));
+    large.may_broadcast = true;
+    let id = world.store().accept(large, engine.clone(), world.now()).await.unwrap().notification;
+    let view = world.view(id).await;
+    assert_eq!((view.people, view.expanding, view.notification.lane), (None, true, Lane::Bulk));
+    assert_eq!(engine.fanouts_woken.load(Ordering::SeqCst), 1);
+}
+
+pub async fn max_audience_holds_at_its_boundary(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let limited = |limit, event: NewEvent| NewEvent { max_audience: Some(limit), ..event };
+    let three = world.to_users(&["a", "b", "c"]);
+    assert!(world.try_accept(limited(3, three.clone())).await.is_ok());
+    assert!(matches!(world.try_accept(limited(2, three)).await, Err(StoreError::AudienceTooLarge { limit: 2 })));
+    crowd(&world, "post:1", 510).await;
+    crowd(&world, "post:2", 5).await;
+    world.subscribe("post:1-1", "post:2").await;
+    let mut wide = world.to_topics(&["post:1", "post:2"]);
+    wide.audience.user_ids = vec![user("post:1-1"), user("nobody yet")];
+    assert!(world.try_accept(limited(516, wide.clone())).await.is_ok());
+    // The one who had no row has one now.
+    assert!(matches!(world.try_accept(limited(515, wide.clone())).await, Err(StoreError::AudienceTooLarge { .. })));
+    assert!(matches!(world.try_accept(limited(400, wide)).await, Err(StoreError::AudienceTooLarge { .. })));
+    let everyone = NewEvent { may_broadcast: true, ..world.event(Audience { everyone: true, ..Audience::default() }) };
+    assert!(world.try_accept(limited(1000, everyone.clone())).await.is_ok());
+    assert!(matches!(world.try_accept(limited(510, everyone)).await, Err(StoreError::AudienceTooLarge { .. })));
+}
+
+pub async fn a_permit_leases_the_job_and_hands_it_over(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    world.register_fcm("mina", "tablet").await;
+    let spare = world.register("mina", "beef").await.id;
+    let engine = Engine::with_room(1);
+    world.store().unregister_device(world.app, None, DeviceRef::Id(spare), world.now(), world.now()).await.unwrap();
+    let before = fixture.deny.position();
+    assert_ne!(before, DenyPosition::default());
+    let event = world.to_users(&["mina"]);
+    let id = world.store().accept(event, engine.clone(), world.now()).await.unwrap().notification;
+    {
+        let handed_over = engine.handed_over.lock().unwrap();
+        let [handed] = &handed_over[..] else { panic!("room for one") };
+        assert_eq!((handed.job.notification, handed.notification.id), (id, id));
+        assert_eq!((handed.job.fence, handed.job.claims, handed.job.route), (1, 1, world.apns));
+        assert_eq!(handed.gated, before);
+        assert_eq!(handed.facts.len(), handed.job.targets.len());
+        assert_eq!(handed.facts[0].target, handed.job.targets[0]);
+        assert_eq!(handed.facts[0].user_choice.all, Some(true));
+        assert_eq!(handed.facts[0].token.expose(), format!("{:x}", md("mina")));
+    }
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty(), "it has an owner");
+    assert_eq!(engine.woken.lock().unwrap().get(&(world.fcm, Lane::Interactive)), Some(&1));
+    let free = world.claim(world.fcm, Lane::Interactive).await;
+    assert_eq!(free[0].job.claims, 1);
+    assert_eq!(world.view(id).await.counts.open, 2);
+    // Its holder records as any other.
+    let handed = engine.handed_over.lock().unwrap().remove(0);
+    let claimed = Claimed { job: handed.job, notification: handed.notification };
+    let sent = entries(&claimed.job.targets, ResultCode::Sent);
+    assert!(world.record(world.update(&claimed, sent)).await);
+    assert_eq!(world.view(id).await.counts.sent, 1);
+}
+
+pub async fn what_is_not_due_is_never_handed_over(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    let engine = Engine::with_room(100);
+    let later = UnixMs(world.now().0 + 5_000);
+    let event = NewEvent { not_before: Some(later), ..world.to_users(&["mina"]) };
+    world.store().accept(event, engine.clone(), world.now()).await.unwrap();
+    assert!(engine.handed_over.lock().unwrap().is_empty());
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty());
+    assert_eq!(world.store().next_due(world.apns, Lane::Interactive).await.unwrap(), Some(later));
+    world.pass(5_000);
+    assert_eq!(world.claim_one().await.job.ready_at, later);
+}
+
+pub async fn whoever_is_left_out_is_recorded(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let device = world.reachable("mina").await.id;
+    world.register("never", "02").await;
+    world.opt_in("deviceless").await;
+    world.reachable("out").await;
+    world.pass(1);
+    world.store().set_opt_in(world.choice("out", false), world.now()).await.unwrap();
+    world.reachable("actor").await;
+    let mut event = world.to_users(&["mina", "never", "deviceless", "out", "actor", "stranger"]);
+    event.actor = Some(user("actor"));
+    let id = world.accept(event).await;
+    let mut reasons: Vec<_> = world.reasons(id, DeliveryFilter::default()).await;
+    reasons.sort_unstable_by_key(|(device, reason)| (*reason, *device));
+    let whole = DeviceId(0);
+    assert_eq!(
+        reasons,
+        [
+            (whole, "ACTOR"),
+            (whole, "NEVER_OPTED_IN"),
+            (whole, "NO_DEVICE"),
+            (whole, "NO_DEVICE"),
+            (whole, "OPTED_OUT"),
+            (device, "QUEUED"),
+        ]
+    );
+    let counts = world.view(id).await.counts;
+    assert_eq!((counts.open, counts.suppressed), (1, 5));
+    // Nobody at all is fine too.
+    let id = world.accept(world.to_topics(&["nobody's"])).await;
+    assert_eq!((world.view(id).await.people, world.view(id).await.counts.open), (Some(0), 0));
+}
+
+pub async fn an_unknown_route_is_suppressed(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let device = world.reachable("mina").await.id;
+    let engine = Arc::new(Engine { unknown_routes: vec![world.apns], ..Engine::default() });
+    let event = world.to_users(&["mina"]);
+    let id = world.store().accept(event, engine, world.now()).await.unwrap().notification;
+    assert_eq!(world.reasons(id, DeliveryFilter::default()).await, [(device, "ROUTE_UNKNOWN")]);
+}

@@ -1,0 +1,289 @@
+//! Jobs under leases.
+
+use super::*;
+use crate::domain::device::Retirement;
+use crate::domain::ids::UserKey;
+use crate::domain::notification::NewJob;
+use crate::domain::sending::ProviderAnswer;
+use crate::domain::targets::Progress;
+use crate::storage::Attempt;
+
+pub async fn claims_go_by_route_lane_and_due_time(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    world.register_fcm("mina", "tablet").await;
+    let first = world.accept(world.to_users(&["mina"])).await;
+    world.pass(10);
+    let second = world.accept(world.to_users(&["mina"])).await;
+    let overdue = NewEvent { not_before: Some(UnixMs(world.now().0 - 1_000)), ..world.to_users(&["mina"]) };
+    let third = world.accept(overdue).await;
+    assert!(world.claim(world.apns, Lane::Bulk).await.is_empty());
+    let claimed = world.claim(world.apns, Lane::Interactive).await;
+    let order: Vec<_> = claimed.iter().map(|claimed| claimed.notification.id).collect();
+    assert_eq!(order, [first, second, third]);
+    assert!(claimed.iter().all(|claimed| claimed.job.fence == 1 && claimed.job.route == world.apns));
+    assert!(claimed.iter().all(|claimed| claimed.notification.body.content.title.is_some()));
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty());
+    assert_eq!(world.claim(world.fcm, Lane::Interactive).await.len(), 3);
+}
+
+pub async fn a_claim_stays_within_its_room(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    for name in ["a", "b", "c"] {
+        world.reachable(name).await;
+    }
+    for _ in 0..4 {
+        world.accept(world.to_users(&["a", "b", "c"])).await;
+    }
+    let claim = async |max_targets, max_jobs| {
+        let request = ClaimRequest { route: world.apns, lane: Lane::Interactive, max_targets, max_jobs };
+        world.store().claim(request, world.fixture.boot, world.now()).await.unwrap().len()
+    };
+    assert_eq!(claim(2, 10).await, 1, "at least one");
+    assert_eq!(claim(8, 10).await, 2);
+    assert_eq!(claim(100, 1).await, 1);
+    assert_eq!(claim(100, 10).await, 0);
+}
+
+pub async fn a_lost_fence_writes_nothing(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let device = world.reachable("mina").await;
+    let id = world.accept(world.to_users(&["mina"])).await;
+    let old = world.claim_one().await;
+    world.store().release(vec![(old.job.id, old.job.fence)], world.now()).await.unwrap();
+    let new = world.claim_one().await;
+    assert!(new.job.fence > old.job.fence);
+    let mut late = world.update(&old, entries(&old.job.targets, ResultCode::DeadToken));
+    late.retirements.push(Retirement { device: device.id, since: None, reason: "410".to_owned() });
+    late.followers.push(follower(&old, world.now()));
+    late.details.push(attempt(&old, "TOKEN_GONE"));
+    let sent = world.update(&new, entries(&new.job.targets, ResultCode::Sent));
+    let held = world.store().record(vec![late, sent], world.now()).await.unwrap();
+    assert_eq!(held, [false, true]);
+    let counts = world.view(id).await.counts;
+    assert_eq!((counts.sent, counts.dead, counts.open), (1, 0, 0));
+    let history = world.store().person_history(world.app, id, &user("mina")).await.unwrap();
+    assert!(history.devices[0].active && history.attempts.is_empty());
+    // Late returns are ignored.
+    world.store().release(vec![(old.job.id, old.job.fence)], world.now()).await.unwrap();
+}
+
+fn follower(claimed: &Claimed, due_at: UnixMs) -> NewJob {
+    NewJob {
+        notification: claimed.notification.id,
+        route: claimed.job.route,
+        lane: claimed.job.lane,
+        targets: claimed.job.targets.clone(),
+        attempt: claimed.job.attempt + 1,
+        claims: 0,
+        ready_at: due_at,
+        due_at,
+        first_attempt_at: Some(START),
+    }
+}
+
+fn attempt(claimed: &Claimed, result: &'static str) -> Attempt {
+    let target = claimed.job.targets[0];
+    Attempt {
+        user: target.user,
+        device: target.device,
+        attempt: claimed.job.attempt + 1,
+        at: START,
+        result,
+        answer: ProviderAnswer::new(503, "ServiceUnavailable"),
+        next_at: Some(UnixMs(START.0 + 60_000)),
+    }
+}
+
+pub async fn a_finished_job_leaves_only_history(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let device = world.reachable("mina").await.id;
+    let id = world.accept(world.to_users(&["mina"])).await;
+    let claimed = world.claim_one().await;
+    let due_at = UnixMs(world.now().0 + 60_000);
+    let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::MovedToRetry));
+    update.followers.push(follower(&claimed, due_at));
+    update.details.push(attempt(&claimed, "MOVED_TO_RETRY"));
+    assert!(world.record(update).await);
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty(), "not due");
+    let delivery = world.store().list_deliveries(world.app, id, DeliveryFilter::default(), None, 9).await.unwrap();
+    let delivery = &delivery.items[0];
+    assert_eq!((delivery.reason, delivery.entry.device), ("MOVED_TO_RETRY", device));
+    let last = delivery.last_attempt.as_ref().unwrap();
+    assert_eq!((last.result, &*last.answer.reason, last.attempt), ("MOVED_TO_RETRY", "ServiceUnavailable", 1));
+    world.pass(60_000);
+    let retry = world.claim_one().await;
+    assert_eq!((retry.job.attempt, retry.job.first_attempt_at, retry.job.ready_at), (1, Some(START), due_at));
+    assert!(world.record(world.update(&retry, entries(&retry.job.targets, ResultCode::Sent))).await);
+    assert_eq!(world.reasons(id, DeliveryFilter::default()).await, [(device, "SENT")]);
+    assert_eq!(world.store().backlog(world.now()).await.unwrap().jobs, 0);
+}
+
+pub async fn a_checkpoint_survives_a_release(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    for name in ["a", "b", "c"] {
+        world.reachable(name).await;
+    }
+    let id = world.accept(world.to_users(&["a", "b", "c"])).await;
+    let claimed = world.claim_one().await;
+    let mut progress = Progress::none(3);
+    progress.finish(1);
+    let mut update = world.update(&claimed, entries(&claimed.job.targets[1..2], ResultCode::Sent));
+    update.progress = Some(progress);
+    assert!(world.record(update).await);
+    let counts = world.view(id).await.counts;
+    assert_eq!((counts.open, counts.sent), (2, 1));
+    world.store().release(vec![(claimed.job.id, claimed.job.fence)], world.now()).await.unwrap();
+    let again = world.claim_one().await;
+    assert_eq!(again.job.targets, claimed.job.targets);
+    assert!(again.job.progress.is_finished(1) && again.job.progress.count() == 1);
+}
+
+pub async fn claims_count_until_there_is_progress(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    let crash = || world.store().release_others(BootId(fixture.boot.0 + 1), world.now());
+    assert_eq!(world.claim_one().await.job.claims, 1);
+    crash().await.unwrap();
+    let claimed = world.claim_one().await;
+    assert_eq!(claimed.job.claims, 2);
+    world.store().release(vec![(claimed.job.id, claimed.job.fence)], world.now()).await.unwrap();
+    let claimed = world.claim_one().await;
+    assert_eq!(claimed.job.claims, 2, "an orderly return does not count");
+    let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Deferred));
+    update.progress = Some(Progress::none(1));
+    assert!(world.record(update).await);
+    crash().await.unwrap();
+    assert_eq!(world.claim_one().await.job.claims, 1, "progress starts the count again");
+}
+
+pub async fn other_owners_jobs_are_released(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    world.pass(1);
+    world.accept(world.to_users(&["mina"])).await;
+    let request = ClaimRequest { route: world.apns, lane: Lane::Interactive, max_targets: 1, max_jobs: 1 };
+    let dead = BootId(fixture.boot.0 + 1);
+    let theirs = world.store().claim(request, dead, world.now()).await.unwrap();
+    let ours = world.claim_one().await;
+    assert_eq!(world.store().release_others(fixture.boot, world.now()).await.unwrap(), 1);
+    let again = world.claim_one().await;
+    assert_eq!(again.job.id, theirs[0].job.id);
+    assert!(again.job.fence > theirs[0].job.fence + 1, "the release bumps the fence too");
+    assert!(world.record(world.update(&ours, entries(&ours.job.targets, ResultCode::Sent))).await);
+    assert!(!world.record(world.update(&theirs[0], entries(&ours.job.targets, ResultCode::Sent))).await);
+}
+
+pub async fn a_dead_token_is_retired_unless_confirmed_since(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let device = world.reachable("mina").await;
+    let confirmed = device.confirmed_at;
+    let gated = fixture.deny.position();
+    let state = |since: Option<UnixMs>| {
+        let world = &world;
+        let device = device.id;
+        async move {
+            world.pass(1);
+            world.accept(world.to_users(&["mina"])).await;
+            let claimed = world.claim_one().await;
+            let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::DeadToken));
+            update.retirements.push(Retirement { device, since, reason: "410 Unregistered".to_owned() });
+            assert!(world.record(update).await);
+            let devices = world.store().list_devices(world.app, &user("mina"), None, 9).await.unwrap().items;
+            (devices[0].active, devices[0].retired_reason.clone())
+        }
+    };
+    assert_eq!(state(Some(UnixMs(confirmed.0 - 1))).await, (true, None), "registered again since");
+    assert_eq!(state(Some(confirmed)).await, (false, Some("410 Unregistered".to_owned())));
+    assert!(!fixture.deny.hit(gated, UserKey(1), device.id, NotificationId(1)));
+    world.pass(1);
+    assert_eq!(world.reachable("mina").await.id, device.id);
+    assert!(!state(None).await.0);
+}
+
+pub async fn a_cancel_reaches_the_gate(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    let id = world.accept(world.to_users(&["mina"])).await;
+    let claimed = world.claim_one().await;
+    let cancelled =
+        || async { world.store().gate_facts(id, &comment(), &claimed.job.targets).await.unwrap().cancelled };
+    assert!(!cancelled().await);
+    assert!(world.store().cancel_notification(world.app, id, world.now()).await.unwrap());
+    assert!(cancelled().await);
+    assert!(!world.store().cancel_notification(world.app, id, world.now()).await.unwrap(), "a repeat");
+    world.store().release(vec![(claimed.job.id, claimed.job.fence)], world.now()).await.unwrap();
+    assert_eq!(world.claim_one().await.notification.cancelled_at, Some(world.now()));
+    assert!(world.store().gate_facts(NotificationId(5), &comment(), &[]).await.unwrap().cancelled, "gone");
+}
+
+pub async fn the_backlog_counts_what_waits(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    for name in ["a", "b"] {
+        world.reachable(name).await;
+    }
+    world.accept(world.to_users(&["a", "b"])).await;
+    world.pass(1_000);
+    world.accept(world.to_users(&["a"])).await;
+    let everyone = Audience { everyone: true, ..Audience::default() };
+    world.accept(NewEvent { may_broadcast: true, ..world.event(everyone) }).await;
+    let backlog = world.store().backlog(world.now()).await.unwrap();
+    assert_eq!((backlog.jobs, backlog.targets, backlog.fanouts), (2, 3, 1));
+    assert_eq!(backlog.oldest_ready, [Some(START), None]);
+    assert_eq!(world.store().next_due(world.apns, Lane::Interactive).await.unwrap(), Some(START));
+    assert_eq!(world.store().next_due(world.apns, Lane::Bulk).await.unwrap(), None);
+}
+
+pub async fn retention_keeps_open_work_and_consent(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    let done = world.accept(NewEvent { idempotency: Some(key("k", 1)), ..world.to_users(&["mina"]) }).await;
+    let claimed = world.claim_one().await;
+    let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::DeadRejected));
+    update.details.push(attempt(&claimed, "REJECTED"));
+    assert!(world.record(update).await);
+    let open = world.accept(world.to_users(&["mina", "nobody"])).await;
+    world.pass(40 * 24 * HOUR);
+    let kept = world.accept(world.to_users(&["mina"])).await;
+    let before = UnixMs(world.now().0 - 30 * 24 * HOUR);
+    let mut rows = 0;
+    loop {
+        let deleted = world.store().retain(before, world.now()).await.unwrap();
+        rows += deleted;
+        if deleted == 0 {
+            break;
+        }
+    }
+    assert_eq!(rows, 4, "a key, a detail, a block and a notification");
+    assert!(matches!(
+        world.store().get_notification(world.app, done).await,
+        Err(StoreError::NotificationNotFound { .. })
+    ));
+    assert_eq!(world.view(open).await.counts.suppressed, 1);
+    assert_eq!(world.view(kept).await.counts.open, 1);
+    let history = world.store().person_history(world.app, kept, &user("mina")).await.unwrap();
+    assert_eq!(history.choices.len(), 1);
+}
+
+pub async fn gate_facts_keep_the_order_asked(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    for name in ["a", "b", "c"] {
+        world.reachable(name).await;
+    }
+    let id = world.accept(world.to_users(&["a", "b", "c"])).await;
+    let mut targets = world.claim_one().await.job.targets;
+    targets.reverse();
+    targets.insert(1, Target { user: targets[0].user, device: DeviceId(12) });
+    targets.push(Target { user: targets[0].user, device: targets[3].device });
+    let facts = world.store().gate_facts(id, &comment(), &targets).await.unwrap();
+    assert!(!facts.cancelled);
+    for (at, (target, facts)) in targets.iter().zip(&facts.facts).enumerate() {
+        match at {
+            1 => assert_eq!(*facts, None, "no such device"),
+            4 => assert_eq!(*facts, None, "another user's device"),
+            _ => assert_eq!(facts.as_ref().unwrap().target, *target),
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Group commit: many callers' steps in one transaction, each as if it ran alone.
+//!
+//! What is guaranteed. A step runs whole or not at all; it is answered only after the COMMIT that holds it. Steps of a
+//! group run one after the other, so the second of two with one idempotency key sees the first. A refusal is decided
+//! before the step's first write (checked), so it leaves nothing. A step that fails in the database or panics takes
+//! the transaction with it; the others are run again without it. There are no savepoints: they cost every step a
+//! third more for the sake of the one in a million that fails.
+//!
+//! What a step wants done outside the database (a "no" published, a job handed over, the engine woken) is collected
+//! while it runs and done only after COMMIT, in this order: the "no"s, so that they stand before their callers are
+//! answered; the jobs; the wake-ups; the answers.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use diesel::RunQueryDsl;
+use diesel::query_dsl::methods::ExecuteDsl;
+use diesel::sqlite::SqliteConnection;
+use tokio::sync::oneshot;
+
+use super::cache::NotificationCache;
+use super::fail::{Attempt, Fail, is_busy, is_disk_full, unavailable};
+use super::statement::constant;
+use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
+use crate::domain::identity::IdentityKey;
+use crate::domain::ids::{AppKey, DeviceId, IdMaker, RouteId};
+use crate::domain::notification::{HandOff, HandedOver};
+use crate::domain::platform::Lane;
+use crate::domain::time::UnixMs;
+use crate::runtime::Runtime;
+use crate::storage::{BootId, Result, StoreError};
+
+/// What every step may use beside the connection.
+pub(super) struct Context {
+    pub runtime: Runtime,
+    pub ids: IdMaker,
+    pub boot: BootId,
+    pub deny: Arc<DenyFeed>,
+    pub identity: IdentityKey,
+}
+
+/// Ids a step took, in order: a re-run takes the same ones again.
+#[derive(Default)]
+pub(super) struct Ids {
+    taken: Vec<i64>,
+    at: usize,
+    taken_devices: Vec<DeviceId>,
+    at_device: usize,
+}
+
+impl Ids {
+    fn restart(&mut self) {
+        (self.at, self.at_device) = (0, 0);
+    }
+
+    fn next(&mut self, maker: &IdMaker, now: UnixMs) -> i64 {
+        if self.at == self.taken.len() {
+            self.taken.push(maker.next(now));
+        }
+        self.at += 1;
+        self.taken[self.at - 1]
+    }
+
+    fn next_device(&mut self, maker: &IdMaker, now: UnixMs) -> DeviceId {
+        if self.at_device == self.taken_devices.len() {
+            self.taken_devices.push(maker.next_device(now));
+        }
+        self.at_device += 1;
+        self.taken_devices[self.at_device - 1]
+    }
+}
+
+/// To be done after COMMIT.
+#[derive(Default)]
+struct Effects {
+    deny: Vec<DenyKey>,
+    hand_overs: Vec<(Arc<dyn HandOff>, HandedOver)>,
+    wake_jobs: Vec<(Arc<dyn HandOff>, RouteId, Lane)>,
+    wake_fanouts: Vec<Arc<dyn HandOff>>,
+}
+
+impl Effects {
+    fn apply(self, context: &Context) {
+        context.deny.publish(&self.deny, context.runtime.instant().into_std());
+        for (engine, job) in self.hand_overs {
+            guarded("handing a job over", || engine.deliver(job));
+        }
+        for (engine, route, lane) in self.wake_jobs {
+            guarded("waking a route", || engine.wake_jobs(route, lane));
+        }
+        for engine in self.wake_fanouts {
+            guarded("waking the expander", || engine.wake_fanout());
+        }
+    }
+}
+
+/// Foreign code must not take the writer down.
+fn guarded(doing: &'static str, call: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(call)).is_err() {
+        tracing::error!(doing, "a call out of the store panicked");
+    }
+}
+
+/// One step's view of the transaction.
+pub(super) struct Tx<'a> {
+    pub conn: &'a mut SqliteConnection,
+    pub context: &'a Context,
+    pub cache: &'a mut NotificationCache,
+    /// The app whose fan-out was leased last.
+    pub last_fanout_app: &'a mut AppKey,
+    /// Of the deny feed, taken before this transaction's first read.
+    pub gated: DenyPosition,
+    pub gated_at: Instant,
+    ids: Ids,
+    effects: Effects,
+    wrote: bool,
+}
+
+impl Tx<'_> {
+    /// Runs a writing statement; the number of rows it touched.
+    pub fn execute<Q>(&mut self, query: Q) -> Attempt<usize>
+    where
+        Q: RunQueryDsl<SqliteConnection> + ExecuteDsl<SqliteConnection>,
+    {
+        self.wrote = true;
+        Ok(query.execute(self.conn)?)
+    }
+
+    /// For writes that return rows and so do not go through [`Tx::execute`].
+    pub fn writes(&mut self) -> &mut SqliteConnection {
+        self.wrote = true;
+        self.conn
+    }
+
+    pub fn next_id(&mut self, now: UnixMs) -> i64 {
+        self.ids.next(&self.context.ids, now)
+    }
+
+    pub fn next_device(&mut self, now: UnixMs) -> DeviceId {
+        self.ids.next_device(&self.context.ids, now)
+    }
+
+    pub fn deny(&mut self, key: DenyKey) {
+        self.effects.deny.push(key);
+    }
+
+    pub fn hand_over(&mut self, engine: &Arc<dyn HandOff>, job: HandedOver) {
+        self.effects.hand_overs.push((Arc::clone(engine), job));
+    }
+
+    pub fn wake_jobs(&mut self, engine: &Arc<dyn HandOff>, route: RouteId, lane: Lane) {
+        let known =
+            |(other, r, l): &(Arc<dyn HandOff>, RouteId, Lane)| Arc::ptr_eq(other, engine) && (*r, *l) == (route, lane);
+        if !self.effects.wake_jobs.iter().any(known) {
+            self.effects.wake_jobs.push((Arc::clone(engine), route, lane));
+        }
+    }
+
+    pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {
+        if !self.effects.wake_fanouts.iter().any(|other| Arc::ptr_eq(other, engine)) {
+            self.effects.wake_fanouts.push(Arc::clone(engine));
+        }
+    }
+}
+
+/// A caller's request, run at least once and answered exactly once.
+pub(super) trait Step: Send {
+    /// Keeps its answer for [`Step::answer`]. `Err`: the transaction must be rolled back.
+    fn run(&mut self, tx: &mut Tx<'_>) -> Attempt<()>;
+    /// After COMMIT.
+    fn answer(self: Box<Self>);
+    fn fail(self: Box<Self>, error: Fail);
+    fn doing(&self) -> &'static str;
+}
+
+/// The [`Step`] of a closure. The closure does all its reads and refusals before its first write.
+pub(super) struct Request<T, W> {
+    work: W,
+    doing: &'static str,
+    ids: Ids,
+    answer: Option<Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<T, W> Request<T, W>
+where
+    T: Send + 'static,
+    W: FnMut(&mut Tx<'_>) -> Attempt<T> + Send + 'static,
+{
+    pub fn new(doing: &'static str, work: W) -> (Box<dyn Step>, oneshot::Receiver<Result<T>>) {
+        let (reply, answer) = oneshot::channel();
+        (Box::new(Self { work, doing, ids: Ids::default(), answer: None, reply }), answer)
+    }
+}
+
+impl<T, W> Step for Request<T, W>
+where
+    T: Send,
+    W: FnMut(&mut Tx<'_>) -> Attempt<T> + Send,
+{
+    fn run(&mut self, tx: &mut Tx<'_>) -> Attempt<()> {
+        self.ids.restart();
+        tx.ids = std::mem::take(&mut self.ids);
+        tx.wrote = false;
+        let result = (self.work)(tx);
+        self.ids = std::mem::take(&mut tx.ids);
+        match result {
+            Ok(value) => self.answer = Some(Ok(value)),
+            Err(Fail::Refused(error)) if !tx.wrote => self.answer = Some(Err(error)),
+            Err(fail) => return Err(fail),
+        }
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>) {
+        let answer = self.answer.unwrap_or_else(|| Err(unavailable(self.doing)));
+        // The caller may have gone; the step happened all the same.
+        let _ = self.reply.send(answer);
+    }
+
+    fn fail(self: Box<Self>, error: Fail) {
+        let _ = self.reply.send(Err(error.into_store(self.doing)));
+    }
+
+    fn doing(&self) -> &'static str {
+        self.doing
+    }
+}
+
+/// Why a transaction did not happen.
+enum Fault {
+    /// The step at this index broke it; rolled back.
+    Step { index: usize, error: Fail, panicked: bool },
+    /// It could not begin, or certainly did not commit.
+    Whole(diesel::result::Error),
+    /// COMMIT failed in a way that leaves its outcome unknown.
+    Unknown(diesel::result::Error),
+}
+
+/// The writing connection and what belongs to it.
+pub(super) struct Core {
+    pub conn: SqliteConnection,
+    pub context: Arc<Context>,
+    cache: NotificationCache,
+    last_fanout_app: AppKey,
+    #[cfg(test)]
+    pub commit_fault: Option<CommitFault>,
+}
+
+/// What a test lets COMMIT do, once.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CommitFault {
+    /// It committed, and then says that it failed.
+    LostAnswer,
+    DiskFull,
+}
+
+impl Core {
+    pub fn new(conn: SqliteConnection, context: Arc<Context>) -> Self {
+        Self {
+            conn,
+            context,
+            cache: NotificationCache::default(),
+            last_fanout_app: AppKey(0),
+            #[cfg(test)]
+            commit_fault: None,
+        }
+    }
+
+    /// Runs and answers every step. `Err`: the outcome of a COMMIT is unknown; the caller must stop using the
+    /// database, for a guess could lose or double what was accepted.
+    pub fn run(&mut self, group: Vec<Box<dyn Step>>) -> Result<(), String> {
+        let mut waiting = VecDeque::from([group]);
+        while let Some(mut group) = waiting.pop_front() {
+            if group.is_empty() {
+                continue;
+            }
+            match self.attempt(&mut group) {
+                Ok(effects) => {
+                    effects.apply(&self.context);
+                    for step in group {
+                        step.answer();
+                    }
+                }
+                Err(Fault::Step { index, error, panicked }) => {
+                    self.cache.clear();
+                    let after = group.split_off(index + 1);
+                    let bad = group.pop().expect("the failed step is the last one left");
+                    if panicked || (group.is_empty() && after.is_empty()) {
+                        tracing::error!(doing = bad.doing(), error = ?error, "a step of the store failed");
+                        bad.fail(error);
+                    } else {
+                        waiting.push_front(after);
+                        waiting.push_front(vec![bad]);
+                        waiting.push_front(group);
+                        continue;
+                    }
+                    waiting.push_front(after);
+                    waiting.push_front(group);
+                }
+                Err(Fault::Whole(error)) => {
+                    self.cache.clear();
+                    tracing::error!(%error, steps = group.len(), "a transaction did not happen");
+                    let full = is_disk_full(&error);
+                    for step in group {
+                        let doing = step.doing();
+                        step.fail(Fail::Refused(if full {
+                            StoreError::Overloaded { what: "the disk is full" }
+                        } else {
+                            unavailable(doing)
+                        }));
+                    }
+                }
+                Err(Fault::Unknown(error)) => {
+                    for step in std::iter::once(group).chain(waiting).flatten() {
+                        let doing = step.doing();
+                        step.fail(Fail::Refused(unavailable(doing)));
+                    }
+                    return Err(error.to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, group: &mut [Box<dyn Step>]) -> Result<Effects, Fault> {
+        let gated = self.context.deny.position();
+        let gated_at = self.context.runtime.instant().into_std();
+        constant!((); "BEGIN IMMEDIATE").execute(&mut self.conn).map_err(Fault::Whole)?;
+        let mut tx = Tx {
+            conn: &mut self.conn,
+            context: &self.context,
+            cache: &mut self.cache,
+            last_fanout_app: &mut self.last_fanout_app,
+            gated,
+            gated_at,
+            ids: Ids::default(),
+            effects: Effects::default(),
+            wrote: false,
+        };
+        for (index, step) in group.iter_mut().enumerate() {
+            let fault = match catch_unwind(AssertUnwindSafe(|| step.run(&mut tx))) {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) if error.is_disk_full() => {
+                    let Fail::Database(error) = error else { unreachable!("only the database fills a disk") };
+                    Fault::Whole(error)
+                }
+                Ok(Err(error)) => Fault::Step { index, error, panicked: false },
+                Err(_) => {
+                    let error = Fail::Refused(unavailable(step.doing()));
+                    Fault::Step { index, error, panicked: true }
+                }
+            };
+            drop(tx);
+            return Err(self.roll_back(fault));
+        }
+        let effects = tx.effects;
+        match self.commit() {
+            Ok(()) => Ok(effects),
+            Err(error) if is_disk_full(&error) || is_busy(&error) => Err(self.roll_back(Fault::Whole(error))),
+            Err(error) => Err(Fault::Unknown(error)),
+        }
+    }
+
+    fn commit(&mut self) -> diesel::QueryResult<()> {
+        #[cfg(test)]
+        if let Some(fault) = self.commit_fault.take() {
+            let says = |text: &str| {
+                let kind = diesel::result::DatabaseErrorKind::Unknown;
+                diesel::result::Error::DatabaseError(kind, Box::new(text.to_owned()))
+            };
+            return match fault {
+                CommitFault::LostAnswer => {
+                    constant!((); "COMMIT").execute(&mut self.conn)?;
+                    Err(says("disk I/O error"))
+                }
+                CommitFault::DiskFull => Err(says("database or disk is full")),
+            };
+        }
+        constant!((); "COMMIT").execute(&mut self.conn)?;
+        Ok(())
+    }
+
+    /// SQLite has rolled back by itself after some errors, and then says that there is no transaction. One that
+    /// cannot be ended makes the next BEGIN fail, which answers its group.
+    fn roll_back(&mut self, fault: Fault) -> Fault {
+        if let Err(error) = constant!((); "ROLLBACK").execute(&mut self.conn) {
+            tracing::debug!(%error, "nothing to roll back");
+        }
+        fault
+    }
+}

@@ -1,0 +1,409 @@
+//! The store on SQLite: one process, one file, one writer.
+//!
+//! All writes go through one thread that commits them in groups ([`group`]), by importance ([`writer`]); reads have
+//! connections and threads of their own ([`readers`]). In simulation both run inline on one connection, so that a
+//! history is the same for the same seed. A lock beside the file keeps a second process out, which is why a start may
+//! release every lease it finds.
+
+mod accept;
+mod cache;
+mod devices;
+mod explain;
+mod fail;
+mod fanout;
+mod group;
+mod jobs;
+mod notifications;
+mod open;
+mod opt_in;
+mod people;
+mod readers;
+mod retain;
+mod rows;
+mod setup;
+mod statement;
+mod subscriptions;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use diesel::RunQueryDsl;
+use diesel::sql_types::Integer;
+use diesel::sqlite::SqliteConnection;
+
+pub use open::{MEMORY, OpenError, Settings, Synchronous};
+pub use writer::QueueLimits;
+
+use self::accept::Prepared;
+use self::fail::{Attempt, unavailable};
+use self::group::{Context, Core, Tx};
+use self::readers::{Asker, Readers, snapshot};
+use self::statement::constant;
+use self::subscriptions::NewSubscription;
+use self::writer::{Class, Writer};
+use crate::domain::deny::DenyFeed;
+use crate::domain::device::{Device, DeviceRef, Registered, Registration};
+use crate::domain::identity::IdentityKey;
+use crate::domain::ids::{AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, UserId};
+use crate::domain::notification::{Accepted, HandOff, NewEvent, Notification};
+use crate::domain::platform::{Lane, Route, RouteSpec};
+use crate::domain::targets::Target;
+use crate::domain::time::UnixMs;
+use crate::runtime::Runtime;
+use crate::storage::{
+    Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
+    GateFacts, JobUpdate, NewOptIn, NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, Result,
+    Subscription,
+};
+
+/// See the module. Dropping the last handle writes what is queued and closes the database.
+pub struct SqliteStore {
+    // Before the lock, so that the file is free only when nothing uses it any more.
+    writer: Writer,
+    readers: Readers,
+    context: Arc<Context>,
+    lock: std::sync::Mutex<Option<File>>,
+}
+
+impl SqliteStore {
+    /// Opens or makes the database and starts its threads. Every "no" is published to `deny` before it is answered.
+    pub fn open(runtime: Runtime, settings: &Settings, deny: Arc<DenyFeed>) -> Result<Self, OpenError> {
+        let opened = open::open(&runtime, settings)?;
+        let boot = BootId(open::boot_id(&runtime));
+        let context =
+            Arc::new(Context { ids: opened.ids, boot, deny, identity: opened.identity, runtime: runtime.clone() });
+        let core = Core::new(opened.writer, Arc::clone(&context));
+        let writer = Writer::start(&runtime, settings, core)?;
+        let readers = Readers::start(&runtime, opened.readers)?;
+        Ok(Self { writer, readers, context, lock: std::sync::Mutex::new(opened.lock) })
+    }
+
+    /// What owns the leases of this start.
+    pub fn boot_id(&self) -> BootId {
+        self.context.boot
+    }
+
+    /// Answers, with the reason, when the outcome of a COMMIT is unknown: everything is answered `Unavailable` from
+    /// then on, and the process must exit; the next start reads what the database really holds.
+    pub async fn fatal(&self) -> Arc<str> {
+        self.writer.fatal().await
+    }
+
+    /// Whether the schema is this version's, for `/readyz`.
+    pub async fn migrations_fit(&self) -> Result<bool> {
+        self.read(Asker::Caller, "looking at the migrations", |conn| Ok(open::migrations_fit(conn))).await
+    }
+
+    /// Writes what is queued, refuses what comes later, and lets the database go. Blocks for as long as that takes.
+    pub fn close(&self) {
+        self.writer.stop();
+        self.readers.stop();
+        self.lock.lock().expect("no panic while held").take();
+    }
+
+    async fn write<T, W>(&self, class: Class, bytes: usize, doing: &'static str, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnMut(&mut Tx<'_>) -> Attempt<T> + Send + 'static,
+    {
+        self.writer.submit(class, bytes, doing, work).await
+    }
+
+    async fn read<T, W>(&self, asker: Asker, doing: &'static str, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut SqliteConnection) -> Attempt<T> + Send + 'static,
+    {
+        if self.writer.is_dead() {
+            return Err(unavailable(doing));
+        }
+        if self.context.runtime.is_simulated() {
+            let answer = self.writer.read_inline(work).unwrap_or_else(|| Err(unavailable(doing).into()));
+            return answer.map_err(|fail| fail.into_store(doing));
+        }
+        self.readers.read(asker, doing, work).await
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// One row more than a page has, to know whether another follows.
+fn page_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
+}
+
+/// Cuts what [`page_limit`] read.
+fn page<T, C>(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> C) -> Page<T, C> {
+    let more = items.len() > limit;
+    items.truncate(limit);
+    Page { next: if more { items.last().map(cursor) } else { None }, items }
+}
+
+/// What a small request holds, roughly, for the queue's bound.
+const SMALL: usize = 512;
+
+#[async_trait::async_trait]
+impl Registry for SqliteStore {
+    fn identity(&self) -> &IdentityKey {
+        &self.context.identity
+    }
+
+    async fn ensure_app(&self, app: &AppId, now: UnixMs) -> Result<AppKey> {
+        let doing = "making an app's row";
+        let (name, theirs) = (app.clone(), app.clone());
+        if let Some(key) = self.read(Asker::Caller, doing, move |conn| setup::app_key(conn, &theirs)).await? {
+            return Ok(key);
+        }
+        self.write(Class::Consent, SMALL, doing, move |tx| setup::ensure_app(tx, &name, now)).await
+    }
+
+    async fn ensure_routes(&self, specs: &[RouteSpec], now: UnixMs) -> Result<Vec<Route>> {
+        let specs = specs.to_vec();
+        self.write(Class::Consent, SMALL, "making routes' rows", move |tx| setup::ensure_routes(tx, &specs, now)).await
+    }
+
+    async fn register_device(&self, registration: Registration, now: UnixMs) -> Result<Registered> {
+        let doing = "registering a device";
+        let registration = Arc::new(registration);
+        let theirs = Arc::clone(&registration);
+        let standing = self.read(Asker::Caller, doing, move |conn| devices::unchanged(conn, &theirs, now)).await?;
+        if let Some(standing) = standing {
+            return Ok(standing);
+        }
+        let bytes = SMALL + 2 * registration.token.expose().len();
+        self.write(Class::Consent, bytes, doing, move |tx| devices::register(tx, &registration, now)).await
+    }
+
+    async fn unregister_device(
+        &self,
+        app: AppKey,
+        user: Option<UserId>,
+        device: DeviceRef,
+        observed_at: UnixMs,
+        now: UnixMs,
+    ) -> Result<bool> {
+        self.write(Class::Consent, SMALL, "unregistering a device", move |tx| {
+            devices::unregister(tx, app, user.as_ref(), &device, observed_at, now)
+        })
+        .await
+    }
+
+    async fn list_devices(
+        &self,
+        app: AppKey,
+        user: &UserId,
+        after: Option<DeviceId>,
+        limit: usize,
+    ) -> Result<Page<Device, DeviceId>> {
+        let user = user.clone();
+        self.read(Asker::Caller, "listing devices", move |conn| devices::list(conn, app, &user, after, limit)).await
+    }
+
+    async fn set_opt_in(&self, choice: NewOptIn, now: UnixMs) -> Result<(OptIn, bool)> {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let bytes = SMALL + text(&choice.source) + text(&choice.policy_version) + text(&choice.evidence);
+        self.write(Class::Consent, bytes, "recording a choice", move |tx| opt_in::set(tx, &choice, now)).await
+    }
+
+    async fn list_opt_ins(&self, app: AppKey, user: &UserId) -> Result<Vec<OptIn>> {
+        let user = user.clone();
+        self.read(Asker::Caller, "listing choices", move |conn| opt_in::list(conn, app, &user)).await
+    }
+
+    async fn set_subscription(
+        &self,
+        app: AppKey,
+        user: UserId,
+        topic: Topic,
+        active: bool,
+        observed_at: UnixMs,
+        now: UnixMs,
+    ) -> Result<bool> {
+        let new = NewSubscription { app, user, topic, active, observed_at };
+        self.write(Class::Consent, SMALL, "recording a subscription", move |tx| subscriptions::set(tx, &new, now)).await
+    }
+
+    async fn list_subscriptions(
+        &self,
+        app: AppKey,
+        user: &UserId,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<Page<Subscription, i64>> {
+        let user = user.clone();
+        self.read(Asker::Caller, "listing subscriptions", move |conn| {
+            subscriptions::list(conn, app, &user, after, limit)
+        })
+        .await
+    }
+
+    async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
+        let name = event_type.clone();
+        self.read(Asker::Caller, "looking up an event type", move |conn| notifications::event_type(conn, app, &name))
+            .await
+    }
+
+    async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted> {
+        let doing = "accepting an event";
+        let mut prepared = Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?;
+        if let Some(limit) = prepared.wide_limit() {
+            let (answer, too_many) = self
+                .read(Asker::Caller, doing, move |conn| {
+                    let too_many = snapshot(conn, |conn| prepared.exceeds(conn, limit))?;
+                    Ok((prepared, too_many))
+                })
+                .await?;
+            prepared = answer;
+            prepared.set_too_many(too_many);
+        }
+        let bytes = prepared.bytes();
+        self.write(Class::Accept, bytes, doing, move |tx| accept::accept(tx, &prepared, now)).await
+    }
+
+    async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool> {
+        self.write(Class::Consent, SMALL, "cancelling a notification", move |tx| {
+            notifications::cancel(tx, app, id, now)
+        })
+        .await
+    }
+
+    async fn get_notification(&self, app: AppKey, id: NotificationId) -> Result<NotificationView> {
+        self.read(Asker::Caller, "reading a notification", move |conn| {
+            snapshot(conn, |conn| notifications::view(conn, app, id))
+        })
+        .await
+    }
+
+    async fn list_notifications(
+        &self,
+        app: AppKey,
+        event_type: Option<EventType>,
+        before: Option<NotificationId>,
+        limit: usize,
+    ) -> Result<Page<Notification, NotificationId>> {
+        self.read(Asker::Caller, "listing notifications", move |conn| {
+            notifications::list(conn, app, event_type.as_ref(), before, limit)
+        })
+        .await
+    }
+
+    async fn list_deliveries(
+        &self,
+        app: AppKey,
+        id: NotificationId,
+        filter: DeliveryFilter,
+        after: Option<DeliveryKey>,
+        limit: usize,
+    ) -> Result<Page<Delivery, DeliveryKey>> {
+        self.read(Asker::Caller, "listing deliveries", move |conn| {
+            snapshot(conn, |conn| explain::deliveries(conn, app, id, &filter, after, limit))
+        })
+        .await
+    }
+
+    async fn person_history(&self, app: AppKey, id: NotificationId, user: &UserId) -> Result<PersonHistory> {
+        let user = user.clone();
+        self.read(Asker::Caller, "reading a person's history", move |conn| {
+            snapshot(conn, |conn| explain::person(conn, app, id, &user))
+        })
+        .await
+    }
+
+    async fn device_owner(&self, app: AppKey, device: DeviceId) -> Result<UserId> {
+        self.read(Asker::Caller, "looking up a device's owner", move |conn| devices::owner(conn, app, device)).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        let doing = "answering a ping";
+        self.read(Asker::Caller, doing, |conn| Ok(constant!(Integer; "SELECT 1").get_result::<i32>(conn)?)).await?;
+        self.write(Class::Consent, 0, doing, |_| Ok(())).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Queue for SqliteStore {
+    async fn claim(&self, request: ClaimRequest, owner: BootId, now: UnixMs) -> Result<Vec<Claimed>> {
+        self.write(Class::Outcome, SMALL, "claiming jobs", move |tx| jobs::claim(tx, request, owner, now)).await
+    }
+
+    async fn next_due(&self, route: RouteId, lane: Lane) -> Result<Option<UnixMs>> {
+        self.read(Asker::Engine, "looking for due jobs", move |conn| jobs::next_due(conn, route, lane)).await
+    }
+
+    async fn gate_facts(
+        &self,
+        notification: NotificationId,
+        event_type: &EventType,
+        targets: &[Target],
+    ) -> Result<GateFacts> {
+        let (event_type, targets) = (event_type.clone(), targets.to_vec());
+        self.read(Asker::Engine, "asking the gates", move |conn| {
+            let facts = people::facts_of_targets(conn, &event_type, &targets)?;
+            // A notification that is gone must not be sent.
+            let cancelled = !notifications::is_wanted(conn, notification)?;
+            Ok(GateFacts { cancelled, facts })
+        })
+        .await
+    }
+
+    async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
+        let bytes = updates.iter().map(update_bytes).sum();
+        self.write(Class::Outcome, bytes, "recording results", move |tx| jobs::record(tx, &updates, now)).await
+    }
+
+    async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()> {
+        let bytes = SMALL + 16 * jobs.len();
+        self.write(Class::Outcome, bytes, "releasing jobs", move |tx| jobs::release(tx, &jobs, now)).await
+    }
+
+    async fn release_others(&self, owner: BootId, _now: UnixMs) -> Result<u64> {
+        self.write(Class::Outcome, SMALL, "releasing other owners' jobs", move |tx| jobs::release_others(tx, owner))
+            .await
+    }
+
+    async fn claim_fanout(&self, owner: BootId, now: UnixMs, skip: &[NotificationId]) -> Result<Option<Fanout>> {
+        let skip = skip.to_vec();
+        self.write(Class::Outcome, SMALL, "claiming a fan-out", move |tx| fanout::claim(tx, owner, now, &skip)).await
+    }
+
+    async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {
+        let fanout = fanout.clone();
+        self.read(Asker::Engine, "reading a page of a fan-out", move |conn| {
+            snapshot(conn, |conn| fanout::page(conn, &fanout, limit))
+        })
+        .await
+    }
+
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool> {
+        let targets: usize = page.jobs.iter().map(|job| job.targets.len()).sum();
+        let bytes = SMALL + 16 * (targets + page.suppressed.len());
+        self.write(Class::Page, bytes, "writing a page of a fan-out", move |tx| fanout::write_page(tx, &page, now))
+            .await
+    }
+
+    async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()> {
+        self.write(Class::Outcome, SMALL, "releasing a fan-out", move |tx| fanout::release(tx, notification, fence))
+            .await
+    }
+
+    async fn backlog(&self, now: UnixMs) -> Result<Backlog> {
+        self.read(Asker::Caller, "counting what waits", move |conn| retain::backlog(conn, now)).await
+    }
+
+    async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
+        self.write(Class::Retention, SMALL, "deleting what is old", move |tx| retain::retain(tx, history_before, now))
+            .await
+    }
+}
+
+fn update_bytes(update: &JobUpdate) -> usize {
+    let followers: usize = update.followers.iter().map(|job| SMALL + 16 * job.targets.len()).sum();
+    SMALL + 24 * update.entries.len() + 256 * update.details.len() + 128 * update.retirements.len() + followers
+}

@@ -1,0 +1,150 @@
+//! Reading connections on threads of their own; in simulation reads run on the writer's connection.
+//!
+//! A read that begins after a write was answered sees it (WAL: a read transaction starts from the newest commit). The
+//! deny feed's argument stands on that. Two queues: what the engine asks goes before what people list, and the first
+//! reader serves the engine alone where there is more than one.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use diesel::RunQueryDsl;
+use diesel::sqlite::SqliteConnection;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::fail::{Attempt, unavailable};
+use super::open::OpenError;
+use super::statement::constant;
+use crate::runtime::Runtime;
+use crate::storage::Result;
+
+/// Reads waiting per queue; more wait outside.
+const MAX_WAITING: usize = 1024;
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Asker {
+    Engine,
+    Caller,
+}
+
+type Work = Box<dyn FnOnce(&mut SqliteConnection) + Send>;
+
+#[derive(Default)]
+struct State {
+    queues: [VecDeque<Work>; 2],
+    stopping: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+}
+
+pub(super) struct Readers {
+    shared: Arc<Shared>,
+    room: [Semaphore; 2],
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Readers {
+    /// One thread per connection; none in simulation.
+    pub fn start(runtime: &Runtime, connections: Vec<SqliteConnection>) -> Result<Self, OpenError> {
+        let shared = Arc::<Shared>::default();
+        let several = connections.len() > 1;
+        let mut threads = Vec::with_capacity(connections.len());
+        for (index, conn) in connections.into_iter().enumerate() {
+            let theirs = Arc::clone(&shared);
+            let engine_only = several && index == 0;
+            let body = move || read_until_stopped(&theirs, conn, engine_only);
+            threads.push(runtime.thread(&format!("nudged-reader-{index}"), body).map_err(OpenError::Thread)?);
+        }
+        let room = [Semaphore::new(MAX_WAITING), Semaphore::new(MAX_WAITING)];
+        Ok(Self { shared, room, threads: Mutex::new(threads) })
+    }
+
+    pub async fn read<T, W>(&self, asker: Asker, doing: &'static str, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut SqliteConnection) -> Attempt<T> + Send + 'static,
+    {
+        let queue = match asker {
+            Asker::Engine => 0,
+            Asker::Caller => 1,
+        };
+        let _room = self.room[queue].acquire().await.map_err(|_| unavailable(doing))?;
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut state = self.shared.state();
+            if state.stopping {
+                return Err(unavailable(doing));
+            }
+            state.queues[queue].push_back(Box::new(move |conn| {
+                if !reply.is_closed() {
+                    let _ = reply.send(work(conn));
+                }
+            }));
+        }
+        // The engine's own reader may be the one that is woken for a caller's read, so wake them all.
+        self.shared.ready.notify_all();
+        match answer.await {
+            Ok(answer) => answer.map_err(|fail| fail.into_store(doing)),
+            Err(_) => Err(unavailable(doing)),
+        }
+    }
+
+    /// Reads what is queued, takes nothing more, and waits for the threads.
+    pub fn stop(&self) {
+        self.shared.state().stopping = true;
+        self.shared.ready.notify_all();
+        let own = std::thread::current().id();
+        for thread in std::mem::take(&mut *self.threads.lock().expect("no panic while held")) {
+            if thread.thread().id() != own {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn read_until_stopped(shared: &Shared, mut conn: SqliteConnection, engine_only: bool) {
+    loop {
+        let work = {
+            let mut state = shared.state();
+            loop {
+                let mut next = state.queues[0].pop_front();
+                if next.is_none() && !engine_only {
+                    next = state.queues[1].pop_front();
+                }
+                match next {
+                    Some(work) => break work,
+                    None if state.stopping => return,
+                    None => state = shared.ready.wait(state).expect("no panic while held"),
+                }
+            }
+        };
+        if catch_unwind(AssertUnwindSafe(|| work(&mut conn))).is_err() {
+            tracing::error!("a read of the store panicked");
+            // It may have been inside a snapshot.
+            let _ = constant!((); "ROLLBACK").execute(&mut conn);
+        }
+    }
+}
+
+/// Several statements that see one state of the database.
+pub(super) fn snapshot<T>(
+    conn: &mut SqliteConnection,
+    work: impl FnOnce(&mut SqliteConnection) -> Attempt<T>,
+) -> Attempt<T> {
+    constant!((); "BEGIN DEFERRED").execute(conn)?;
+    let result = work(conn);
+    constant!((); "COMMIT").execute(conn)?;
+    result
+}

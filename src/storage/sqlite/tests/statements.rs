@@ -1,0 +1,114 @@
+//! Every statement of normal work is prepared once.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use diesel::Connection;
+use diesel::connection::{Instrumentation, InstrumentationEvent};
+
+use super::*;
+use crate::domain::notification::{Audience, NewEvent};
+use crate::domain::outcome::ResultCode;
+use crate::storage::conformance::{World, comment, entries, key};
+
+#[derive(Default)]
+struct Seen {
+    cached: BTreeSet<String>,
+    run: BTreeSet<String>,
+}
+
+struct Watch(Arc<Mutex<Seen>>);
+
+impl Instrumentation for Watch {
+    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        let mut seen = self.0.lock().unwrap();
+        match event {
+            InstrumentationEvent::CacheQuery { sql, .. } => {
+                seen.cached.insert(sql.to_owned());
+            }
+            InstrumentationEvent::StartQuery { query, .. } => {
+                let text = query.to_string();
+                let sql = text.split(" -- binds:").next().unwrap_or_default();
+                seen.run.insert(sql.to_owned());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The life of a notification, large and small.
+async fn work(world: &World<'_>, round: u8) {
+    let name = format!("u{round}");
+    world.reachable(&name).await;
+    world.subscribe(&name, "post:1").await;
+    let mut event = NewEvent { idempotency: Some(key(&name, 1)), ..world.to_topics(&["post:1"]) };
+    event.audience.user_ids = vec![crate::storage::conformance::user(&name)];
+    let id = world.accept(event).await;
+    let claimed = world.claim_one().await;
+    world.store().gate_facts(id, &comment(), &claimed.job.targets).await.unwrap();
+    assert!(world.record(world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent))).await);
+    world.view(id).await;
+    let everyone = Audience { everyone: true, ..Audience::default() };
+    world.accept(NewEvent { may_broadcast: true, ..world.event(everyone) }).await;
+    let fanout = world.store().claim_fanout(world.fixture.boot, world.now(), &[]).await.unwrap().unwrap();
+    world.store().fanout_page(&fanout, 100).await.unwrap();
+    world.store().release_fanout(fanout.notification.id, fanout.fence).await.unwrap();
+}
+
+#[tokio::test]
+async fn normal_work_prepares_nothing_twice() {
+    let (store, deny) = in_memory();
+    let fixture = fixture(&store, &deny);
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    store.writer.inline_core().conn.set_instrumentation(Watch(Arc::clone(&seen)));
+    let world = World::new(&fixture).await;
+    work(&world, 1).await;
+    let first = std::mem::take(&mut *seen.lock().unwrap());
+    work(&world, 2).await;
+    let second = std::mem::take(&mut *seen.lock().unwrap());
+    assert_eq!(second.cached, BTreeSet::new(), "prepared again");
+    assert!(second.run.len() > 25, "{} statements", second.run.len());
+    let unprepared: Vec<_> = second.run.difference(&first.cached).collect();
+    assert!(unprepared.is_empty(), "prepared at every use: {unprepared:#?}");
+}
+
+#[tokio::test]
+async fn hot_statements_use_their_indexes() {
+    let (store, _deny) = in_memory();
+    let plan = |sql: &str| -> String {
+        use diesel::sql_types::Text;
+        #[derive(diesel::QueryableByName)]
+        struct Line {
+            #[diesel(sql_type = Text)]
+            detail: String,
+        }
+        let lines: Vec<Line> =
+            diesel::sql_query(format!("EXPLAIN QUERY PLAN {sql}")).load(&mut store.writer.inline_core().conn).unwrap();
+        lines.into_iter().map(|line| line.detail + "\n").collect()
+    };
+    let claim = plan(
+        "SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = 1 AND lane = 0 AND due_at <= 5 \
+         AND format = 1 ORDER BY due_at, id LIMIT 9",
+    );
+    assert!(claim.contains("job_by_due") && !claim.contains("TEMP B-TREE"), "{claim}");
+    let facts = plan("SELECT d.id FROM json_each('[1]') AS e CROSS JOIN device d ON d.id = e.value");
+    assert!(facts.contains("SEARCH d USING INTEGER PRIMARY KEY"), "{facts}");
+    let people =
+        plan("SELECT d.id FROM json_each('[1]') AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1");
+    assert!(people.contains("device_by_user"), "{people}");
+    let choice = plan("SELECT opted_in FROM opt_in o WHERE o.user_key = 1 AND o.device = 0 AND o.event_type = ''");
+    assert!(choice.contains("SEARCH o USING PRIMARY KEY"), "{choice}");
+    let page = plan(
+        "SELECT user_key FROM subscription WHERE topic = 1 AND user_key > 2 AND active = 1 ORDER BY user_key LIMIT 3",
+    );
+    assert!(page.contains("USING PRIMARY KEY") && !page.contains("TEMP B-TREE"), "{page}");
+    let everyone = plan("SELECT id FROM app_user WHERE app = 1 AND id > 2 ORDER BY id LIMIT 3");
+    assert!(everyone.contains("app_user_by_app") && !everyone.contains("TEMP B-TREE"), "{everyone}");
+    let owners = plan("UPDATE job SET owner = 0 WHERE owner <> 0 AND owner <> 5");
+    assert!(owners.contains("job_by_owner"), "{owners}");
+    let blocks = plan(
+        "SELECT id FROM outcome_block WHERE notification_id = 1 AND first_user <= 3 AND last_user >= 2 \
+         ORDER BY first_user",
+    );
+    assert!(blocks.contains("outcome_block_by_notification") && !blocks.contains("TEMP B-TREE"), "{blocks}");
+}

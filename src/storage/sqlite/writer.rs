@@ -1,0 +1,369 @@
+//! The one writer: four queues by importance, drained into groups.
+//!
+//! Acceptance and consent go first, then outcomes and claims, then fan-out pages, then retention; but each class has a
+//! share of every group, so none starves. In production the writer is a thread of its own; in simulation a step runs
+//! on the caller's thread when it is submitted.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{JoinHandle, ThreadId};
+
+use diesel::sqlite::SqliteConnection;
+use tokio::sync::{Notify, watch};
+
+use super::fail::{Attempt, Fail, unavailable};
+use super::group::{Core, Request, Step, Tx};
+use super::open::{OpenError, Settings};
+use crate::runtime::Runtime;
+use crate::storage::{Result, StoreError};
+
+/// Importance, highest first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Class {
+    /// New events: refused when the queue is nearly full.
+    Accept,
+    /// Consent and devices: the same queue, with the last eighth to themselves.
+    Consent,
+    /// Claims, results, releases.
+    Outcome,
+    /// Fan-out pages.
+    Page,
+    Retention,
+}
+
+const QUEUES: usize = 4;
+
+impl Class {
+    const fn queue(self) -> usize {
+        match self {
+            Self::Accept | Self::Consent => 0,
+            Self::Outcome => 1,
+            Self::Page => 2,
+            Self::Retention => 3,
+        }
+    }
+}
+
+/// Bounds of each queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QueueLimits {
+    /// Requests in one queue.
+    pub max_requests: usize,
+    /// Bytes that the requests of one queue hold.
+    pub max_bytes: usize,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self { max_requests: 8192, max_bytes: 32 * 1024 * 1024 }
+    }
+}
+
+/// A group is not extended beyond this, so that one full of large requests does not hold up the next.
+const GROUP_MAX_BYTES: usize = 2 * 1024 * 1024;
+
+#[derive(Default)]
+struct Queue {
+    steps: VecDeque<(usize, Box<dyn Step>)>,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct State {
+    queues: [Queue; QUEUES],
+    paused: bool,
+    stopping: bool,
+    /// Nothing may be written any more.
+    dead: bool,
+}
+
+impl State {
+    fn is_empty(&self) -> bool {
+        self.queues.iter().all(|queue| queue.steps.is_empty())
+    }
+
+    /// Up to `most` steps: a page and a retention step if they wait, a quarter for outcomes, the rest by importance.
+    fn take_group(&mut self, most: usize) -> Vec<Box<dyn Step>> {
+        let waits = |queue: usize| self.queues[queue].steps.len();
+        let busy = waits(0) + waits(1) > 0;
+        let pages = waits(2).min(if busy { 1 } else { 2 });
+        let retention = waits(3).min(1);
+        let room = most.saturating_sub(pages + retention).max(2);
+        let reserved = waits(1).min((room / 4).max(1));
+        let accepts = waits(0).min(room - reserved);
+        let outcomes = waits(1).min(room - accepts);
+        let mut group = Vec::with_capacity(accepts + outcomes + pages + retention);
+        let mut group_bytes = 0;
+        for (queue, count) in self.queues.iter_mut().zip([accepts, outcomes, pages, retention]) {
+            for taken in 0..count {
+                if taken > 0 && group_bytes > GROUP_MAX_BYTES {
+                    break;
+                }
+                let Some((bytes, step)) = queue.steps.pop_front() else { break };
+                queue.bytes -= bytes;
+                group_bytes += bytes;
+                group.push(step);
+            }
+        }
+        group
+    }
+
+    fn take_all(&mut self) -> Vec<Box<dyn Step>> {
+        self.queues
+            .iter_mut()
+            .flat_map(|queue| {
+                queue.bytes = 0;
+                queue.steps.drain(..).map(|(_, step)| step).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    ready: Condvar,
+    /// Told after a group was taken, for those who wait for room.
+    room: [Notify; QUEUES],
+    limits: QueueLimits,
+    group_max: usize,
+    fatal: watch::Sender<Option<Arc<str>>>,
+    /// In simulation the connection lives here.
+    inline: Option<Mutex<Core>>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    fn told_room(&self) {
+        for room in &self.room {
+            room.notify_waiters();
+        }
+    }
+
+    /// Nothing is written from now on; everybody who waits is told so.
+    fn die(&self, why: &str) {
+        let left = {
+            let mut state = self.state();
+            state.dead = true;
+            state.take_all()
+        };
+        tracing::error!(why, "the store stops: what the database holds is not known");
+        self.fatal.send_replace(Some(Arc::from(why)));
+        self.told_room();
+        for step in left {
+            let doing = step.doing();
+            step.fail(Fail::Refused(unavailable(doing)));
+        }
+    }
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: Option<ThreadId>,
+}
+
+impl Writer {
+    pub fn start(runtime: &Runtime, settings: &Settings, core: Core) -> Result<Self, OpenError> {
+        let simulated = runtime.is_simulated();
+        let (inline, threaded) = if simulated { (Some(Mutex::new(core)), None) } else { (None, Some(core)) };
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            ready: Condvar::new(),
+            room: Default::default(),
+            limits: settings.queue,
+            group_max: settings.group_max.max(4),
+            fatal: watch::channel(None).0,
+            inline,
+        });
+        let thread = match threaded {
+            None => None,
+            Some(core) => {
+                let shared = Arc::clone(&shared);
+                let body = move || write_until_stopped(&shared, core);
+                Some(runtime.thread("nudged-writer", body).map_err(OpenError::Thread)?)
+            }
+        };
+        let thread_id = thread.as_ref().map(|thread| thread.thread().id());
+        Ok(Self { shared, thread: Mutex::new(thread), thread_id })
+    }
+
+    /// Queues a step and waits for its answer. Once queued it happens, whether or not anybody waits. `bytes`: what the
+    /// step holds.
+    pub async fn submit<T, W>(&self, class: Class, bytes: usize, doing: &'static str, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnMut(&mut Tx<'_>) -> Attempt<T> + Send + 'static,
+    {
+        let (step, answer) = Request::new(doing, work);
+        self.enqueue(class, bytes, doing, step).await?;
+        if let Some(core) = &self.shared.inline {
+            self.run_inline(core);
+        }
+        answer.await.unwrap_or_else(|_| Err(unavailable(doing)))
+    }
+
+    /// Accept and consent are refused when there is no room, so that their callers hear of it; the rest waits, since it
+    /// is our own work and bounded by permits.
+    async fn enqueue(&self, class: Class, bytes: usize, doing: &'static str, step: Box<dyn Step>) -> Result<()> {
+        let QueueLimits { max_requests, max_bytes } = self.shared.limits;
+        let (max_requests, max_bytes) = match class {
+            Class::Accept => (max_requests - max_requests / 8, max_bytes - max_bytes / 8),
+            _ => (max_requests, max_bytes),
+        };
+        let room = &self.shared.room[class.queue()];
+        let mut told = std::pin::pin!(room.notified());
+        loop {
+            told.as_mut().enable();
+            {
+                let mut state = self.shared.state();
+                if state.dead || state.stopping {
+                    return Err(unavailable(doing));
+                }
+                let queue = &mut state.queues[class.queue()];
+                // A request larger than the whole bound goes alone rather than never.
+                let fits = queue.steps.len() < max_requests && queue.bytes + bytes <= max_bytes;
+                if fits || queue.steps.is_empty() {
+                    queue.steps.push_back((bytes, step));
+                    queue.bytes += bytes;
+                    drop(state);
+                    self.shared.ready.notify_one();
+                    return Ok(());
+                }
+            }
+            if matches!(class, Class::Accept | Class::Consent) {
+                return Err(StoreError::Overloaded { what: "the queue to the database is full" });
+            }
+            told.as_mut().await;
+            told.set(room.notified());
+        }
+    }
+
+    fn run_inline(&self, core: &Mutex<Core>) {
+        loop {
+            let mut core = core.lock().expect("a panic in a step is caught");
+            let group = {
+                let mut state = self.shared.state();
+                if state.paused || state.dead {
+                    return;
+                }
+                state.take_group(self.shared.group_max)
+            };
+            if group.is_empty() {
+                return;
+            }
+            self.shared.told_room();
+            if let Err(why) = core.run(group) {
+                drop(core);
+                self.shared.die(&why);
+                return;
+            }
+        }
+    }
+
+    /// A read on the writer's own connection, in simulation; `None` in production.
+    pub fn read_inline<T>(&self, work: impl FnOnce(&mut SqliteConnection) -> T) -> Option<T> {
+        let core = self.shared.inline.as_ref()?;
+        let mut core = core.lock().expect("a panic in a step is caught");
+        Some(work(&mut core.conn))
+    }
+
+    pub fn is_dead(&self) -> bool {
+        let state = self.shared.state();
+        state.dead || state.stopping
+    }
+
+    /// Answers, with the reason, when the store had to stop.
+    pub async fn fatal(&self) -> Arc<str> {
+        let mut fatal = self.shared.fatal.subscribe();
+        loop {
+            if let Some(why) = fatal.borrow_and_update().clone() {
+                return why;
+            }
+            if fatal.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Writes what is queued, takes nothing more, and waits for the thread.
+    pub fn stop(&self) {
+        self.shared.state().stopping = true;
+        self.shared.ready.notify_all();
+        self.shared.told_room();
+        // Dropping an engine's last handle on the writer's own thread must not make it wait for itself.
+        let own = self.thread_id == Some(std::thread::current().id());
+        let thread = self.thread.lock().expect("no panic while held").take();
+        if let Some(thread) = thread
+            && !own
+        {
+            let _ = thread.join();
+        }
+    }
+
+    /// Until the guard is dropped everything submitted waits: a test forms a group so.
+    #[cfg(test)]
+    pub fn pause(&self) -> Paused<'_> {
+        self.shared.state().paused = true;
+        Paused { writer: self }
+    }
+
+    /// How many steps wait.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.shared.state().queues.iter().map(|queue| queue.steps.len()).sum()
+    }
+
+    #[cfg(test)]
+    pub fn inline_core(&self) -> MutexGuard<'_, Core> {
+        self.shared.inline.as_ref().expect("only in simulation").lock().expect("a panic in a step is caught")
+    }
+}
+
+#[cfg(test)]
+pub(super) struct Paused<'a> {
+    writer: &'a Writer,
+}
+
+#[cfg(test)]
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.writer.shared.state().paused = false;
+        self.writer.shared.ready.notify_all();
+        if let Some(core) = &self.writer.shared.inline {
+            self.writer.run_inline(core);
+        }
+    }
+}
+
+fn write_until_stopped(shared: &Shared, mut core: Core) {
+    /// The thread must never end unnoticed: its callers would wait for ever.
+    struct Ending<'a>(&'a Shared);
+    impl Drop for Ending<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.die("the writer thread panicked");
+            }
+        }
+    }
+    let _ending = Ending(shared);
+    loop {
+        let group = {
+            let mut state = shared.state();
+            while !state.stopping && (state.paused || state.is_empty()) {
+                state = shared.ready.wait(state).expect("no panic while held");
+            }
+            if state.is_empty() {
+                return;
+            }
+            state.take_group(shared.group_max)
+        };
+        shared.told_room();
+        if let Err(why) = core.run(group) {
+            shared.die(&why);
+            return;
+        }
+    }
+}

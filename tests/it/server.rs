@@ -1,0 +1,155 @@
+//! Starts the real binary against an in-process sandbox, and stops or kills it.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nudged::api::proto::push_service_client::PushServiceClient;
+use nudged::api::proto::{Content, NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest, device};
+use nudged::runtime::Runtime;
+use nudged::sandbox::{Options, Sandbox};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+pub const APP: &str = "ifriendspet";
+
+/// How long anything may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct World {
+    /// Removed with everything in it at the end.
+    _dir: TempDir,
+    pub sandbox: Sandbox,
+    pub address: String,
+    config: PathBuf,
+}
+
+/// The running binary; killed with SIGKILL when dropped.
+pub struct Server {
+    child: Child,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (grpc, admin) = (free_port(), free_port());
+        let options = Options {
+            dir: Some(dir.path().to_owned()),
+            grpc_listen: Some(format!("127.0.0.1:{grpc}").parse().unwrap()),
+            admin_listen: Some(format!("127.0.0.1:{admin}").parse().unwrap()),
+            ..Options::default()
+        };
+        let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
+        let config = dir.path().join("nudged.toml");
+        Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config }
+    }
+
+    pub fn start(&self) -> Server {
+        Server { child: spawn(&["serve", "--config"], &self.config) }
+    }
+
+    /// A client, as soon as the server answers.
+    pub async fn client(&self) -> PushServiceClient<Channel> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match PushServiceClient::connect(self.address.clone()).await {
+                Ok(client) => return client,
+                Err(error) if Instant::now() > deadline => panic!("the server does not answer: {error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
+
+impl Server {
+    /// SIGKILL: nothing is flushed, nobody is told.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit status after the drain.
+    pub fn terminate(mut self) -> std::process::ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server does not stop");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_nudged"))
+}
+
+fn spawn(arguments: &[&str], config: &Path) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name("server.log")).unwrap();
+    binary()
+        .args(arguments)
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// A port nobody listens on now. Another process may take it before us; then the server says so and the test fails.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub async fn register(
+    client: &mut PushServiceClient<Channel>,
+    user: &str,
+    platform: device::Platform,
+    token: &str,
+) -> String {
+    let request = RegisterDeviceRequest {
+        app_id: APP.into(),
+        user_id: user.into(),
+        platform: platform.into(),
+        token: token.into(),
+        locale: "ko-KR".into(),
+        ..RegisterDeviceRequest::default()
+    };
+    client.register_device(request).await.unwrap().into_inner().device.unwrap().device_id
+}
+
+pub async fn opt_in(client: &mut PushServiceClient<Channel>, user: &str, opted_in: bool) {
+    let request = SetOptInRequest {
+        app_id: APP.into(),
+        user_id: user.into(),
+        opted_in: Some(opted_in),
+        ..SetOptInRequest::default()
+    };
+    client.set_opt_in(request).await.unwrap();
+}
+
+pub fn event(key: &str, users: &[&str]) -> NotifyEventRequest {
+    NotifyEventRequest {
+        app_id: APP.into(),
+        event_type: "comment.created".into(),
+        idempotency_key: key.into(),
+        user_ids: users.iter().map(|user| (*user).to_owned()).collect(),
+        content: Some(Content {
+            title: Some("새 댓글".into()),
+            body: Some("보리: 너무 귀여워요!".into()),
+            ..Content::default()
+        }),
+        ..NotifyEventRequest::default()
+    }
+}
