@@ -55,10 +55,16 @@ const ALL: &[&str] = &[
 /// Implementations behind a trait: named only where concrete types are put together, and by themselves.
 const PRIVATE: &[&str] = &["storage::sqlite", "storage::postgres", "senders::apns", "senders::fcm", "senders::http2"];
 
-/// Single files with a reason to look further: (module, what it may name besides its arrows).
+/// Modules with a reason to look further: (module, what it may name besides its arrows).
 const EXCEPTIONS: &[(&str, &str)] = &[
     // One exhaustive match turns every error of ours into a Status (style.md §5).
     ("api::status", "storage::StoreError"),
+    // The store's plain answers, which `service` hands through: values without behaviour, to be written as protobuf.
+    ("api::convert", "storage::Attempt"),
+    ("api::convert", "storage::Counts"),
+    ("api::convert", "storage::NotificationView"),
+    ("api::convert", "storage::OptIn"),
+    ("api::convert", "storage::Subscription"),
 ];
 
 /// Who puts concrete types together.
@@ -167,7 +173,7 @@ fn wrong_arrows(path: &Path, text: &str) -> Vec<String> {
         let Some(to) = used.get(1) else { continue };
         let target = used[1..].join("::");
         let within = |path: &str, prefix: &str| path == prefix || path.starts_with(&format!("{prefix}::"));
-        if EXCEPTIONS.iter().any(|(module, what)| here == *module && within(&target, what)) {
+        if EXCEPTIONS.iter().any(|(module, what)| within(&here, module) && within(&target, what)) {
             continue;
         }
         if to != from && ALL.contains(&to.as_str()) && !allowed.contains(&to.as_str()) {

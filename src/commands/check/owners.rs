@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::Findings;
 use super::files::{self, section};
-use crate::app::settings;
+use crate::app::senders::{self, CredentialError};
+use crate::app::store_settings;
 use crate::config::{ApnsAuth, Config, Origin, SecretSource};
 use crate::domain::deny::DenyFeed;
 use crate::domain::time::UnixMs;
@@ -15,18 +16,13 @@ use crate::storage::sqlite::{OpenError, SqliteStore};
 pub(super) fn credentials(config: &Config, _now: UnixMs, findings: &mut Findings) {
     for (id, app) in &config.apps {
         for (name, credential) in &app.apns {
-            // A file that cannot be read has been reported already.
-            if let Ok(settings) = settings::apns(credential, &config.delivery)
-                && let Err(error) = settings.validate()
-            {
-                let (ApnsAuth::Token { key, .. } | ApnsAuth::Certificate { key, .. }) = &credential.auth;
+            let (ApnsAuth::Token { key, .. } | ApnsAuth::Certificate { key, .. }) = &credential.auth;
+            if let Err(error) = senders::apns_settings(credential, &config.delivery) {
                 report(&section(id.as_str(), "apns", name), key, &error, findings);
             }
         }
         for (name, credential) in &app.fcm {
-            if let Ok(settings) = settings::fcm(credential, &config.delivery)
-                && let Err(error) = settings.validate()
-            {
+            if let Err(error) = senders::fcm_settings(credential, &config.delivery) {
                 report(&section(id.as_str(), "fcm", name), &credential.service_account, &error, findings);
             }
         }
@@ -39,7 +35,7 @@ pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
     if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
         return;
     }
-    let mut settings = settings::database(&config.database);
+    let mut settings = store_settings(&config.database);
     settings.migrate = false;
     let origin = files::file(path);
     match SqliteStore::open(Runtime::production(), &settings, Arc::new(DenyFeed::default())) {
@@ -62,7 +58,11 @@ pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
 }
 
 /// A sender's error begins with the key it is about.
-fn report(section: &str, secret: &SecretSource, error: &dyn std::error::Error, findings: &mut Findings) {
+fn report(section: &str, secret: &SecretSource, error: &CredentialError, findings: &mut Findings) {
+    // A file that cannot be read has been reported already.
+    if matches!(error, CredentialError::Read { .. }) {
+        return;
+    }
     let text = chain(error);
     let (key, wrong) = match text.split_once(": ") {
         Some((key, wrong)) if key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') => (Some(key), wrong),
