@@ -86,7 +86,7 @@ impl App {
         let key_ring = Arc::new(KeyRing::new(keys::api_keys(&config.keys)));
         let mut server = Server::new(service, key_ring, limits(config)?, runtime.clone());
         if let Some(tls) = &config.grpc.tls {
-            server = server.with_tls(read_tls(tls)?);
+            server = server.with_tls(read_tls(tls)?)?;
         }
         let health = server.health();
         let server = Arc::new(server);

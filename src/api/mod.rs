@@ -26,3 +26,8 @@ pub mod catalogue {
 
 #[cfg(test)]
 mod tests;
+
+/// What clients of ours (the demo, the command line) connect with, so that only this module names tonic.
+pub mod transport {
+    pub use tonic::transport::Channel;
+}

@@ -99,16 +99,16 @@ impl Server {
         }
     }
 
-    /// Serves TLS only.
-    #[must_use]
-    pub fn with_tls(mut self, tls: TlsSetup) -> Self {
+    /// Serves TLS only. Fails when the certificate, its key or the CA cannot be used.
+    pub fn with_tls(mut self, tls: TlsSetup) -> Result<Self, ServerError> {
         let identity = Identity::from_pem(tls.cert_pem, tls.key_pem);
         let mut config = ServerTlsConfig::new().identity(identity).timeout(self.limits.tls_handshake);
         if let Some(ca) = tls.client_ca_pem {
             config = config.client_ca_root(Certificate::from_pem(ca)).client_auth_optional(true);
         }
+        tonic::transport::Server::builder().tls_config(config.clone()).map_err(ServerError::Tls)?;
         self.tls = Some(config);
-        self
+        Ok(self)
     }
 
     /// To be set SERVING by whoever knows that everything behind it is up.

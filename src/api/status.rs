@@ -17,8 +17,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::domain::violation::Violation;
 use crate::runtime::Runtime;
-use crate::service::ServiceError;
-use crate::storage::StoreError;
+use crate::service::{ServiceError, StoreError};
 
 use super::auth::AuthError;
 use super::reasons;

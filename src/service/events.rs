@@ -348,5 +348,4 @@ fn times(
 }
 
 #[cfg(test)]
-#[path = "events_tests.rs"]
 mod tests;

@@ -25,10 +25,13 @@ use crate::domain::violation::{Violation, Violations};
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::Registry;
-use crate::storage::{Store, StoreError};
+use crate::storage::Store;
 
 pub use apps::{App, AppDirectory, AppSetup, CredentialSetup};
 pub use error::ServiceError;
+
+/// What the store answers in the use cases' own words, for those who show it.
+pub use crate::storage::{Attempt, Counts, NotificationView, OptIn, StoreError, Subscription};
 
 use self::events::UndeclaredApps;
 

@@ -128,3 +128,15 @@ async fn connections_beyond_the_limit_wait() {
     drop(first);
     second.list_opt_ins(list).await.expect("its turn");
 }
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_unavailable_with_a_hint() {
+    let server = TestServer::start().await;
+    let mut client = server.client().await;
+    server.store.close();
+    let status = client.set_opt_in(choice("choco", true)).await.expect_err("no database");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DATABASE_UNAVAILABLE"));
+    assert!(status.get_details_retry_info().is_some());
+    assert!(status.get_details_request_info().is_some_and(|info| !info.request_id.is_empty()));
+    assert_eq!(status.metadata().get("grpc-retry-pushback-ms").expect("a trailer"), "1000");
+}

@@ -55,6 +55,9 @@ fn one(history: &PersonHistory, device: DeviceId, standing: &Standing) -> String
     let user = &history.user_id;
     let row = history.devices.iter().find(|row| row.id == device);
     let place = row.map_or_else(|| device.public(), |row| format!("{} ({})", device.public(), row.platform));
+    if let (None, Some(at)) = (standing.end(), history.notification.cancelled_at) {
+        return format!("Not sent so far, and cancelled at {at}: it is dropped when its turn comes.");
+    }
     match (standing.end(), standing.open) {
         (Some((ResultCode::Sent, at)), _) => {
             format!("Sent: the platform took it for {user}'s device {place} at {at}; more nobody can know.")

@@ -195,6 +195,17 @@ fn a_retry_is_pending_and_tells_the_platforms_answer() {
 }
 
 #[test]
+fn what_waits_but_was_cancelled_says_so() {
+    let mut history = history(Vec::new());
+    history.open.push((Target { user: USER, device: PHONE }, RouteId(1), 0, later(4)));
+    assert!(explained(&history).summary.starts_with("Waiting: queued for choco's device"));
+    history.notification.cancelled_at = Some(later(1));
+    let explanation = explained(&history);
+    assert!(explanation.summary.contains("cancelled at 2026-11-24T12:00:01Z"), "{}", explanation.summary);
+    assert_eq!(explanation.deliveries[0].state, State::Open);
+}
+
+#[test]
 fn devices_are_explained_one_by_one() {
     let mut history = history(vec![
         (None, 1, vec![(TABLET, ResultCode::DeviceTypeOptedOut)]),
