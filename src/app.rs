@@ -67,6 +67,7 @@ impl App {
         let routed = routes::build(&runtime, config, &*store, &threads, &deny).await?;
         let dyn_store: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         let types = Arc::new(Types::default());
+        types.set_default_locales(routed.default_locales);
         let engine = Engine::start(delivery::Parts {
             runtime: runtime.clone(),
             store: Arc::clone(&dyn_store),

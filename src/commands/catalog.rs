@@ -367,6 +367,13 @@ mod tests {
     }
 
     #[test]
+    fn the_example_can_be_applied() {
+        let example = Catalogue::parse(include_str!("../../examples/catalog.toml"), false).expect("a catalogue");
+        assert_eq!(example.check(), []);
+        assert_eq!(example.event_types.len(), 4);
+    }
+
+    #[test]
     fn everything_wrong_is_found_before_anything_is_applied() {
         let mut catalogue = file();
         catalogue.event_types[1].name = "comment.created".into();

@@ -393,7 +393,7 @@ mod tests {
             default_opt_in: true,
             lane: Lane::Interactive,
             priority: Priority::High,
-            on_maybe: crate::domain::event_type::OnMaybe::Retry,
+            on_maybe: OnMaybe::Retry,
             collapse_key: None,
             actor: None,
             body: Arc::new(Body::default()),
@@ -459,6 +459,22 @@ mod tests {
         flight.sending(1, instant);
         flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
         assert_eq!(codes(&flight.flush(&POLICY, UnixMs(HOUR), || 0.0)), [ResultCode::DeadRetriesOver]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_event_type_says_what_follows_a_lost_answer() {
+        let maybe = || SendOutcome::MaybeSent { answer: ProviderAnswer::new(0, "timeout") };
+        for (on_maybe, code) in [(OnMaybe::Retry, ResultCode::MovedToRetry), (OnMaybe::Drop, ResultCode::DeadMaybeSent)]
+        {
+            let (mut flight, instant) = flight(1, HOUR);
+            Arc::get_mut(&mut flight.notification).expect("not shared").on_maybe = on_maybe;
+            flight.sending(1, instant);
+            flight.answer(0, maybe(), UnixMs(9), instant);
+            let flush = flight.flush(&POLICY, UnixMs(9), || 0.5);
+            assert_eq!(codes(&flush), [code]);
+            assert_eq!(flush.update.details[0].result, code.name());
+            assert_eq!(flush.update.followers.len(), usize::from(on_maybe == OnMaybe::Retry));
+        }
     }
 
     #[tokio::test(start_paused = true)]

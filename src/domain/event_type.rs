@@ -49,7 +49,7 @@ pub enum OnMaybe {
     /// Try again under the same identity: at least once to the platform. The default.
     #[default]
     Retry,
-    /// Leave it: at most once, for what annoys twice.
+    /// Leave it, for what annoys twice. A crash of our own may still repeat it.
     Drop,
 }
 

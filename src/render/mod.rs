@@ -109,16 +109,15 @@ pub fn render(
     let mut problems = Vec::new();
     let (Some(templates), Some(entry)) = (templates, variant.entry) else { return Rendered { message, problems } };
     message.silent = is_silent(&body.content, Some(templates));
-    let variables =
-        Variables { data: &body.data, actor: body.actor.as_deref(), subject: body.subject.as_deref(), event_type };
+    let variables = Variables::new(&body.data, body.actor.as_deref(), body.subject.as_deref(), event_type);
     if (message.title.is_none() || message.subtitle.is_none() || message.body.is_none())
-        && let Some(words) = templates.words(entry, app_default, variables, &mut problems)
+        && let Some(words) = templates.words(entry, app_default, &variables, &mut problems)
     {
         fill(&mut message.title, words.title);
         fill(&mut message.subtitle, words.subtitle);
         fill(&mut message.body, words.body);
     }
-    let extras = templates.extras(entry, app_default, variables, &mut problems);
+    let extras = templates.extras(entry, app_default, &variables, &mut problems);
     fill(&mut message.image, extras.image);
     fill(&mut message.link, extras.link);
     fill(&mut message.sound, extras.sound);

@@ -33,15 +33,21 @@ pub const MAX_BODY_BYTES: usize = 2_048;
 /// The largest badge.
 const MAX_BADGE: u32 = 99_999;
 
-/// What a template can read of an event.
-#[derive(Clone, Copy, Debug)]
+/// What a template can read of an event. Cheap to clone; `data` is read once, however many templates use it.
+#[derive(Clone, Debug)]
 pub struct Variables<'a> {
-    /// The event's `data`, as `data.*`.
-    pub data: &'a Data,
-    /// The caller's id of who caused it.
-    pub actor: Option<&'a str>,
-    pub subject: Option<&'a str>,
-    pub event_type: &'a str,
+    data: Value,
+    actor: Option<&'a str>,
+    subject: Option<&'a str>,
+    event_type: &'a str,
+}
+
+impl<'a> Variables<'a> {
+    /// `data`: the event's, as `data.*`. `actor`: the caller's id of who caused it.
+    #[must_use]
+    pub fn new(data: &Data, actor: Option<&'a str>, subject: Option<&'a str>, event_type: &'a str) -> Self {
+        Self { data: object(data), actor, subject, event_type }
+    }
 }
 
 /// A field that could not be rendered as written, and why.
@@ -216,9 +222,8 @@ impl Templates {
             violations.add(format!("{field}.{path}"), describe(&error));
             return None;
         }
-        let nothing = Data::new();
-        let variables = Variables { data: &nothing, actor: None, subject: None, event_type: &self.definition.name };
-        match self.run(&path, &context(variables, None)) {
+        let nothing = Variables::new(&Data::new(), None, None, &self.definition.name);
+        match self.run(&path, &context(&nothing, None)) {
             Ok(_) => Some(Text::Template(path)),
             Err(problem) => {
                 violations.add(
@@ -296,7 +301,7 @@ impl Templates {
         &self,
         entry: usize,
         app_default: Option<&Locale>,
-        variables: Variables<'_>,
+        variables: &Variables<'_>,
         problems: &mut Vec<Problem>,
     ) -> Option<Words> {
         if !self.definition.has_words() {
@@ -321,7 +326,7 @@ impl Templates {
         std::iter::once(entry).chain(default)
     }
 
-    fn words_of(&self, at: usize, variables: Variables<'_>) -> Result<Words, Problem> {
+    fn words_of(&self, at: usize, variables: &Variables<'_>) -> Result<Words, Problem> {
         let entry = &self.entries[at];
         let context = self.context_of(at, variables);
         let shown = |text: &Option<Text>, max: usize| match text {
@@ -335,7 +340,7 @@ impl Templates {
         })
     }
 
-    fn context_of(&self, at: usize, variables: Variables<'_>) -> Value {
+    fn context_of(&self, at: usize, variables: &Variables<'_>) -> Value {
         context(variables, self.definition.templates.get(at).map(|entry| entry.locale.as_str()))
     }
 
@@ -344,7 +349,7 @@ impl Templates {
         &self,
         entry: usize,
         app_default: Option<&Locale>,
-        variables: Variables<'_>,
+        variables: &Variables<'_>,
         problems: &mut Vec<Problem>,
     ) -> Extras {
         let chain: Vec<(usize, Value)> =
@@ -385,7 +390,7 @@ impl Templates {
 
     /// The collapse key of an event that names none. One over the limit, or with control characters, is replaced by its
     /// SHA-256, which is as good an identity. `Ok(None)`: every notification stands alone.
-    pub fn collapse_key(&self, variables: Variables<'_>) -> Result<Option<CollapseKey>, Problem> {
+    pub fn collapse_key(&self, variables: &Variables<'_>) -> Result<Option<CollapseKey>, Problem> {
         let Some(text) = &self.collapse_key else { return Ok(None) };
         let Some(rendered) = self.render(text, &context(variables, None))? else { return Ok(None) };
         Ok(Some(CollapseKey::parse("collapse_key", &rendered).unwrap_or_else(|_| {
@@ -425,10 +430,10 @@ impl Templates {
     }
 }
 
-fn context(variables: Variables<'_>, locale: Option<&str>) -> Value {
+fn context(variables: &Variables<'_>, locale: Option<&str>) -> Value {
     let text = |text: Option<&str>| text.map_or(Value::UNDEFINED, Value::from);
     Value::from_pairs([
-        ("data", object(variables.data)),
+        ("data", variables.data.clone()),
         ("actor", text(variables.actor)),
         ("subject", text(variables.subject)),
         ("event_type", Value::from(variables.event_type)),

@@ -317,8 +317,8 @@ fn a_collapse_key_is_rendered_or_stands_by_its_hash() {
     let templates = compile(comment());
     let data = event(json!({})).data;
     let key = |subject: Option<&str>| {
-        let variables = Variables { data: &data, actor: None, subject, event_type: "comment.created" };
-        templates.collapse_key(variables).expect("renders").expect("a key").as_str().to_owned()
+        let variables = Variables::new(&data, None, subject, "comment.created");
+        templates.collapse_key(&variables).expect("renders").expect("a key").as_str().to_owned()
     };
     assert_eq!(key(Some("post:42")), "comments:post:42");
     assert_eq!(key(Some(&"s".repeat(55))).len(), 64);
@@ -326,8 +326,8 @@ fn a_collapse_key_is_rendered_or_stands_by_its_hash() {
     assert!(one.len() == 64 && !one.contains(':') && one != other, "{one} {other}");
     assert_eq!(key(Some(&"s".repeat(56))), one, "the same text, the same key");
     let empty = compile(definition(json!({"name": "a", "collapse_key": "{{ data.x }}"})));
-    let variables = Variables { data: &data, actor: None, subject: None, event_type: "a" };
-    assert_eq!(empty.collapse_key(variables), Ok(None));
+    let variables = Variables::new(&data, None, None, "a");
+    assert_eq!(empty.collapse_key(&variables), Ok(None));
 }
 
 #[test]

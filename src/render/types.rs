@@ -18,12 +18,12 @@ pub struct Types {
     kept: Mutex<Kept>,
     default_locales: Mutex<HashMap<AppKey, Locale>>,
     max_weight: usize,
-    max_types: usize,
+    max_count: usize,
 }
 
 #[derive(Default)]
 struct Kept {
-    types: HashMap<TypeVersionId, (Arc<Templates>, u64)>,
+    compiled: HashMap<TypeVersionId, (Arc<Templates>, u64)>,
     weight: usize,
     /// Grows with every use, so that the smallest is the longest unused.
     clock: u64,
@@ -37,8 +37,8 @@ impl Default for Types {
 
 impl Types {
     #[must_use]
-    pub fn new(max_weight: usize, max_types: usize) -> Self {
-        Self { kept: Mutex::new(Kept::default()), default_locales: Mutex::new(HashMap::new()), max_weight, max_types }
+    pub fn new(max_weight: usize, max_count: usize) -> Self {
+        Self { kept: Mutex::new(Kept::default()), default_locales: Mutex::new(HashMap::new()), max_weight, max_count }
     }
 
     /// The language of devices for which a type has no words, before the type's first entry. Apps without one may be
@@ -71,7 +71,7 @@ impl Types {
         let mut kept = self.kept.lock().expect("no panic while held");
         kept.clock += 1;
         let clock = kept.clock;
-        kept.types.get_mut(&version).map(|(templates, used)| {
+        kept.compiled.get_mut(&version).map(|(templates, used)| {
             *used = clock;
             Arc::clone(templates)
         })
@@ -87,12 +87,12 @@ impl Types {
         kept.clock += 1;
         let clock = kept.clock;
         kept.weight += weight;
-        if let Some((old, _)) = kept.types.insert(version, (templates, clock)) {
+        if let Some((old, _)) = kept.compiled.insert(version, (templates, clock)) {
             kept.weight -= old.weight();
         }
-        while kept.weight > self.max_weight || kept.types.len() > self.max_types {
-            let oldest = kept.types.iter().min_by_key(|(_, (_, used))| *used).map(|(version, _)| *version);
-            let Some((old, _)) = oldest.and_then(|version| kept.types.remove(&version)) else { break };
+        while kept.weight > self.max_weight || kept.compiled.len() > self.max_count {
+            let oldest = kept.compiled.iter().min_by_key(|(_, (_, used))| *used).map(|(version, _)| *version);
+            let Some((old, _)) = oldest.and_then(|version| kept.compiled.remove(&version)) else { break };
             kept.weight -= old.weight();
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::content::{self, Content, Data};
-use crate::domain::event_type::{Definition, LocaleTemplate, TypeVersion};
+use crate::domain::event_type::{Definition, LocaleTemplate, Ttl, TypeVersion};
 use crate::domain::ids::{CollapseKey, EventType, Locale, TypeVersionId, UserId};
 use crate::domain::notification::{Body, DEFAULT_TTL_MS};
 use crate::domain::outcome::ResultCode;
@@ -86,12 +86,11 @@ impl Service {
         mut call: Call<'_>,
         definition: Option<Definition>,
     ) -> Result<(TypeVersion, bool)> {
-        let templates = match definition {
-            Some(definition) => compile(&mut call.violations, definition),
-            None => {
-                call.violations.add("event_type", "is required");
-                None
-            }
+        let templates = if let Some(definition) = definition {
+            compile(&mut call.violations, definition)
+        } else {
+            call.violations.add("event_type", "is required");
+            None
         };
         let app = call.checked()?;
         let templates = templates.expect("one that does not compile is a violation");
@@ -177,13 +176,12 @@ impl Service {
         let locales = locales(violations, &input.locales);
         let app = call.checked()?;
 
-        let templates = match given {
-            Some(templates) => Arc::new(templates),
-            None => {
-                let name = name.expect("a missing name is a violation");
-                let version = self.store.get_event_type(app.key, &name, input.version).await;
-                self.templates(version.map_err(|error| self.refused(error))?.id).await?
-            }
+        let templates = if let Some(templates) = given {
+            Arc::new(templates)
+        } else {
+            let name = name.expect("a missing name is a violation");
+            let version = self.store.get_event_type(app.key, &name, input.version).await;
+            self.templates(version.map_err(|error| self.refused(error))?.id).await?
         };
         let body = Body {
             content,
@@ -212,23 +210,18 @@ impl Service {
         let variant = render::choose(&body.content, Some(templates), locale.as_ref(), app_default.as_ref());
         let rendered = render::render(body, &definition.name, Some(templates), variant, app_default.as_ref());
         let (message, mut problems) = (rendered.message, rendered.problems);
-        let collapse_key = match collapse_key {
-            Some(key) => Some(key.clone()),
-            None => {
-                let variables = Variables {
-                    data: &body.data,
-                    actor: body.actor.as_deref(),
-                    subject: body.subject.as_deref(),
-                    event_type: &definition.name,
-                };
-                templates.collapse_key(variables).unwrap_or_else(|problem| {
-                    problems.push(problem);
-                    None
-                })
-            }
+        let collapse_key = if let Some(key) = collapse_key {
+            Some(key.clone())
+        } else {
+            let variables =
+                Variables::new(&body.data, body.actor.as_deref(), body.subject.as_deref(), &definition.name);
+            templates.collapse_key(&variables).unwrap_or_else(|problem| {
+                problems.push(problem);
+                None
+            })
         };
         let default_priority = if message.silent { Priority::Normal } else { Priority::High };
-        let ttl = definition.ttl.map_or(Duration::from_millis(DEFAULT_TTL_MS.unsigned_abs()), |ttl| ttl.duration());
+        let ttl = definition.ttl.map_or(Duration::from_millis(DEFAULT_TTL_MS.unsigned_abs()), Ttl::duration);
         let options = SendOptions {
             priority: definition.priority.unwrap_or(default_priority),
             collapse_key: collapse_key.clone(),

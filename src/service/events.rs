@@ -161,14 +161,10 @@ fn complete(
     event.default_opt_in = definition.default_opt_in();
     event.lane = definition.lane();
     event.on_maybe = definition.on_maybe;
-    if event.collapse_key.is_none() {
-        let variables = Variables {
-            data: &event.body.data,
-            actor: event.actor.as_ref().map(UserId::as_str),
-            subject: event.body.subject.as_deref(),
-            event_type: event.event_type.as_str(),
-        };
-        match templates.collapse_key(variables) {
+    if event.collapse_key.is_none() && definition.collapse_key.is_some() {
+        let (data, subject) = (&event.body.data, event.body.subject.as_deref());
+        let actor = event.actor.as_ref().map(UserId::as_str);
+        match templates.collapse_key(&Variables::new(data, actor, subject, event.event_type.as_str())) {
             Ok(key) => event.collapse_key = key,
             // It stands alone then, which loses nothing.
             Err(problem) => templates.report(&[problem]),

@@ -55,7 +55,15 @@ pub struct Service {
 impl Service {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, apps: Arc<AppDirectory>, hand_off: Arc<dyn HandOff>, runtime: Runtime) -> Self {
-        Self { store, apps, hand_off, runtime, undeclared: UndeclaredApps::default(), types: Arc::default(), senders: Registry::default() }
+        Self {
+            store,
+            apps,
+            hand_off,
+            runtime,
+            undeclared: UndeclaredApps::default(),
+            types: Arc::default(),
+            senders: Registry::default(),
+        }
     }
 
     /// Compiled event types, shared with the engine that sends by them.

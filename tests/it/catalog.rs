@@ -41,17 +41,16 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn data(entries: &[(&str, &str)]) -> Option<Struct> {
-    let field = |(key, value): &(&str, &str)| {
-        ((*key).to_owned(), Value { kind: Some(Kind::StringValue((*value).to_owned())) })
-    };
-    Some(Struct { fields: entries.iter().map(field).collect() })
+fn data(entries: &[(&str, &str)]) -> Struct {
+    let field =
+        |(key, value): &(&str, &str)| ((*key).to_owned(), Value { kind: Some(Kind::StringValue((*value).to_owned())) });
+    Struct { fields: entries.iter().map(field).collect() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_catalogue_is_applied_and_its_words_reach_the_phones() {
     let world = World::new().await;
-    let _server = world.start();
+    let server = world.start();
     let mut client = world.client().await;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("catalog.toml");
@@ -78,7 +77,7 @@ async fn a_catalogue_is_applied_and_its_words_reach_the_phones() {
     let told = NotifyEventRequest {
         content: None,
         subject: "post:42".into(),
-        data: data(&[("author", "콩"), ("text", "너무 귀여워요!"), ("post", "42")]),
+        data: Some(data(&[("author", "콩"), ("text", "너무 귀여워요!"), ("post", "42")])),
         ..event("comment-1", &["choco"])
     };
     client.notify_event(told.clone()).await.unwrap();
@@ -90,12 +89,24 @@ async fn a_catalogue_is_applied_and_its_words_reach_the_phones() {
     assert_eq!(apns["aps"]["alert"]["title"], "콩이 댓글을 남겼어요");
     assert_eq!(apns["aps"]["alert"]["body"], "너무 귀여워요!");
     assert_eq!(apns["aps"]["mutable-content"], 1);
-    assert_eq!((&apns["link"], &apns["image"]), (&"ifriendspet://post/42".into(), &"https://img.example.com/42.jpg".into()));
+    assert_eq!(
+        (&apns["link"], &apns["image"]),
+        (&"ifriendspet://post/42".into(), &"https://img.example.com/42.jpg".into())
+    );
     let fcm = &bodies.iter().find(|body| body.get("message").is_some()).expect("one by FCM")["message"];
     assert_eq!(fcm["notification"]["title"], "콩이 댓글을 남겼어요");
     assert_eq!(fcm["notification"]["image"], "https://img.example.com/42.jpg");
     assert_eq!(fcm["data"]["link"], "ifriendspet://post/42");
     assert_eq!(fcm["android"]["notification"]["tag"], "comments:post:42");
+
+    // Another process reads the version from the database.
+    server.kill();
+    let _server = world.start();
+    let mut client = world.client().await;
+    client.notify_event(NotifyEventRequest { idempotency_key: "comment-2".into(), ..told.clone() }).await.unwrap();
+    assert!(world.sandbox.wait_for(4, PATIENCE).await, "both phones get it");
+    let received = world.sandbox.received();
+    assert!(received.iter().all(|push| push.json().to_string().contains("콩이 댓글을 남겼어요")));
 
     // A preview shows the very payloads that were sent, but for the device.
     let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
@@ -144,7 +155,8 @@ async fn a_bad_catalogue_is_refused_whole_and_pruning_is_asked_for() {
     std::fs::write(&file, CATALOGUE.to_owned() + "[[event_types]]\nname = \"old\"\n").unwrap();
     assert!(catalog(&world, &["apply", path]).status.success());
 
-    std::fs::write(&file, CATALOGUE.replace("|josa('이/가')", "|jossa('이/가')").replace("\"댓글\"", "\"새 댓글\"")).unwrap();
+    std::fs::write(&file, CATALOGUE.replace("|josa('이/가')", "|jossa('이/가')").replace("\"댓글\"", "\"새 댓글\""))
+        .unwrap();
     let bad = catalog(&world, &["apply", path]);
     assert_eq!(bad.status.code(), Some(2));
     let said = text(&bad);

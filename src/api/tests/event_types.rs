@@ -35,9 +35,9 @@ fn put(event_type: EventType) -> PutEventTypeRequest {
     PutEventTypeRequest { app_id: "pets".into(), event_type: Some(event_type) }
 }
 
-fn data(author: &str) -> Option<Struct> {
+fn data(author: &str) -> Struct {
     let author = Value { kind: Some(Kind::StringValue(author.to_owned())) };
-    Some(Struct { fields: [("author".to_owned(), author)].into_iter().collect() })
+    Struct { fields: [("author".to_owned(), author)].into_iter().collect() }
 }
 
 async fn admin(server: &TestServer) -> Admin {
@@ -166,8 +166,12 @@ async fn declaring_a_type_takes_effect_at_once() {
 async fn a_preview_shows_every_language_and_stores_nothing() {
     let server = TestServer::start().await;
     let mut admin = admin(&server).await;
-    let unstored =
-        PreviewRequest { app_id: "pets".into(), event_type: Some(declared()), data: data("콩"), ..Default::default() };
+    let unstored = PreviewRequest {
+        app_id: "pets".into(),
+        event_type: Some(declared()),
+        data: Some(data("콩")),
+        ..Default::default()
+    };
     let previews = admin.preview(unstored).await.expect("shown").into_inner().previews;
     let titles: Vec<_> = previews
         .iter()
@@ -184,7 +188,7 @@ async fn a_preview_shows_every_language_and_stores_nothing() {
     admin.put_event_type(put(declared())).await.expect("declared");
     let asked = PreviewRequest {
         locales: vec!["ko-KR".into(), "ja".into(), String::new()],
-        data: data("초코"),
+        data: Some(data("초코")),
         content: Some(Content { body: Some("미리보기".into()), ..Content::default() }),
         subject: "post:42".into(),
         ..named.clone()

@@ -1,6 +1,6 @@
 //! Korean particles: 이 or 가, 을 or 를, 은 or 는, 과 or 와, 으로 or 로, by the final sound of the word before.
 //!
-//! The sound is that of the word as it is read aloud ([`sound`] says how): `초코` ends in a vowel and takes 가, `콩`
+//! The sound is that of the word as it is read aloud (`sound` says how): `초코` ends in a vowel and takes 가, `콩`
 //! does not and takes 이, `서울` ends in ㄹ and takes 로 where `부산` takes 으로. A word whose reading cannot be told,
 //! such as one in kana or Chinese characters, or made of emoji alone, gets the written compromise `이(가)`.
 

@@ -89,13 +89,13 @@ pub(super) fn declared(conn: &mut SqliteConnection, app: AppKey, name: &EventTyp
 }
 
 /// A definition on its way in.
-pub(super) struct New {
+pub(super) struct Declaration {
     app: AppKey,
     definition: Arc<Definition>,
     json: String,
 }
 
-impl New {
+impl Declaration {
     pub fn new(app: AppKey, definition: Arc<Definition>) -> Attempt<Self> {
         let json = serde_json::to_string(&*definition)?;
         Ok(Self { app, definition, json })
@@ -106,7 +106,7 @@ impl New {
     }
 }
 
-pub(super) fn put(tx: &mut Tx<'_>, new: &New, now: UnixMs) -> Attempt<(TypeVersion, bool)> {
+pub(super) fn put(tx: &mut Tx<'_>, new: &Declaration, now: UnixMs) -> Attempt<(TypeVersion, bool)> {
     let name = &new.definition.name;
     let newest = newest(tx.conn, new.app, name)?;
     let (version, stands) = match newest {

@@ -260,7 +260,7 @@ impl Registry for SqliteStore {
         now: UnixMs,
     ) -> Result<(TypeVersion, bool)> {
         let doing = "storing an event type";
-        let new = event_types::New::new(app, definition).map_err(|fail| fail.into_store(doing))?;
+        let new = event_types::Declaration::new(app, definition).map_err(|fail| fail.into_store(doing))?;
         self.write(Class::Consent, SMALL + new.bytes(), doing, move |tx| event_types::put(tx, &new, now)).await
     }
 
