@@ -10,6 +10,7 @@ const POSTGRES_DOWN: &str = include_str!("../migrations/postgres/2026-11-24-0000
 const SQLITE_UP: &str = include_str!("../migrations/sqlite/2026-11-24-000000_foundation/up.sql");
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[expect(clippy::struct_field_names, reason = "`table` and `column` are words of SQL")]
 struct Column {
     #[diesel(sql_type = Text)]
     table_name: String,
