@@ -73,7 +73,7 @@ pub(super) fn list(
     let rows: Vec<(i64, String, i64)> = constant!(
         (BigInt, Text, BigInt);
         "SELECT s.topic, t.name, s.observed_at FROM subscription s JOIN topic t ON t.id = s.topic \
-         WHERE s.user_key = ?1 AND s.topic > ?2 AND s.active = 1 ORDER BY s.topic LIMIT ?3",
+         WHERE s.user_key = ?1 AND s.topic > ?2 AND s.active = 1 ORDER BY s.topic LIMIT ?3 + 0",
         BigInt => user.0, BigInt => after.unwrap_or(0), BigInt => super::page_limit(limit),
     )
     .load(conn)?;

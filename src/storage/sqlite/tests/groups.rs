@@ -138,6 +138,7 @@ async fn a_dropped_caller_changes_nothing() {
 
 #[tokio::test]
 async fn a_re_run_takes_the_same_ids_and_its_effects_happen_once() {
+    type Step<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Option<Accepted>>> + 'a>>;
     /// Counts the permits that are held.
     struct Counting {
         engine: Arc<Engine>,
@@ -192,7 +193,6 @@ async fn a_re_run_takes_the_same_ids_and_its_effects_happen_once() {
             .await
             .map(|()| None)
     };
-    type Step<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Option<Accepted>>> + 'a>>;
     let steps: Vec<Step<'_>> = vec![Box::pin(probe), Box::pin(accept), Box::pin(bad)];
     let before = on_file.deny.position();
     let answers = in_one_group(&on_file.store, steps).await;
