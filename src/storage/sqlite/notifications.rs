@@ -124,14 +124,14 @@ pub(super) fn list(
         None => constant!(
             NotificationTypes;
             concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = ?1 AND id < ?2 \
-             ORDER BY id DESC LIMIT ?3"),
+             ORDER BY id DESC LIMIT ?3 + 0"),
             BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit),
         )
         .load(conn)?,
         Some(event_type) => constant!(
             NotificationTypes;
             concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = ?1 AND id < ?2 \
-             AND event_type = ?4 ORDER BY id DESC LIMIT ?3"),
+             AND event_type = ?4 ORDER BY id DESC LIMIT ?3 + 0"),
             BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit), Text => event_type.as_str(),
         )
         .load(conn)?,
@@ -163,7 +163,7 @@ pub(super) fn event_type(conn: &mut SqliteConnection, app: AppKey, name: &EventT
     let names: Vec<String> = constant!(
         Text;
         "SELECT name FROM event_type_version WHERE app = ?1 GROUP BY name \
-         HAVING max(CASE WHEN deleted_at IS NULL THEN version END) = max(version) ORDER BY name LIMIT ?2",
+         HAVING max(CASE WHEN deleted_at IS NULL THEN version END) = max(version) ORDER BY name LIMIT ?2 + 0",
         BigInt => app.0, BigInt => MAX_NAMES,
     )
     .load(conn)?;
