@@ -267,9 +267,10 @@ mod tests {
     #[test]
     fn data_is_counted_however_the_bytes_are_cut() {
         let mut bytes = vec![b'P'; PREFACE];
-        for (kind, length) in [(4, 6), (1, 300), (DATA, 1000), (DATA, 0), (1, 5), (DATA, 70)] {
-            bytes.extend_from_slice(&[0, (length >> 8) as u8, (length & 0xff) as u8, kind, 0, 0, 0, 0, 1]);
-            bytes.extend(std::iter::repeat_n(0_u8, length));
+        for (kind, length) in [(4, 6_u16), (1, 300), (DATA, 1000), (DATA, 0), (1, 5), (DATA, 70)] {
+            let [high, low] = length.to_be_bytes();
+            bytes.extend_from_slice(&[0, high, low, kind, 0, 0, 0, 0, 1]);
+            bytes.extend(std::iter::repeat_n(0_u8, usize::from(length)));
         }
         for size in [1, 2, 7, 100, 5000] {
             let mut counter = FrameCounter::new();
