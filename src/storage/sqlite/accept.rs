@@ -79,7 +79,7 @@ impl Prepared {
         if self.event.audience.everyone {
             // app_user_by_app
             let count: i64 = constant!(
-                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = ?1 LIMIT ?2)",
+                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = ?1 LIMIT ?2 + 0)",
                 BigInt => app.0, BigInt => most,
             )
             .get_result(conn)?;
@@ -94,7 +94,7 @@ impl Prepared {
             BigInt;
             "SELECT count(*) FROM (SELECT value AS user_key FROM json_each(?1) UNION \
              SELECT s.user_key FROM json_each(?2) AS t JOIN subscription s ON s.topic = t.value AND s.active = 1 \
-             LIMIT ?3)",
+             LIMIT ?3 + 0)",
             Text => json_ids(keys.into_iter()), Text => json_ids(topics.into_iter()), BigInt => most,
         )
         .get_result(conn)?;
@@ -261,7 +261,7 @@ fn resolve<'a>(tx: &mut Tx<'_>, prepared: &'a Prepared, now: UnixMs) -> Attempt<
             }
             // subscription's primary key; one topic alone can only prove a large audience by one person more.
             let subscribers: Vec<i64> = constant!(
-                BigInt; "SELECT user_key FROM subscription WHERE topic = ?1 AND active = 1 ORDER BY user_key LIMIT ?2",
+                BigInt; "SELECT user_key FROM subscription WHERE topic = ?1 AND active = 1 ORDER BY user_key LIMIT ?2 + 0",
                 BigInt => *topic, BigInt => most,
             )
             .load(tx.conn)?;

@@ -73,7 +73,7 @@ pub(super) fn declared(conn: &mut SqliteConnection, app: AppKey, name: &EventTyp
         Text;
         "SELECT name FROM event_type_version AS v WHERE app = ?1 AND deleted_at IS NULL \
          AND version = (SELECT max(version) FROM event_type_version WHERE app = ?1 AND name = v.name) \
-         ORDER BY name LIMIT ?2",
+         ORDER BY name LIMIT ?2 + 0",
         BigInt => app.0, BigInt => MAX_NAMES,
     )
     .load(conn)?;
@@ -180,7 +180,7 @@ pub(super) fn list(
         "SELECT id, version, definition, created_at, deleted_at FROM event_type_version AS v \
          WHERE app = ?1 AND name > ?2 AND deleted_at IS NULL \
          AND version = (SELECT max(version) FROM event_type_version WHERE app = ?1 AND name = v.name) \
-         ORDER BY name LIMIT ?3",
+         ORDER BY name LIMIT ?3 + 0",
         BigInt => app.0, Text => after.map_or("", EventType::as_str), BigInt => super::page_limit(limit),
     )
     .load(conn)?;

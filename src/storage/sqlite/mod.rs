@@ -77,11 +77,10 @@ impl SqliteStore {
     pub fn open(runtime: Runtime, settings: &Settings, deny: Arc<DenyFeed>) -> Result<Self, OpenError> {
         let opened = open::open(&runtime, settings)?;
         let boot = BootId(open::boot_id(&runtime));
-        let context =
-            Arc::new(Context { ids: opened.ids, boot, deny, identity: opened.identity, runtime: runtime.clone() });
+        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity });
         let core = Core::new(opened.writer, Arc::clone(&context));
-        let writer = Writer::start(&runtime, settings, core)?;
-        let readers = Readers::start(&runtime, opened.readers)?;
+        let writer = Writer::start(&context.runtime, settings, core)?;
+        let readers = Readers::start(&context.runtime, opened.readers)?;
         Ok(Self { writer, readers, context, lock: std::sync::Mutex::new(opened.lock) })
     }
 

@@ -124,14 +124,14 @@ pub(super) fn list(
         None => constant!(
             NotificationTypes;
             concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = ?1 AND id < ?2 \
-             ORDER BY id DESC LIMIT ?3"),
+             ORDER BY id DESC LIMIT ?3 + 0"),
             BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit),
         )
         .load(conn)?,
         Some(event_type) => constant!(
             NotificationTypes;
             concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = ?1 AND id < ?2 \
-             AND event_type = ?4 ORDER BY id DESC LIMIT ?3"),
+             AND event_type = ?4 ORDER BY id DESC LIMIT ?3 + 0"),
             BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit), Text => event_type.as_str(),
         )
         .load(conn)?,
