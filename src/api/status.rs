@@ -162,6 +162,7 @@ fn store_status(error: &StoreError, mut details: ErrorDetails, runtime: &Runtime
         | StoreError::TooManyEventTypes { .. }
         | StoreError::IdempotencyKeyReused { .. }
         | StoreError::AudienceTooLarge { .. }
+        | StoreError::AlreadyExpired
         | StoreError::BroadcastNotAllowed => internal(&error.to_string(), runtime),
     }
 }

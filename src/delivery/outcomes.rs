@@ -204,6 +204,7 @@ impl Writer {
                 continue;
             }
             metrics::recorded(&update.entries, after.platform);
+            metrics::retired(update.retirements.len(), after.platform);
             if after.release {
                 release.push((update.job, update.fence));
             }

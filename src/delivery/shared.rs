@@ -8,12 +8,14 @@ use tokio::sync::{Notify, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::flight::Flight;
+use super::metrics;
 use super::permits::Permits;
 use super::route_state::RouteState;
 use super::settings::Settings;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::RouteId;
 use crate::domain::notification::{HandOff, HandedOver, Permit};
+use crate::domain::outcome::Entry;
 use crate::domain::platform::{Lane, Route};
 use crate::render::Types;
 use crate::runtime::Runtime;
@@ -87,6 +89,14 @@ impl HandOff for Shared {
             return None;
         }
         self.permits.try_take(lane, targets)
+    }
+
+    fn knows_route(&self, route: RouteId) -> bool {
+        self.senders.knows(route)
+    }
+
+    fn planned(&self, targets: usize, suppressed: &[Entry]) {
+        metrics::planned(targets, suppressed);
     }
 
     fn deliver(&self, handed: HandedOver) {

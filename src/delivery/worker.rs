@@ -327,7 +327,8 @@ impl Worker {
             return true;
         }
         let count = targets.len();
-        flight.sending(count, now);
+        let read_at = shared.runtime.now().minus(now.into_std().saturating_duration_since(gated_at));
+        flight.sending(count, read_at, now);
         let ticket = shared.ticket();
         let batch = Batch {
             route: Arc::clone(&lanes.route),

@@ -15,6 +15,7 @@ use super::ids::{
     AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, JobId, Locale, NotificationId, RouteId, Topic,
     TypeVersionId, UserId, UserKey,
 };
+use super::outcome::Entry;
 use super::platform::{DeviceToken, Lane};
 use super::sending::Priority;
 use super::targets::{Progress, Target};
@@ -209,6 +210,8 @@ pub trait HandOff: Send + Sync {
     fn knows_route(&self, _route: RouteId) -> bool {
         true
     }
+    /// After the commit of an event that was planned at once: how many deliveries, and who was suppressed. For counting.
+    fn planned(&self, _targets: usize, _suppressed: &[Entry]) {}
     /// After the commit. The store must not drop a leased job on any path after this.
     fn deliver(&self, job: HandedOver);
     /// Unowned jobs became due on this route.

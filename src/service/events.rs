@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use metrics::{counter, histogram};
+
 use crate::domain::content::{self, Content, Data};
 use crate::domain::event_type::{OnMaybe, Ttl};
 use crate::domain::ids::{AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, Topic, TypeVersionId, UserId};
@@ -16,7 +18,8 @@ use crate::domain::time::UnixMs;
 use crate::domain::violation::{Violation, Violations};
 use crate::render::{self, Templates, Variables};
 use crate::runtime::Instant;
-use crate::storage::DeclaredType;
+use crate::storage::{DeclaredType, StoreError};
+use crate::telemetry::names;
 
 use super::apps::App;
 use super::canonical::{self, CanonicalEvent};
@@ -54,9 +57,22 @@ pub struct NotifyEvent {
     pub max_audience: Option<u32>,
 }
 
+/// Said of `ttl`, or of `event_at` where the default or the type's TTL applies.
+const TTL_ENDED: &str = "the TTL has already ended";
+
 impl Service {
     /// `Ok` means durable.
     pub async fn notify(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
+        let begun = self.runtime.instant();
+        let accepted = self.accept(call, input).await?;
+        histogram!(names::ACCEPT_SECONDS).record((self.runtime.instant() - begun).as_secs_f64());
+        if !accepted.duplicate {
+            counter!(names::ACCEPTED).increment(1);
+        }
+        Ok(accepted)
+    }
+
+    async fn accept(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
         let now = self.runtime.now();
         let may_broadcast = call.may_broadcast;
         let (app, mut event, given) = check(call, input, now)?;
@@ -70,7 +86,13 @@ impl Service {
             None => None,
         };
         complete(&mut event, &given, version.zip(templates.as_deref()), now)?;
-        self.store.accept(event, Arc::clone(&self.hand_off), now).await.map_err(|error| self.refused(error))
+        match self.store.accept(event, Arc::clone(&self.hand_off), now).await {
+            Err(StoreError::AlreadyExpired) => {
+                let field = if given.ttl { "ttl" } else { "event_at" };
+                Err(ServiceError::Invalid(vec![Violation::new(field, TTL_ENDED)]))
+            }
+            answer => answer.map_err(|error| self.refused(error)),
+        }
     }
 }
 
@@ -145,8 +167,9 @@ fn complete(
     if !given.ttl {
         let ttl = definition.and_then(|definition| definition.ttl).map_or(DEFAULT_TTL, Ttl::duration);
         event.expires_at = given.worth_from.plus(ttl);
-        if event.expires_at <= now {
-            violations.add("event_at", "the TTL has already ended");
+        // With a key the store says so, unless the key was answered before.
+        if event.expires_at <= now && (event.idempotency.is_none() || !violations.is_empty()) {
+            violations.add("event_at", TTL_ENDED);
         }
     }
     violations.finish().map_err(ServiceError::Invalid)?;
@@ -212,7 +235,9 @@ fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, N
     if input.max_audience == Some(0) {
         violations.add("max_audience", "must be 1 or more");
     }
-    let times = times(violations, input.ttl_ms, input.event_at, input.not_before, now);
+    // A repeat gets its first answer however late it comes; the store says so when it was none.
+    let may_repeat = idempotency_key.is_some() && violations.is_empty();
+    let times = times(violations, input.ttl_ms, input.event_at, input.not_before, now, may_repeat);
     let app = call.checked()?;
 
     let event_type = event_type.expect("a missing event type is a violation");
@@ -320,6 +345,7 @@ fn times(
     event_at: Option<UnixMs>,
     not_before: Option<UnixMs>,
     now: UnixMs,
+    may_repeat: bool,
 ) -> Times {
     let farthest = now.0.saturating_add(MAX_AHEAD_MS);
     for (field, at) in [("event_at", event_at), ("not_before", not_before)] {
@@ -337,8 +363,8 @@ fn times(
     let worth_from = not_before.map_or(happened_at, |not_before| not_before.max(happened_at));
     let expires_at = UnixMs(worth_from.0.saturating_add(ttl).min(UnixMs::MAX.0));
     // Without one it is the event type's to say.
-    if ttl_ms.is_some() && ttl > 0 && expires_at <= now {
-        violations.add("ttl", "the TTL has already ended");
+    if ttl_ms.is_some() && ttl > 0 && expires_at <= now && !may_repeat {
+        violations.add("ttl", TTL_ENDED);
     }
     Times { event_at: happened_at, worth_from, expires_at }
 }

@@ -110,6 +110,8 @@ impl Service {
             StoreError::TooManyEventTypes { limit } => ServiceError::TooManyEventTypes { limit },
             StoreError::AudienceTooLarge { limit } => ServiceError::AudienceTooLarge { limit },
             StoreError::BroadcastNotAllowed => ServiceError::PermissionDenied { scope: events::BROADCAST_SCOPE },
+            // NotifyEvent names the field before it comes here.
+            StoreError::AlreadyExpired => ServiceError::Invalid(vec![Violation::new("ttl", error.to_string())]),
             other @ (StoreError::Overloaded { .. } | StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 ServiceError::Store(other)
             }

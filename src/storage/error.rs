@@ -19,6 +19,9 @@ pub enum StoreError {
     AudienceTooLarge { limit: u64 },
     #[error("an audience this large needs the scope `broadcast`")]
     BroadcastNotAllowed,
+    /// Its TTL is over, and its idempotency key, if it has one, was not used before.
+    #[error("the event's time to live has already ended")]
+    AlreadyExpired,
     /// Too much open work or a full queue: nothing was written.
     #[error("too much waits: {what}")]
     Overloaded { what: &'static str },
@@ -46,6 +49,7 @@ impl StoreError {
             | Self::IdempotencyKeyReused { .. }
             | Self::AudienceTooLarge { .. }
             | Self::BroadcastNotAllowed
+            | Self::AlreadyExpired
             | Self::Overloaded { .. } => true,
             Self::Unavailable { .. } | Self::Corrupt { .. } => false,
         }

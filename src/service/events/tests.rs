@@ -205,9 +205,14 @@ fn the_ttl_runs_from_the_latest_of_event_time_and_not_before() {
     assert_eq!(expires(past.clone()).expect("valid"), hour);
     let later = NotifyEvent { not_before: at(hour), ..past.clone() };
     assert_eq!(expires(later).expect("valid"), 4 * hour);
-    assert_eq!(wrong_fields(NotifyEvent { ttl_ms: Some(2 * hour), ..past.clone() }), ["ttl"]);
-    assert!(wrong_fields(NotifyEvent { ttl_ms: Some(2 * hour + 1), ..past }).is_empty());
-    assert_eq!(wrong_fields(NotifyEvent { event_at: at(-24 * hour), ..event() }), ["event_at"]);
+    let over = NotifyEvent { ttl_ms: Some(2 * hour), ..past.clone() };
+    assert!(wrong_fields(over.clone()).is_empty(), "with a key it may be a repeat: the store knows");
+    let among_others = NotifyEvent { max_audience: Some(0), ..over.clone() };
+    assert_eq!(wrong_fields(among_others), ["max_audience", "ttl"]);
+    let unkeyed = |input: NotifyEvent| NotifyEvent { idempotency_key: String::new(), ..input };
+    assert_eq!(wrong_fields(unkeyed(over)), ["ttl"]);
+    assert!(wrong_fields(unkeyed(NotifyEvent { ttl_ms: Some(2 * hour + 1), ..past })).is_empty());
+    assert_eq!(wrong_fields(unkeyed(NotifyEvent { event_at: at(-24 * hour), ..event() })), ["event_at"]);
 }
 
 #[test]
@@ -358,7 +363,7 @@ fn content_is_required_where_nothing_else_has_words() {
 #[test]
 fn the_types_ttl_may_have_ended_too() {
     let brief = templates(json!({"name": "a", "ttl": "1m", "templates": [{"title": "x"}]}));
-    let old = NotifyEvent { event_at: Some(UnixMs(NOW.0 - 60_000)), ..event() };
+    let old = NotifyEvent { event_at: Some(UnixMs(NOW.0 - 60_000)), idempotency_key: String::new(), ..event() };
     match completed(old.clone(), &brief) {
         Err(ServiceError::Invalid(violations)) => assert_eq!(violations[0].field, "event_at"),
         other => panic!("{other:?}"),

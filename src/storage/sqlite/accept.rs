@@ -177,6 +177,9 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
             return Err(StoreError::IdempotencyKeyReused { notification }.into());
         }
     }
+    if event.expires_at <= now {
+        return Err(StoreError::AlreadyExpired.into());
+    }
     let id = NotificationId(tx.next_id(now));
     let resolved = resolve(tx, prepared, now)?;
     if resolved.large && !event.may_broadcast {
@@ -338,6 +341,7 @@ fn plan_now(
     }
     let due_at = due_at(&notification, now);
     let plan = plan(&found.people, &notification.rules(), now);
+    let targets = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
     let notification = Arc::new(notification);
     for (route, targets) in plan.jobs {
         let permit = if due_at <= now { engine.try_permit(route, lane, targets.len()) } else { None };
@@ -377,5 +381,7 @@ fn plan_now(
         let notification = Arc::clone(&notification);
         tx.hand_over(engine, HandedOver { job, notification, facts, gated, gated_at, permit });
     }
-    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)
+    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)?;
+    tx.planned(engine, targets, plan.suppressed);
+    Ok(())
 }

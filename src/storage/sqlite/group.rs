@@ -27,10 +27,12 @@ use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{AppKey, DeviceId, IdMaker, RouteId};
 use crate::domain::notification::{HandOff, HandedOver};
+use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::storage::{BootId, Result, StoreError};
+use crate::telemetry::names;
 
 /// What every step may use beside the connection.
 pub(super) struct Context {
@@ -79,6 +81,7 @@ struct Effects {
     hand_overs: Vec<(Arc<dyn HandOff>, HandedOver)>,
     wake_jobs: Vec<(Arc<dyn HandOff>, RouteId, Lane)>,
     wake_fanouts: Vec<Arc<dyn HandOff>>,
+    planned: Vec<(Arc<dyn HandOff>, usize, Vec<Entry>)>,
 }
 
 impl Effects {
@@ -89,6 +92,9 @@ impl Effects {
         }
         for (engine, route, lane) in self.wake_jobs {
             guarded("waking a route", || engine.wake_jobs(route, lane));
+        }
+        for (engine, targets, suppressed) in self.planned {
+            guarded("counting", || engine.planned(targets, &suppressed));
         }
         for engine in self.wake_fanouts {
             guarded("waking the expander", || engine.wake_fanout());
@@ -156,6 +162,10 @@ impl Tx<'_> {
         if !self.effects.wake_jobs.iter().any(known) {
             self.effects.wake_jobs.push((Arc::clone(engine), route, lane));
         }
+    }
+
+    pub fn planned(&mut self, engine: &Arc<dyn HandOff>, targets: usize, suppressed: Vec<Entry>) {
+        self.effects.planned.push((Arc::clone(engine), targets, suppressed));
     }
 
     pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {
@@ -272,7 +282,9 @@ impl Core {
 
     /// Runs and answers every step. `Err`: the outcome of a COMMIT is unknown; the caller must stop using the
     /// database, for a guess could lose or double what was accepted.
+    #[expect(clippy::cast_precision_loss, reason = "a group has some hundred steps")]
     pub fn run(&mut self, group: Vec<Box<dyn Step>>) -> Result<(), String> {
+        metrics::histogram!(names::WRITER_GROUP_SIZE).record(group.len() as f64);
         let mut waiting = VecDeque::from([group]);
         while let Some(mut group) = waiting.pop_front() {
             if group.is_empty() {
