@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests drive real processes on real time")]
 
 mod catalog;
+mod consent;
 mod crash;
 mod first_call;
 mod server;
