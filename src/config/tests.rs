@@ -184,7 +184,6 @@ fn each_kind_of_key_refuses_what_it_cannot_hold() {
         ("[database]\nurl_file = \"/nonexistent/url\"".into(), "database.url_file", "cannot read"),
         ("[database]\nurl = \"sqlite://a\"\nurl_file = \"/nonexistent/url\"".into(), "database.url", "twice"),
         ("[database.sqlite]\nsynchronous = \"off\"".into(), "database.sqlite.synchronous", "not known"),
-        ("[delivery]\nlease_secs = 15".into(), "delivery.lease_secs", "not longer"),
         ("[delivery.fcm]\ncap_secs = 1".into(), "delivery.fcm.cap_secs", "shorter"),
         ("[delivery.fcm]\nbase_secs = 0".into(), "delivery.fcm.base_secs", "out of range"),
         ("[log]\nlevel = \"nudged=loud\"".into(), "log.level", "not a level"),
