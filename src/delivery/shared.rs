@@ -69,7 +69,7 @@ pub struct LaneInbox {
 pub enum Work {
     HandedOver(HandedOver),
     /// Some of its targets must pass the gate again.
-    Regate(Flight),
+    Regate(Box<Flight>),
 }
 
 impl Shared {

@@ -162,7 +162,7 @@ impl Worker {
     /// Whether the sender and the store went along.
     async fn take(&mut self, work: Work) -> bool {
         match work {
-            Work::Regate(flight) => match self.gate_and_send(flight).await {
+            Work::Regate(flight) => match self.gate_and_send(*flight).await {
                 Ok(taken) => taken,
                 Err(error) => {
                     tracing::warn!(route_id = %self.route, %error, "the store failed while gating again");
@@ -402,7 +402,7 @@ impl Worker {
                 Work::Regate(mut flight) => {
                     let pending = flight.take_pending().len();
                     flight.put_back(pending);
-                    self.settle(flight);
+                    self.settle(*flight);
                 }
             }
         }
