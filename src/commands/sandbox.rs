@@ -122,7 +122,7 @@ impl SandboxArgs {
             extra_topics: self.topics,
             project_id: self.project,
             record_limit: self.record_limit,
-            record_bodies: !self.tally,
+            record_bodies: !self.tally || self.keep_prefix.is_some(),
             tally: self.tally,
             keep_prefix: self.keep_prefix,
             max_concurrent_streams: self.max_streams,

@@ -148,7 +148,7 @@ async fn send_all(args: &ReferenceArgs, runtime: &Runtime) -> anyhow::Result<Ans
             let sender = tls::connect(runtime, &tls_config, *address).await?;
             // The first request is alone, as APNs wants it, and not measured.
             let Some(token) = queue[index].pop() else { continue };
-            route.send(&mut sender.clone().ready().await?, &token, u128::MAX >> 8 | runtime.random_u64() as u128).await?;
+            route.send(&mut sender.clone().ready().await?, &token, random_id(runtime)).await?;
             senders.push((index, sender, Rc::clone(route)));
         }
     }
@@ -163,8 +163,7 @@ async fn send_all(args: &ReferenceArgs, runtime: &Runtime) -> anyhow::Result<Ans
             running.push(runtime.spawn_local(async move {
                 while let Some(token) = queue[index].pop() {
                     sender = sender.ready().await?;
-                    let id = u128::from(runtime_.random_u64()) << 64 | u128::from(runtime_.random_u64());
-                    route.send(&mut sender, &token, id).await?;
+                    route.send(&mut sender, &token, random_id(&runtime_)).await?;
                     done.set(done.get() + 1);
                 }
                 anyhow::Ok(())
@@ -179,6 +178,10 @@ async fn send_all(args: &ReferenceArgs, runtime: &Runtime) -> anyhow::Result<Ans
         cpu_us: cpu_us("self")? - cpu,
         wall_us: super::load::micros(runtime.instant() - began),
     })
+}
+
+fn random_id(runtime: &Runtime) -> u128 {
+    u128::from(runtime.random_u64()) << 64 | u128::from(runtime.random_u64())
 }
 
 /// Tokens still to be sent to.
