@@ -29,6 +29,7 @@ use crate::api::server::{Health, Server, TlsSetup};
 use crate::config::{Config, Database, Grpc, GrpcTls, Synchronous};
 use crate::delivery::{self, Engine};
 use crate::domain::deny::DenyFeed;
+use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::http2::SendingThreads;
 use crate::service::{AppDirectory, Service};
@@ -65,11 +66,14 @@ impl App {
             SendingThreads::new(&runtime, config.delivery.sender_threads).context("starting sending threads")?;
         let routed = routes::build(&runtime, config, &*store, &threads, &deny).await?;
         let dyn_store: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
+        let types = Arc::new(Types::default());
+        types.set_default_locales(routed.default_locales);
         let engine = Engine::start(delivery::Parts {
             runtime: runtime.clone(),
             store: Arc::clone(&dyn_store),
             owner: store.boot_id(),
-            senders: routed.senders,
+            senders: routed.senders.clone(),
+            types: Arc::clone(&types),
             deny,
             without_push_id: routed.without_push_id,
             settings: engine_settings(config),
@@ -78,11 +82,12 @@ impl App {
         .context("taking up open work")?;
 
         let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
-        let service = Arc::new(Service::new(dyn_store, apps, engine.hand_off(), runtime.clone()));
+        let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone());
+        let service = Arc::new(service.with_types(types).with_senders(routed.senders));
         let key_ring = Arc::new(KeyRing::new(keys::api_keys(&config.keys)));
         let mut server = Server::new(service, key_ring, limits(config)?, runtime.clone());
         if let Some(tls) = &config.grpc.tls {
-            server = server.with_tls(read_tls(tls)?);
+            server = server.with_tls(read_tls(tls)?)?;
         }
         let health = server.health();
         let server = Arc::new(server);

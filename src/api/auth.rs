@@ -55,6 +55,14 @@ pub struct ApiKey {
     pub expires_at: Option<UnixMs>,
 }
 
+impl ApiKey {
+    /// What the configuration holds instead of a key's text (or of a certificate's DER).
+    #[must_use]
+    pub fn hash(presented: &[u8]) -> [u8; 32] {
+        Sha256::digest(presented).into()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AuthError {
     #[error("a key is required: send it as `authorization: Bearer …`")]
@@ -177,7 +185,7 @@ fn find<'a>(
     presented: &[u8],
     hash: impl Fn(&ApiKey) -> Option<&[u8; 32]>,
 ) -> Option<&'a Arc<ApiKey>> {
-    let presented: [u8; 32] = Sha256::digest(presented).into();
+    let presented = ApiKey::hash(presented);
     let mut found = None;
     for key in keys {
         if let Some(hash) = hash(key)

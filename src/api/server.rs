@@ -1,4 +1,4 @@
-//! The gRPC server: PushService, reflection and health behind the layers.
+//! The gRPC server: PushService, AdminService, reflection and health behind the layers.
 
 use std::sync::Arc;
 
@@ -14,10 +14,12 @@ use tower::ServiceBuilder;
 use crate::runtime::Runtime;
 use crate::service::Service;
 
+use super::admin_service::AdminApi;
 use super::auth::{AuthLayer, KeyRing};
 use super::incoming;
 use super::limits::{LimitsLayer, ServerLimits};
 use super::proto::DESCRIPTOR;
+use super::proto::admin_service_server::{self, AdminServiceServer};
 use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use super::push_service::PushApi;
 
@@ -46,8 +48,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// The server as a whole, and PushService.
-    const NAMES: [&'static str; 2] = ["", SERVICE_NAME];
+    /// The server as a whole, and its services.
+    const NAMES: [&'static str; 3] = ["", SERVICE_NAME, admin_service_server::SERVICE_NAME];
 
     /// Watchers hear of it.
     pub async fn set_serving(&self, serving: bool) {
@@ -97,16 +99,16 @@ impl Server {
         }
     }
 
-    /// Serves TLS only.
-    #[must_use]
-    pub fn with_tls(mut self, tls: TlsSetup) -> Self {
+    /// Serves TLS only. Fails when the certificate, its key or the CA cannot be used.
+    pub fn with_tls(mut self, tls: TlsSetup) -> Result<Self, ServerError> {
         let identity = Identity::from_pem(tls.cert_pem, tls.key_pem);
         let mut config = ServerTlsConfig::new().identity(identity).timeout(self.limits.tls_handshake);
         if let Some(ca) = tls.client_ca_pem {
             config = config.client_ca_root(Certificate::from_pem(ca)).client_auth_optional(true);
         }
+        tonic::transport::Server::builder().tls_config(config.clone()).map_err(ServerError::Tls)?;
         self.tls = Some(config);
-        self
+        Ok(self)
     }
 
     /// To be set SERVING by whoever knows that everything behind it is up.
@@ -144,6 +146,10 @@ impl Server {
         let router = builder
             .layer(layers)
             .add_service(PushServiceServer::new(api).max_decoding_message_size(limits.max_message_bytes))
+            .add_service(
+                AdminServiceServer::new(AdminApi::new(Arc::clone(&self.service)))
+                    .max_decoding_message_size(limits.max_message_bytes),
+            )
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
             .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.reporter.clone())));

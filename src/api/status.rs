@@ -17,8 +17,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::domain::violation::Violation;
 use crate::runtime::Runtime;
-use crate::service::ServiceError;
-use crate::storage::StoreError;
+use crate::service::{ServiceError, StoreError};
 
 use super::auth::AuthError;
 use super::reasons;
@@ -101,6 +100,9 @@ fn service_status(error: &ServiceError, mut details: ErrorDetails, runtime: &Run
             let metadata = vec![("event_type", name.clone()), ("nearest", nearest.join(","))];
             (Code::NotFound, reasons::EVENT_TYPE_UNKNOWN, metadata)
         }
+        ServiceError::TooManyEventTypes { limit } => {
+            (Code::FailedPrecondition, reasons::TOO_MANY_EVENT_TYPES, vec![("limit", limit.to_string())])
+        }
         ServiceError::DeviceNotFound { devices } => {
             resource(&mut details, "nudged.device", devices.first().map_or("", String::as_str));
             let named = devices.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(",");
@@ -156,6 +158,8 @@ fn store_status(error: &StoreError, mut details: ErrorDetails, runtime: &Runtime
         // The service gives refusals variants of their own, so one that arrives here is a bug.
         | StoreError::DeviceNotFound { .. }
         | StoreError::NotificationNotFound { .. }
+        | StoreError::EventTypeNotFound { .. }
+        | StoreError::TooManyEventTypes { .. }
         | StoreError::IdempotencyKeyReused { .. }
         | StoreError::AudienceTooLarge { .. }
         | StoreError::BroadcastNotAllowed => internal(&error.to_string(), runtime),

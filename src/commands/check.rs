@@ -5,6 +5,7 @@
 
 mod certificate;
 mod files;
+mod owners;
 
 use std::fmt;
 use std::path::Path;
@@ -18,7 +19,16 @@ use crate::runtime::Runtime;
 pub type Probe = fn(&Config, now: UnixMs, &mut Findings);
 
 /// In the order of their output.
-const PROBES: &[Probe] = &[files::database, files::tls, files::apns, files::fcm, files::own_file, keys];
+const PROBES: &[Probe] = &[
+    files::database,
+    owners::database,
+    files::tls,
+    files::apns,
+    files::fcm,
+    owners::credentials,
+    files::own_file,
+    keys,
+];
 
 /// Everything found so far.
 #[derive(Default)]

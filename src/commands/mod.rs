@@ -3,7 +3,10 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
 pub mod bench;
+pub mod catalog;
 pub mod check;
+pub mod client;
+pub mod demo;
 pub mod key;
 pub mod migrate;
 pub mod sandbox;
@@ -38,9 +41,14 @@ pub enum Command {
     Serve,
     /// Look for everything that is wrong with configuration, credentials and database
     Check,
+    /// Event types as a file: apply it to a running server, or export them
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Play the whole story against fake providers: no setup, under a minute
+    Demo(demo::DemoArgs),
     /// Bring the database's schema to this version
     Migrate,
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
@@ -58,8 +66,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::production();
     match command {
         Command::Serve => block_on(serve::run(config.as_deref(), runtime)),
+        Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate => block_on(migrate::run(config.as_deref(), runtime)),
         Command::Check => Ok(check::run(config.as_deref(), &runtime)),
+        Command::Catalog(command) => block_on(catalog::run(command)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
         Command::Sandbox(arguments) => {
             telemetry::init_logs(&Log::default())?;

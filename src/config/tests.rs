@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::domain::ids::Locale;
 
 const APNS: &str = "[apps.pets.apns]\nkey_file = \"k.p8\"\nkey_id = \"ABC1234567\"\nteam_id = \"TEAM123456\"\n\
                     topic = \"com.pets\"\n";
@@ -56,7 +57,7 @@ fn environment_wins_over_the_file_and_the_file_over_defaults() {
 fn apps_and_keys_can_come_from_the_environment_alone() {
     let keys = format!("[{{name = \"b\", sha256 = \"{HASH}\", apps = [\"my-app\"], scopes = [\"notify\"]}}]");
     let config = ok(
-        "[apps.my-app]\npush_id = false",
+        "[apps.my-app]\npush_id = false\ndefault_locale = \"ko-KR\"",
         &[
             ("NUDGED_APPS__MY_APP__APNS__KEY_FILE", "k.p8"),
             // figment's own reading makes an infinite float of this.
@@ -69,6 +70,7 @@ fn apps_and_keys_can_come_from_the_environment_alone() {
     );
     let app = &config.apps[&AppId::trusted("my-app")];
     assert!(!app.push_id && app.allow_undeclared_types);
+    assert_eq!(app.default_locale.as_ref().map(Locale::as_str), Some("ko-KR"));
     let apns = &app.apns["default"];
     assert_eq!(apns.topics, ["com.a", "com.b"]);
     let ApnsAuth::Token { key, key_id, team_id } = &apns.auth else { panic!("not a token") };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::device::Retirement;
+use crate::domain::event_type::OnMaybe;
 use crate::domain::notification::{Job, NewJob, Notification, Permit};
 use crate::domain::outcome::{Entry, ResultCode};
 use crate::domain::platform::Route;
@@ -176,8 +177,14 @@ impl Flight {
                 self.end(index, ResultCode::Sent);
             }
             SendOutcome::RetryLater { cause, after, answer } => self.retry(index, target, cause, after, answer, at),
-            // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
-            SendOutcome::MaybeSent { answer } => self.retry(index, target, RetryCause::Transport, None, answer, at),
+            SendOutcome::MaybeSent { answer } => match self.notification.on_maybe {
+                // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
+                OnMaybe::Retry => self.retry(index, target, RetryCause::Transport, None, answer, at),
+                OnMaybe::Drop => {
+                    self.detail(target, ResultCode::DeadMaybeSent, answer, at, None);
+                    self.end(index, ResultCode::DeadMaybeSent);
+                }
+            },
             SendOutcome::TokenGone { since, answer } => {
                 self.retirements.push(Retirement { device: target.device, since, reason: answer.to_string() });
                 self.detail(target, ResultCode::DeadToken, answer, at, None);
@@ -382,9 +389,11 @@ mod tests {
             id: NotificationId(2),
             app: AppKey(1),
             event_type: EventType::trusted("comment.created"),
+            type_version: None,
             default_opt_in: true,
             lane: Lane::Interactive,
             priority: Priority::High,
+            on_maybe: OnMaybe::Retry,
             collapse_key: None,
             actor: None,
             body: Arc::new(Body::default()),
@@ -450,6 +459,22 @@ mod tests {
         flight.sending(1, instant);
         flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
         assert_eq!(codes(&flight.flush(&POLICY, UnixMs(HOUR), || 0.0)), [ResultCode::DeadRetriesOver]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_event_type_says_what_follows_a_lost_answer() {
+        let maybe = || SendOutcome::MaybeSent { answer: ProviderAnswer::new(0, "timeout") };
+        for (on_maybe, code) in [(OnMaybe::Retry, ResultCode::MovedToRetry), (OnMaybe::Drop, ResultCode::DeadMaybeSent)]
+        {
+            let (mut flight, instant) = flight(1, HOUR);
+            Arc::get_mut(&mut flight.notification).expect("not shared").on_maybe = on_maybe;
+            flight.sending(1, instant);
+            flight.answer(0, maybe(), UnixMs(9), instant);
+            let flush = flight.flush(&POLICY, UnixMs(9), || 0.5);
+            assert_eq!(codes(&flush), [code]);
+            assert_eq!(flush.update.details[0].result, code.name());
+            assert_eq!(flush.update.followers.len(), usize::from(on_maybe == OnMaybe::Retry));
+        }
     }
 
     #[tokio::test(start_paused = true)]

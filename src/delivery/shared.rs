@@ -15,6 +15,7 @@ use crate::domain::deny::DenyFeed;
 use crate::domain::ids::RouteId;
 use crate::domain::notification::{HandOff, HandedOver, Permit};
 use crate::domain::platform::{Lane, Route};
+use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::{Outcomes, Registry, Sender};
 use crate::storage::{BootId, Store};
@@ -24,6 +25,8 @@ pub struct Shared {
     pub store: Arc<dyn Store>,
     pub owner: BootId,
     pub senders: Registry,
+    /// Event types' templates.
+    pub types: Arc<Types>,
     pub deny: Arc<DenyFeed>,
     pub settings: Settings,
     pub permits: Permits,

@@ -331,6 +331,20 @@ async fn finds_dead_tokens(kind: Kind) {
     stage.end().await;
 }
 
+async fn starts_with_dead_tokens(kind: Kind) {
+    let mut stage = Stage::new(kind).await;
+    for number in 0..5 {
+        let state = TokenState::Unregistered { since: None };
+        assert!(stage.sandbox.set_token_state(kind.token(number).expose(), state).is_ok());
+    }
+    let outcomes = stage.send(&hello(), 0..200).await;
+    for (at, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(matches!(outcome, SendOutcome::TokenGone { .. }), at < 5, "{at}: {outcome:?}");
+        assert_eq!(is_sent(outcome), at >= 5, "{at}: {outcome:?}");
+    }
+    stage.end().await;
+}
+
 async fn knows_the_limit(kind: Kind) {
     let mut stage = Stage::new(kind).await;
     let route = route(kind.platform());
@@ -501,6 +515,7 @@ suite! {
     sends_in_the_background,
     is_throttled_with_a_hint,
     finds_dead_tokens,
+    starts_with_dead_tokens,
     knows_the_limit,
     gives_up_waiting,
     survives_a_hang_beside_others,

@@ -195,7 +195,10 @@ fn device_decisions(decisions: &mut Vec<Decision>, history: &PersonHistory, id: 
     let queue = match (standing.open, standing.queued) {
         (Some((_, due_at)), _) => Decision {
             reason: standing.reason(),
-            detail: format!("Waits to be sent, due at {due_at}; every rule is asked again before."),
+            detail: match notification.cancelled_at {
+                Some(at) => format!("Cancelled at {at}; it is dropped when its turn comes."),
+                None => format!("Waits to be sent, due at {due_at}; every rule is asked again before."),
+            },
             at: Some(due_at),
             ..line(STEP_QUEUE, Verdict::Pending, Some(id))
         },

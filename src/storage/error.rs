@@ -9,6 +9,10 @@ pub enum StoreError {
     DeviceNotFound { devices: Vec<DeviceId> },
     #[error("no such notification")]
     NotificationNotFound { notification: NotificationId },
+    #[error("no such event type, or no such version of it")]
+    EventTypeNotFound { name: String },
+    #[error("the app has {limit} event types, more cannot be declared")]
+    TooManyEventTypes { limit: usize },
     #[error("the idempotency key was used for another request")]
     IdempotencyKeyReused { notification: NotificationId },
     #[error("the audience is larger than max_audience ({limit})")]
@@ -37,6 +41,8 @@ impl StoreError {
         match self {
             Self::DeviceNotFound { .. }
             | Self::NotificationNotFound { .. }
+            | Self::EventTypeNotFound { .. }
+            | Self::TooManyEventTypes { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::AudienceTooLarge { .. }
             | Self::BroadcastNotAllowed

@@ -135,6 +135,35 @@ pub fn strip(text: &str) -> String {
     out
 }
 
+/// The modules that this file declares for tests only, as module paths; a `#[path]` counts by its file's name.
+pub fn test_modules(path: &Path, text: &str) -> Vec<Vec<String>> {
+    let module = module_of(path);
+    let mut found = Vec::new();
+    let mut lines = text.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        if line != "#[cfg(test)]" {
+            continue;
+        }
+        let mut file = None;
+        let mut item = lines.next();
+        while let Some(attribute) = item.filter(|line| line.starts_with("#[")) {
+            file = file.or_else(|| attribute.strip_prefix("#[path = \"")?.strip_suffix(".rs\"]"));
+            item = lines.next();
+        }
+        let declared = item.and_then(|item| item.strip_suffix(';')?.split_once("mod ")).map(|(_, name)| name);
+        if let Some(name) = declared {
+            let mut parent = module.clone();
+            // A #[path] is relative to the file's directory.
+            if file.is_some() && !path.ends_with("mod.rs") {
+                parent.pop();
+            }
+            parent.push(file.unwrap_or(name).to_owned());
+            found.push(parent);
+        }
+    }
+    found
+}
+
 /// Blanks every item under `#[cfg(test)]`.
 fn without_tests(code: &str) -> String {
     let mut out = String::with_capacity(code.len());
@@ -163,7 +192,7 @@ fn without_tests(code: &str) -> String {
 }
 
 /// `src/a/b.rs` and `src/a/b/mod.rs` are `a::b`.
-fn module_of(path: &Path) -> Vec<String> {
+pub fn module_of(path: &Path) -> Vec<String> {
     let mut module: Vec<String> = path
         .components()
         .skip(1)

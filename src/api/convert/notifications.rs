@@ -8,7 +8,7 @@ use crate::domain::platform::Lane;
 use crate::domain::sending::Priority;
 use crate::domain::violation::Violations;
 use crate::service::notifications::{DeliveryView, ListDeliveries};
-use crate::storage::{Attempt, Counts, NotificationView};
+use crate::service::{Attempt, Counts, NotificationView};
 
 use super::values::{data, read_enum, time};
 

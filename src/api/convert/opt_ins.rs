@@ -3,7 +3,7 @@ use crate::domain::ids::DeviceId;
 use crate::domain::violation::Violations;
 use crate::service::opt_in::SetOptIn;
 use crate::service::subscriptions::SetSubscription;
-use crate::storage::{OptIn, Subscription};
+use crate::service::{OptIn, Subscription};
 
 use super::values::{read_time, time};
 

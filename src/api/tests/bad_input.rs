@@ -10,6 +10,7 @@ fn long(bytes: usize) -> String {
     "a".repeat(bytes)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as the messages hold it")]
 fn from_now(server: &TestServer, secs: i64) -> Option<Timestamp> {
     Some(Timestamp { seconds: server.runtime.now().secs() + secs, nanos: 0 })
 }

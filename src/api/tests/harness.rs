@@ -37,6 +37,12 @@ pub type Client = PushServiceClient<InterceptedService<Channel, Bearer>>;
 #[derive(Clone)]
 pub struct Bearer(Option<String>);
 
+impl Bearer {
+    pub fn key(key: &str) -> Self {
+        Self(Some(key.to_owned()))
+    }
+}
+
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(key) = &self.0 {
@@ -70,6 +76,7 @@ impl Default for Setup {
 pub struct TestServer {
     pub address: SocketAddr,
     pub server: Arc<Server>,
+    service: Arc<Service>,
     pub keys: Arc<KeyRing>,
     pub store: Arc<SqliteStore>,
     pub shutdown: CancellationToken,
@@ -99,9 +106,10 @@ impl TestServer {
             runtime.clone(),
         );
         let keys = Arc::new(KeyRing::new(setup.keys));
-        let mut server = Server::new(Arc::new(service), Arc::clone(&keys), setup.limits, runtime.clone());
+        let service = Arc::new(service);
+        let mut server = Server::new(Arc::clone(&service), Arc::clone(&keys), setup.limits, runtime.clone());
         if let Some(tls) = setup.tls {
-            server = server.with_tls(tls);
+            server = server.with_tls(tls).expect("good certificates");
         }
         let server = Arc::new(server);
         server.health().set_serving(true).await;
@@ -112,7 +120,7 @@ impl TestServer {
             let (server, shutdown) = (Arc::clone(&server), shutdown.clone());
             async move { server.serve(listener, shutdown).await }
         });
-        Self { address, server, keys, store, shutdown, runtime, serving, _directory: directory }
+        Self { address, server, service, keys, store, shutdown, runtime, serving, _directory: directory }
     }
 
     pub async fn channel(&self) -> Channel {
@@ -126,6 +134,11 @@ impl TestServer {
 
     pub async fn client_with(&self, key: &str) -> Client {
         PushServiceClient::with_interceptor(self.channel().await, Bearer(Some(key.to_owned())))
+    }
+
+    /// What another server over the same store would be made of.
+    pub fn parts(&self) -> (Arc<Service>, Arc<KeyRing>, ServerLimits, Runtime) {
+        (Arc::clone(&self.service), Arc::clone(&self.keys), ServerLimits::default(), self.runtime.clone())
     }
 
     /// Shuts down in order and hands back what serving came to.

@@ -77,8 +77,8 @@ async fn the_story_from_registration_to_cancellation() {
     let notification = notification.expect("a notification");
     assert_eq!(notification.people, Some(1));
     assert_eq!(notification.counts.expect("counts").open, Some(1));
-    assert_eq!(notification.content.expect("content").title.as_deref(), Some("새 댓글"));
-    assert!(notification.data.expect("data").fields.contains_key("post"));
+    assert_eq!(notification.content.as_ref().expect("content").title.as_deref(), Some("새 댓글"));
+    assert!(notification.data.as_ref().expect("data").fields.contains_key("post"));
     assert_eq!(notification.lane(), lane::Value::Interactive);
     assert_eq!(notification.priority(), priority::Value::High);
     assert_eq!(notification.labels["campaign"], "x");

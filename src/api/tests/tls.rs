@@ -7,7 +7,7 @@ use super::harness::*;
 use crate::api::auth::ApiKey;
 use crate::api::proto::ListOptInsRequest;
 use crate::api::proto::push_service_client::PushServiceClient;
-use crate::api::server::TlsSetup;
+use crate::api::server::{Server, ServerError, TlsSetup};
 
 struct Ca {
     pem: String,
@@ -72,4 +72,14 @@ async fn a_client_certificate_stands_for_its_key() {
             client.list_opt_ins(ListOptInsRequest::default()).await.is_err()
         }
     );
+}
+
+#[tokio::test]
+async fn certificates_that_cannot_be_used_are_refused_at_once() {
+    let ca = ca();
+    let (cert_pem, _, _) = issue(&ca, "localhost");
+    let tls = TlsSetup { cert_pem: cert_pem.into_bytes(), key_pem: b"no key".to_vec(), client_ca_pem: None };
+    let plain = TestServer::start().await;
+    let (service, keys, limits, runtime) = plain.parts();
+    assert!(matches!(Server::new(service, keys, limits, runtime).with_tls(tls), Err(ServerError::Tls(_))));
 }

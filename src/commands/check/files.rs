@@ -136,10 +136,6 @@ fn secret(key: &str, source: &SecretSource, findings: &mut Findings) -> Option<z
             {
                 warn_if_open(&key, path, &metadata, findings);
             }
-            if bytes.is_empty() {
-                findings.error(key, origin(source), "is empty", "copy the secret into it again");
-                return None;
-            }
             Some(bytes)
         }
         Err(error) => {
@@ -222,13 +218,13 @@ fn key_name(key: &str, source: &SecretSource) -> String {
     }
 }
 
-fn origin(source: &SecretSource) -> Origin {
+pub(super) fn origin(source: &SecretSource) -> Origin {
     match source {
         SecretSource::Inline(_) => Origin::Unset,
         SecretSource::File(path) => file(path),
     }
 }
 
-fn file(path: &Path) -> Origin {
+pub(super) fn file(path: &Path) -> Origin {
     Origin::File { path: path.to_owned(), line: None }
 }

@@ -30,6 +30,11 @@ impl Place {
     }
 }
 
+/// As Apple hands them out.
+fn p8() -> String {
+    rcgen::KeyPair::generate().expect("a key").serialize_pem()
+}
+
 fn certificate(from: i32, to: i32) -> (String, String) {
     let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
     params.not_before = rcgen::date_time_ymd(from, 1, 1);
@@ -41,9 +46,11 @@ fn certificate(from: i32, to: i32) -> (String, String) {
 #[test]
 fn all_problems_of_files_and_configuration_come_at_once() {
     let place = Place::new();
-    place.write("open.p8", "x", 0o644);
+    place.write("open.p8", p8(), 0o644);
     place.write("empty.json", "", 0o600);
     place.write("nudged.db", "this is no database file", 0o600);
+    place.write("other.p8", "-----BEGIN", 0o600);
+    place.write("other.json", "{\"type\": \"authorized_user\"}", 0o600);
     place.write("old.pem", certificate(2001, 2002).0, 0o644);
     let found = place.check(
         "[grpc]\nlistn = \"x\"\n\
@@ -51,7 +58,10 @@ fn all_problems_of_files_and_configuration_come_at_once() {
          ca_file = \"old.pem\"\n\
          [apps.pets.apns.watch]\nkey_file = \"none.p8\"\nkey_id = \"ABC1234567\"\nteam_id = \"TEAM123456\"\n\
          topic = \"a.b\"\n\
-         [apps.pets.fcm]\nservice_account_file = \"empty.json\"\n",
+         [apps.pets.apns.other]\nkey_file = \"other.p8\"\nkey_id = \"ABC1234567\"\nteam_id = \"TEAM123456\"\n\
+         topic = \"a.b\"\n\
+         [apps.pets.fcm]\nservice_account_file = \"empty.json\"\n\
+         [apps.pets.fcm.other]\nservice_account_file = \"other.json\"\n",
     );
     for part in [
         "error: grpc.listn (",
@@ -63,10 +73,12 @@ fn all_problems_of_files_and_configuration_come_at_once() {
         "error: apps.pets.apns.watch.key_file (",
         "none.p8): does not exist",
         "error: apps.pets.fcm.service_account_file (",
-        "is empty",
+        "is not the JSON key file",
         "error: apps.pets.apns.ca_file (",
         "expired at 2002-01-01T00:00:00Z",
-        "5 errors, 1 warning",
+        "other.p8): is no APNs signing key",
+        "other.json): `type` is not",
+        "7 errors, 1 warning",
     ] {
         assert!(found.contains(part), "{part} is not in\n{found}");
     }
@@ -111,13 +123,13 @@ fn a_certificate_near_its_end_is_a_warning() {
 fn inline_secrets_in_an_open_file_and_expired_keys_are_warned_of() {
     let place = Place::new();
     let found = place.check(
-        "[apps.pets.fcm]\nservice_account = \"{}\"\n\
+        "[apps.pets.apns]\nkey_id = \"ABC1234567\"\nteam_id = \"TEAM123456\"\ntopic = \"a.b\"\nkey = \"x\"\n\
          [[keys]]\nname = \"old\"\napps = [\"pets\"]\nscopes = [\"notify\"]\nexpires_at = \"2020-01-01\"\n\
          sha256 = \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"\n",
     );
     assert!(found.contains("nudged.toml: is open to every user"), "{found}");
     assert!(found.contains("keys (`old`): expired at 2020-01-01T00:00:00Z"), "{found}");
-    assert!(found.contains("0 errors, 2 warnings"), "{found}");
+    assert!(found.contains("1 error, 2 warnings"), "{found}");
 }
 
 #[test]
@@ -127,4 +139,36 @@ fn a_database_in_a_directory_that_does_not_exist_is_an_error() {
     let (config, problems) = Config::read(Some(&place.path("nudged.toml")));
     let found = look(&config, problems, UnixMs(0)).to_string();
     assert!(found.contains("database.url") && found.contains("none does not exist"), "{found}");
+}
+
+#[test]
+fn a_database_is_checked_by_its_owner_and_one_in_use_is_left_alone() {
+    use std::sync::Arc;
+
+    use crate::domain::deny::DenyFeed;
+    use crate::storage::sqlite::{Settings, SqliteStore};
+
+    let place = Place::new();
+    let open = || {
+        let settings = Settings::file(place.path("nudged.db"));
+        SqliteStore::open(Runtime::production(), &settings, Arc::new(DenyFeed::default())).expect("a store")
+    };
+    let store = open();
+    assert_eq!(place.check(""), "0 errors, 0 warnings", "in use");
+    store.close();
+    drop(store);
+    assert_eq!(place.check(""), "0 errors, 0 warnings", "free");
+    drop(open());
+}
+
+#[tokio::test]
+async fn what_the_sandbox_writes_passes() {
+    let place = Place::new();
+    let options = crate::sandbox::Options { dir: Some(place.path("sandbox")), ..crate::sandbox::Options::default() };
+    let runtime = Runtime::production();
+    let sandbox = crate::sandbox::Sandbox::start(&runtime, options).await.expect("a sandbox");
+    let (config, problems) = Config::read(Some(&place.path("sandbox/nudged.toml")));
+    assert_eq!(look(&config, problems, runtime.now()).to_string(), "0 errors, 0 warnings");
+    assert_eq!(config.apps.len(), 1);
+    sandbox.shutdown().await;
 }

@@ -262,14 +262,88 @@ pub fn gather<S>(transport: S) -> (GatherIo<S>, Gauge<S>) {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
+
+    /// Takes writes as told, and has nothing to read.
+    #[derive(Default)]
+    struct Fussy {
+        refused_polls: usize,
+        is_broken: bool,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl AsyncRead for Fussy {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Fussy {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            if self.is_broken {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            if self.refused_polls > 0 {
+                self.refused_polls -= 1;
+                return Poll::Pending;
+            }
+            self.written.lock().expect("lock").extend_from_slice(data);
+            Poll::Ready(Ok(data.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_error_ends_the_connection_although_h2_still_waits() {
+        let (io, gauge) = gather(Fussy { is_broken: true, ..Fussy::default() });
+        let (_sender, connection) = h2::client::handshake(io).await.expect("only gathered so far");
+        let mut gathering = Gathering::new(connection, &gauge);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(gathering.poll(&mut cx), Poll::Ready(Err(_))));
+    }
+
+    #[tokio::test]
+    async fn the_last_bytes_leave_after_the_connection_has_ended() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let fussy = Fussy { refused_polls: 2, written: Arc::clone(&written), ..Fussy::default() };
+        let (mut io, gauge) = gather(fussy);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"goodbye").is_ready());
+        let mut gathering = Gathering::new(std::future::ready(Ok(())), &gauge);
+        assert!(gathering.poll(&mut cx).is_pending());
+        assert!(gathering.poll(&mut cx).is_pending());
+        assert!(written.lock().expect("lock").is_empty() && gauge.progress().waiting);
+        assert!(matches!(gathering.poll(&mut cx), Poll::Ready(Ok(()))));
+        assert_eq!(*written.lock().expect("lock"), b"goodbye");
+    }
+
+    #[test]
+    fn the_buffer_is_bounded() {
+        let (mut io, gauge) = gather(Fussy { refused_polls: usize::MAX, ..Fussy::default() });
+        let mut cx = Context::from_waker(Waker::noop());
+        let data = vec![0; GATHER_LIMIT - 10];
+        assert!(matches!(Pin::new(&mut io).poll_write(&mut cx, &data), Poll::Ready(Ok(n)) if n == data.len()));
+        assert!(matches!(Pin::new(&mut io).poll_write(&mut cx, &data), Poll::Ready(Ok(10))));
+        assert!(Pin::new(&mut io).poll_write(&mut cx, &data).is_pending());
+        assert_eq!(gauge.progress().bytes_written, 0);
+    }
 
     #[test]
     fn data_is_counted_however_the_bytes_are_cut() {
         let mut bytes = vec![b'P'; PREFACE];
-        for (kind, length) in [(4, 6), (1, 300), (DATA, 1000), (DATA, 0), (1, 5), (DATA, 70)] {
-            bytes.extend_from_slice(&[0, (length >> 8) as u8, (length & 0xff) as u8, kind, 0, 0, 0, 0, 1]);
-            bytes.extend(std::iter::repeat_n(0_u8, length));
+        for (kind, length) in [(4, 6_u16), (1, 300), (DATA, 1000), (DATA, 0), (1, 5), (DATA, 70)] {
+            let [high, low] = length.to_be_bytes();
+            bytes.extend_from_slice(&[0, high, low, kind, 0, 0, 0, 0, 1]);
+            bytes.extend(std::iter::repeat_n(0_u8, usize::from(length)));
         }
         for size in [1, 2, 7, 100, 5000] {
             let mut counter = FrameCounter::new();

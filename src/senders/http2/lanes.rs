@@ -9,8 +9,8 @@ use crate::domain::ids::RouteId;
 use crate::domain::sending::SendOutcome;
 use crate::senders::Batch;
 
-/// Targets one batch may hand over before the next batch has its turn.
-const QUANTUM: usize = 16;
+/// Targets one batch may hand over before the next batch has its turn. Large enough that answers come back in lots.
+const QUANTUM: usize = 64;
 
 /// Outcomes of one batch that are kept back at most, while the driver's turn lasts.
 pub(super) const RESULTS_AT_ONCE: usize = 64;

@@ -304,10 +304,10 @@ async fn batches_and_routes_take_turns() {
     small.route = route(2);
     bench.submit(small);
     bench.submit(bench.batch(4, Lane::Bulk, [6000]));
-    let mut peer = bench.accept(80).await;
+    let mut peer = bench.accept(400).await;
     let users: Vec<i64> = peer.requests_within(&bench.runtime, 20).await.into_iter().map(|(_, u)| u).collect();
-    assert_eq!(users.len(), 60);
-    assert!(users[..20].contains(&5000), "its route's turn comes after one quantum: {users:?}");
+    assert_eq!(users.len(), 300);
+    assert!(users[..65].contains(&5000), "its route's turn comes after one quantum: {users:?}");
     assert!(users.contains(&6000) && users.contains(&500), "{users:?}");
 }
 

@@ -55,6 +55,9 @@ fn one(history: &PersonHistory, device: DeviceId, standing: &Standing) -> String
     let user = &history.user_id;
     let row = history.devices.iter().find(|row| row.id == device);
     let place = row.map_or_else(|| device.public(), |row| format!("{} ({})", device.public(), row.platform));
+    if let (None, Some(at)) = (standing.end(), history.notification.cancelled_at) {
+        return format!("Not sent so far, and cancelled at {at}: it is dropped when its turn comes.");
+    }
     match (standing.end(), standing.open) {
         (Some((ResultCode::Sent, at)), _) => {
             format!("Sent: the platform took it for {user}'s device {place} at {at}; more nobody can know.")
@@ -102,6 +105,9 @@ fn why(history: &PersonHistory, device: Option<DeviceId>, code: ResultCode, at: 
         ResultCode::DeadRejected => format!("the platform refused the message{}", last_answer()),
         ResultCode::DeadRetriesOver => format!("every attempt failed{}", last_answer()),
         ResultCode::DeadPoison => "it was given up after three crashes".to_owned(),
+        ResultCode::DeadMaybeSent => {
+            format!("the platform did not answer{}, and the event type says not to repeat", last_answer())
+        }
         ResultCode::PayloadTooLarge => "the payload is over the platform's limit".to_owned(),
         ResultCode::NotEncodable => "the content could not be turned into a payload for this platform".to_owned(),
         ResultCode::Sent | ResultCode::MovedToRetry | ResultCode::Deferred => "it is still open".to_owned(),

@@ -49,9 +49,11 @@ fn history(blocks: Vec<Block>) -> PersonHistory {
             id: NotificationId(9),
             app: AppKey(1),
             event_type: EventType::trusted("comment.created"),
+            type_version: None,
             default_opt_in: true,
             lane: Lane::Interactive,
             priority: Priority::High,
+            on_maybe: crate::domain::event_type::OnMaybe::Retry,
             collapse_key: None,
             actor: None,
             body: Arc::new(Body::default()),
@@ -189,6 +191,17 @@ fn a_retry_is_pending_and_tells_the_platforms_answer() {
     );
     assert!(explanation.summary.starts_with("Waiting: attempt 2 for choco's device"));
     assert!(explanation.decisions[9].detail.contains("503 UNAVAILABLE"), "{}", explanation.decisions[9].detail);
+    assert_eq!(explanation.deliveries[0].state, State::Open);
+}
+
+#[test]
+fn what_waits_but_was_cancelled_says_so() {
+    let mut history = history(Vec::new());
+    history.open.push((Target { user: USER, device: PHONE }, RouteId(1), 0, later(4)));
+    assert!(explained(&history).summary.starts_with("Waiting: queued for choco's device"));
+    history.notification.cancelled_at = Some(later(1));
+    let explanation = explained(&history);
+    assert!(explanation.summary.contains("cancelled at 2026-11-24T12:00:01Z"), "{}", explanation.summary);
     assert_eq!(explanation.deliveries[0].state, State::Open);
 }
 

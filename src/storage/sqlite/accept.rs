@@ -79,7 +79,7 @@ impl Prepared {
         if self.event.audience.everyone {
             // app_user_by_app
             let count: i64 = constant!(
-                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = ?1 LIMIT ?2)",
+                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = ?1 LIMIT ?2 + 0)",
                 BigInt => app.0, BigInt => most,
             )
             .get_result(conn)?;
@@ -94,7 +94,7 @@ impl Prepared {
             BigInt;
             "SELECT count(*) FROM (SELECT value AS user_key FROM json_each(?1) UNION \
              SELECT s.user_key FROM json_each(?2) AS t JOIN subscription s ON s.topic = t.value AND s.active = 1 \
-             LIMIT ?3)",
+             LIMIT ?3 + 0)",
             Text => json_ids(keys.into_iter()), Text => json_ids(topics.into_iter()), BigInt => most,
         )
         .get_result(conn)?;
@@ -204,9 +204,11 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
         id,
         app: event.app,
         event_type: event.event_type.clone(),
+        type_version: event.type_version,
         default_opt_in: event.default_opt_in,
-        lane: if resolved.large { Lane::Bulk } else { Lane::Interactive },
+        lane: event.lane.unwrap_or(if resolved.large { Lane::Bulk } else { Lane::Interactive }),
         priority: event.priority,
+        on_maybe: event.on_maybe,
         collapse_key: event.collapse_key.clone(),
         actor,
         body: Arc::clone(&event.body),
@@ -259,7 +261,7 @@ fn resolve<'a>(tx: &mut Tx<'_>, prepared: &'a Prepared, now: UnixMs) -> Attempt<
             }
             // subscription's primary key; one topic alone can only prove a large audience by one person more.
             let subscribers: Vec<i64> = constant!(
-                BigInt; "SELECT user_key FROM subscription WHERE topic = ?1 AND active = 1 ORDER BY user_key LIMIT ?2",
+                BigInt; "SELECT user_key FROM subscription WHERE topic = ?1 AND active = 1 ORDER BY user_key LIMIT ?2 + 0",
                 BigInt => *topic, BigInt => most,
             )
             .load(tx.conn)?;
@@ -283,8 +285,8 @@ fn insert_notification(tx: &mut Tx<'_>, new: &Notification, body: &str, people: 
     tx.execute(constant!(
         ();
         "INSERT INTO notification (id, app, event_type, default_opt_in, lane, priority, collapse_key, actor, subject, \
-         content, event_at, accepted_at, not_before, expires_at, people) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+         content, event_at, accepted_at, not_before, expires_at, people, type_version, on_maybe) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         BigInt => new.id.0, BigInt => new.app.0, Text => new.event_type.as_str(),
         SmallInt => i16::from(new.default_opt_in), SmallInt => new.lane.code(),
         SmallInt => priority_code(new.priority),
@@ -292,6 +294,7 @@ fn insert_notification(tx: &mut Tx<'_>, new: &Notification, body: &str, people: 
         Nullable<BigInt> => new.actor.map(|actor| actor.0), Nullable<Text> => new.body.subject.as_deref(),
         Text => body, BigInt => new.event_at.0, BigInt => new.accepted_at.0,
         Nullable<BigInt> => new.not_before.map(|at| at.0), BigInt => new.expires_at.0, Nullable<BigInt> => people,
+        Nullable<BigInt> => new.type_version.map(|version| version.0), SmallInt => new.on_maybe.code(),
     ))?;
     Ok(())
 }

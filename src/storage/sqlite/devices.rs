@@ -213,7 +213,7 @@ fn evict(tx: &mut Tx<'_>, user: UserKey, kept: i64, now: UnixMs) -> Attempt<()> 
     let surplus: Vec<i64> = constant!(
         BigInt;
         "SELECT id FROM device WHERE user_key = ?1 AND state = 1 AND id <> ?2 \
-         ORDER BY confirmed_at DESC, id DESC LIMIT -1 OFFSET ?3",
+         ORDER BY confirmed_at DESC, id DESC LIMIT -1 OFFSET ?3 + 0",
         BigInt => user.0, BigInt => kept, BigInt => i64::try_from(MAX_DEVICES_PER_USER).unwrap_or(i64::MAX) - 1,
     )
     .load(tx.conn)?;
@@ -303,7 +303,7 @@ pub(super) fn list(
     let Some(user) = user_key(conn, app, user)? else { return Ok(Page { items: Vec::new(), next: None }) };
     // device_by_user
     let rows: Vec<DeviceRow> = constant!(
-        DeviceTypes; select_devices!("WHERE d.user_key = ?1 AND d.id > ?2 ORDER BY d.id LIMIT ?3"),
+        DeviceTypes; select_devices!("WHERE d.user_key = ?1 AND d.id > ?2 ORDER BY d.id LIMIT ?3 + 0"),
         BigInt => user.0, BigInt => after.unwrap_or_default().0, BigInt => super::page_limit(limit),
     )
     .load(conn)?;
@@ -364,7 +364,7 @@ fn by_token(conn: &mut SqliteConnection, app: AppKey, platform: Platform, hash: 
         DeviceTypes;
         select_devices!(
             "WHERE d.app = ?1 AND d.platform = ?2 AND d.plugin = '' AND d.token_hash = ?3 AND d.state <> 1 \
-             ORDER BY d.id DESC LIMIT ?4"
+             ORDER BY d.id DESC LIMIT ?4 + 0"
         ),
         BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..], BigInt => MAX_ROWS,
     )
@@ -385,7 +385,7 @@ fn by_installation(
         DeviceTypes;
         select_devices!(
             "WHERE d.app = ?1 AND d.installation_id = ?2 AND d.state = 1 AND d.platform = ?3 AND d.kind = ?4 \
-             ORDER BY d.id DESC LIMIT ?5"
+             ORDER BY d.id DESC LIMIT ?5 + 0"
         ),
         BigInt => app.0, Text => install, SmallInt => registration.platform.code(),
         SmallInt => registration.kind as i16, BigInt => MAX_ROWS,

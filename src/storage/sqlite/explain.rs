@@ -96,21 +96,20 @@ pub(super) fn deliveries(
     fold_jobs(conn, id, first, last, &mut smallest)?;
     fold_blocks(conn, id, first, last, &mut smallest)?;
 
-    let more = smallest.keys.len() > window;
+    let known_keys = smallest.keys.len();
     let wanted = |state: State| filter.states.is_empty() || filter.states.contains(&state);
-    let (mut chosen, mut next) = (Vec::new(), None);
-    let range = first..=last;
+    let (mut chosen, mut examined) = (Vec::new(), None);
     for (position, (key, known)) in smallest.keys.into_iter().enumerate() {
         if position == window || chosen.len() == limit {
             break;
         }
-        next = Some((position, key));
+        examined = Some((position, key));
         let state = known.code.map_or(State::Open, ResultCode::state);
-        if wanted(state) && range.contains(&key.user.0) {
+        if wanted(state) {
             chosen.push((key, known, state));
         }
     }
-    let next = next.and_then(|(position, key)| (more || chosen.len() == limit && position + 1 < window).then_some(key));
+    let next = examined.and_then(|(position, key)| (position + 1 < known_keys).then_some(key));
     let items = describe(conn, id, chosen)?;
     Ok(Page { items, next })
 }
@@ -224,7 +223,7 @@ fn attempts(conn: &mut SqliteConnection, id: NotificationId, users: &[UserKey]) 
         (BigInt, BigInt, Integer, BigInt, SmallInt, Integer, Text, Nullable<BigInt>);
         "SELECT a.user_key, a.device, a.attempt, a.at, a.code, a.status, a.reason, a.next_at \
          FROM json_each(?2) AS e CROSS JOIN attempt_detail a ON a.notification_id = ?1 AND a.user_key = e.value \
-         ORDER BY a.id DESC LIMIT ?3",
+         ORDER BY a.id DESC LIMIT ?3 + 0",
         BigInt => id.0, Text => json_ids(users.iter().map(|user| user.0)),
         BigInt => MAX_ATTEMPTS.max(i64::try_from(users.len()).unwrap_or(i64::MAX).saturating_mul(32)),
     )

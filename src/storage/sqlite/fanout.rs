@@ -80,7 +80,7 @@ impl Stream {
             let read: Vec<i64> = match &self.source {
                 // app_user_by_app
                 Source::Everyone(app) => constant!(
-                    BigInt; "SELECT id FROM app_user WHERE app = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+                    BigInt; "SELECT id FROM app_user WHERE app = ?1 AND id > ?2 ORDER BY id LIMIT ?3 + 0",
                     BigInt => app.0, BigInt => self.after.0, BigInt => limit,
                 )
                 .load(conn)?,
@@ -88,7 +88,7 @@ impl Stream {
                 Source::Topic(topic) => constant!(
                     BigInt;
                     "SELECT user_key FROM subscription WHERE topic = ?1 AND user_key > ?2 AND active = 1 \
-                     ORDER BY user_key LIMIT ?3",
+                     ORDER BY user_key LIMIT ?3 + 0",
                     BigInt => *topic, BigInt => self.after.0, BigInt => limit,
                 )
                 .load(conn)?,

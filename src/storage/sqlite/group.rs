@@ -189,7 +189,7 @@ where
     T: Send + 'static,
     W: FnMut(&mut Tx<'_>) -> Attempt<T> + Send + 'static,
 {
-    pub fn new(doing: &'static str, work: W) -> (Box<dyn Step>, oneshot::Receiver<Result<T>>) {
+    pub fn queued(doing: &'static str, work: W) -> (Box<dyn Step>, oneshot::Receiver<Result<T>>) {
         let (reply, answer) = oneshot::channel();
         (Box::new(Self { work, doing, ids: Ids::default(), answer: None, reply }), answer)
     }

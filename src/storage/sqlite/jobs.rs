@@ -116,7 +116,7 @@ pub(super) fn claim(tx: &mut Tx<'_>, request: ClaimRequest, owner: BootId, now: 
              SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM \
              (SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = ?2 AND lane = ?3 AND due_at <= ?4 \
-             AND format = ?5 ORDER BY due_at, id LIMIT ?6) WINDOW claim AS (ORDER BY due_at, id)) \
+             AND format = ?5 ORDER BY due_at, id LIMIT ?6 + 0) WINDOW claim AS (ORDER BY due_at, id)) \
              WHERE position = 1 OR total <= ?7) RETURNING ",
             job_columns!()
         ),

@@ -224,19 +224,18 @@ fn identity(conn: &mut SqliteConnection, runtime: &Runtime) -> Result<IdentityKe
     const NAME: &str = "identity";
     let stored: Option<Vec<u8>> =
         constant!(Binary; "SELECT value FROM secret WHERE name = ?1", Text => NAME).get_result(conn).optional()?;
-    let bytes = match stored {
-        Some(bytes) => bytes
+    let bytes: [u8; 32] = if let Some(bytes) = stored {
+        bytes
             .try_into()
-            .map_err(|_| OpenError::Read { reason: "the installation's identity key has another length".to_owned() })?,
-        None => {
-            let bytes: [u8; 32] = runtime.secret_bytes();
-            constant!(
-                (); "INSERT INTO secret (name, value, created_at) VALUES (?1, ?2, ?3)",
-                Text => NAME, Binary => &bytes[..], BigInt => runtime.now().0,
-            )
-            .execute(conn)?;
-            bytes
-        }
+            .map_err(|_| OpenError::Read { reason: "the installation's identity key has another length".to_owned() })?
+    } else {
+        let bytes = runtime.secret_bytes();
+        constant!(
+            (); "INSERT INTO secret (name, value, created_at) VALUES (?1, ?2, ?3)",
+            Text => NAME, Binary => &bytes[..], BigInt => runtime.now().0,
+        )
+        .execute(conn)?;
+        bytes
     };
     Ok(IdentityKey::new(bytes))
 }

@@ -125,7 +125,7 @@ pub(super) fn list(conn: &mut SqliteConnection, app: AppKey, user: &UserId) -> A
     let rows: Vec<ChoiceRow> = constant!(
         ChoiceTypes;
         "SELECT device, event_type, opted_in, observed_at, recorded_at, source, policy_version, evidence FROM opt_in \
-         WHERE user_key = ?1 ORDER BY device, event_type LIMIT ?2",
+         WHERE user_key = ?1 ORDER BY device, event_type LIMIT ?2 + 0",
         BigInt => user.0, BigInt => MAX_LISTED,
     )
     .load(conn)?;
@@ -138,7 +138,7 @@ pub(super) fn history(conn: &mut SqliteConnection, user: UserKey) -> Attempt<Vec
     let rows: Vec<(ChoiceRow, (i16, Option<String>))> = constant!(
         (ChoiceTypes, (SmallInt, Nullable<Text>));
         "SELECT device, event_type, opted_in, observed_at, recorded_at, source, policy_version, evidence, applied, \
-         caller FROM opt_in_history WHERE user_key = ?1 ORDER BY id DESC LIMIT ?2",
+         caller FROM opt_in_history WHERE user_key = ?1 ORDER BY id DESC LIMIT ?2 + 0",
         BigInt => user.0, BigInt => MAX_HISTORY,
     )
     .load(conn)?;

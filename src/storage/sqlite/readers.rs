@@ -34,12 +34,17 @@ type Work = Box<dyn FnOnce(&mut SqliteConnection) + Send>;
 #[derive(Default)]
 struct State {
     queues: [VecDeque<Work>; 2],
+    /// The engine's own reader waits.
+    engine_idle: bool,
     stopping: bool,
 }
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    /// For the reader that serves the engine alone.
+    engine_ready: Condvar,
+    /// For those that serve everybody.
     ready: Condvar,
 }
 
@@ -82,7 +87,7 @@ impl Readers {
         };
         let _room = self.room[queue].acquire().await.map_err(|_| unavailable(doing))?;
         let (reply, answer) = oneshot::channel();
-        {
+        let wake = {
             let mut state = self.shared.state();
             if state.stopping {
                 return Err(unavailable(doing));
@@ -92,9 +97,14 @@ impl Readers {
                     let _ = reply.send(work(conn));
                 }
             }));
-        }
-        // The engine's own reader may be the one that is woken for a caller's read, so wake them all.
-        self.shared.ready.notify_all();
+            // One wake-up a read: each costs as much as the read itself.
+            if asker == Asker::Engine && std::mem::take(&mut state.engine_idle) {
+                &self.shared.engine_ready
+            } else {
+                &self.shared.ready
+            }
+        };
+        wake.notify_one();
         match answer.await {
             Ok(answer) => answer.map_err(|fail| fail.into_store(doing)),
             Err(_) => Err(unavailable(doing)),
@@ -104,6 +114,7 @@ impl Readers {
     /// Reads what is queued, takes nothing more, and waits for the threads.
     pub fn stop(&self) {
         self.shared.state().stopping = true;
+        self.shared.engine_ready.notify_all();
         self.shared.ready.notify_all();
         let own = std::thread::current().id();
         for thread in std::mem::take(&mut *self.threads.lock().expect("no panic while held")) {
@@ -124,8 +135,17 @@ fn read_until_stopped(shared: &Shared, mut conn: SqliteConnection, engine_only: 
                     next = state.queues[1].pop_front();
                 }
                 match next {
-                    Some(work) => break work,
+                    Some(work) => {
+                        if engine_only {
+                            state.engine_idle = false;
+                        }
+                        break work;
+                    }
                     None if state.stopping => return,
+                    None if engine_only => {
+                        state.engine_idle = true;
+                        state = shared.engine_ready.wait(state).expect("no panic while held");
+                    }
                     None => state = shared.ready.wait(state).expect("no panic while held"),
                 }
             }

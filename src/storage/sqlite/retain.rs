@@ -23,27 +23,27 @@ pub(super) fn retain(tx: &mut Tx<'_>, history_before: UnixMs, now: UnixMs) -> At
     let mut rows = tx.execute(constant!(
         ();
         "DELETE FROM idempotency WHERE (app, key) IN \
-         (SELECT app, key FROM idempotency WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2)",
+         (SELECT app, key FROM idempotency WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2 + 0)",
         BigInt => now.0, BigInt => BATCH,
     ))?;
     rows += tx.execute(constant!(
         ();
         "DELETE FROM attempt_detail WHERE id IN (SELECT id FROM attempt_detail a WHERE id < ?1 \
-         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = a.notification_id) ORDER BY id LIMIT ?2)",
+         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = a.notification_id) ORDER BY id LIMIT ?2 + 0)",
         BigInt => oldest_kept, BigInt => BATCH,
     ))?;
     rows += tx.execute(constant!(
         ();
         "DELETE FROM outcome_block WHERE id IN (SELECT id FROM outcome_block b WHERE id < ?1 \
          AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = b.notification_id) \
-         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = b.notification_id) ORDER BY id LIMIT ?2)",
+         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = b.notification_id) ORDER BY id LIMIT ?2 + 0)",
         BigInt => oldest_kept, BigInt => BATCH,
     ))?;
     rows += tx.execute(constant!(
         ();
         "DELETE FROM notification WHERE id IN (SELECT id FROM notification n WHERE id < ?1 \
          AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = n.id) \
-         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = n.id) ORDER BY id LIMIT ?2)",
+         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = n.id) ORDER BY id LIMIT ?2 + 0)",
         BigInt => oldest_kept, BigInt => BATCH,
     ))?;
     Ok(rows as u64)

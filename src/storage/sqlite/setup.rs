@@ -42,19 +42,18 @@ pub(super) fn ensure_routes(tx: &mut Tx<'_>, specs: &[RouteSpec], now: UnixMs) -
         )
         .get_result(tx.conn)
         .optional()?;
-        let id = match known {
-            Some(id) => id,
-            None => {
-                let id = tx.next_id(now);
-                tx.execute(constant!(
-                    ();
-                    "INSERT INTO route (id, app, platform, credential, environment, bundle) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                    BigInt => id, BigInt => spec.app.0, SmallInt => spec.platform.code(), Text => &*spec.credential,
-                    SmallInt => spec.environment.code(), Text => &*spec.bundle,
-                ))?;
-                id
-            }
+        let id = if let Some(id) = known {
+            id
+        } else {
+            let id = tx.next_id(now);
+            tx.execute(constant!(
+                ();
+                "INSERT INTO route (id, app, platform, credential, environment, bundle) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                BigInt => id, BigInt => spec.app.0, SmallInt => spec.platform.code(), Text => &*spec.credential,
+                SmallInt => spec.environment.code(), Text => &*spec.bundle,
+            ))?;
+            id
         };
         routes.push(Route { id: RouteId(id), spec: spec.clone() });
     }

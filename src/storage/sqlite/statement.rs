@@ -8,6 +8,9 @@
 //! The fragment is written out here, for diesel's `sql_query` declares itself unfit for the cache in a way that a
 //! wrapper cannot take back where a statement is executed by reference. Parameters are numbered in the text (`?1`);
 //! diesel writes a `?` for each value it collects, and those go into a comment at the end.
+//!
+//! One thing undoes all this inside SQLite: its planner looks at a bare parameter behind LIMIT or OFFSET, and then
+//! parses the statement again whenever that parameter is bound. `LIMIT ?1 + 0` is an expression, which it leaves alone.
 
 use std::any::Any;
 use std::marker::PhantomData;

@@ -24,16 +24,15 @@ pub(super) struct NewSubscription {
 
 pub(super) fn set(tx: &mut Tx<'_>, new: &NewSubscription, now: UnixMs) -> Attempt<bool> {
     let user = ensure_user(tx, new.app, &new.user, now)?;
-    let topic = match topic_key(tx.conn, new.app, &new.topic)? {
-        Some(topic) => topic,
-        None => {
-            let id = tx.next_id(now);
-            tx.execute(constant!(
-                (); "INSERT INTO topic (id, app, name) VALUES (?1, ?2, ?3)",
-                BigInt => id, BigInt => new.app.0, Text => new.topic.as_str(),
-            ))?;
-            id
-        }
+    let topic = if let Some(topic) = topic_key(tx.conn, new.app, &new.topic)? {
+        topic
+    } else {
+        let id = tx.next_id(now);
+        tx.execute(constant!(
+            (); "INSERT INTO topic (id, app, name) VALUES (?1, ?2, ?3)",
+            BigInt => id, BigInt => new.app.0, Text => new.topic.as_str(),
+        ))?;
+        id
     };
     let stored: Option<(i16, i64)> = constant!(
         (SmallInt, BigInt); "SELECT active, observed_at FROM subscription WHERE topic = ?1 AND user_key = ?2",
@@ -74,7 +73,7 @@ pub(super) fn list(
     let rows: Vec<(i64, String, i64)> = constant!(
         (BigInt, Text, BigInt);
         "SELECT s.topic, t.name, s.observed_at FROM subscription s JOIN topic t ON t.id = s.topic \
-         WHERE s.user_key = ?1 AND s.topic > ?2 AND s.active = 1 ORDER BY s.topic LIMIT ?3",
+         WHERE s.user_key = ?1 AND s.topic > ?2 AND s.active = 1 ORDER BY s.topic LIMIT ?3 + 0",
         BigInt => user.0, BigInt => after.unwrap_or(0), BigInt => super::page_limit(limit),
     )
     .load(conn)?;

@@ -197,7 +197,7 @@ impl Writer {
         T: Send + 'static,
         W: FnMut(&mut Tx<'_>) -> Attempt<T> + Send + 'static,
     {
-        let (step, answer) = Request::new(doing, work);
+        let (step, answer) = Request::queued(doing, work);
         self.enqueue(class, bytes, doing, step).await?;
         if let Some(core) = &self.shared.inline {
             self.run_inline(core);

@@ -61,8 +61,16 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     /// Of a token: when, and who had it from then on.
     held: Vec<(usize, i64, Option<usize>)>,
-    /// Who, about which type and which of their devices, when, and what.
-    chosen: Vec<(usize, Option<usize>, Option<usize>, i64, bool)>,
+    chosen: Vec<Said>,
+}
+
+struct Said {
+    user: usize,
+    event_type: Option<usize>,
+    /// The token of theirs that it is about.
+    device: Option<usize>,
+    at: i64,
+    opted_in: bool,
 }
 
 impl Model {
@@ -72,8 +80,9 @@ impl Model {
     }
 
     fn last_choice(&self, user: usize, event_type: Option<usize>, device: Option<usize>) -> Option<bool> {
-        let said = self.chosen.iter().filter(|said| (said.0, said.1, said.2) == (user, event_type, device));
-        said.max_by_key(|said| said.3).map(|said| said.4)
+        let said =
+            self.chosen.iter().filter(|said| (said.user, said.event_type, said.device) == (user, event_type, device));
+        said.max_by_key(|said| said.at).map(|said| said.opted_in)
     }
 
     fn may_notify(&self, user: usize, token: usize, event_type: usize, actor: Option<usize>) -> bool {
@@ -179,8 +188,9 @@ impl History<'_> {
                     ..self.world.choice(&name(*whose), *opted_in)
                 };
                 let (stands, applied) = self.world.store().set_opt_in(choice, now).await.unwrap();
-                self.model.chosen.push((*whose, *event_type, *device, at, *opted_in));
-                let last = self.model.last_choice(*whose, *event_type, *device);
+                let (user, event_type, device, opted_in) = (*whose, *event_type, *device, *opted_in);
+                self.model.chosen.push(Said { user, event_type, device, at, opted_in });
+                let last = self.model.last_choice(user, event_type, device);
                 assert_eq!(Some(stands.opted_in), last);
                 assert_eq!(applied, stands.observed_at.0 == at);
             }

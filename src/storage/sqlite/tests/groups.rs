@@ -49,9 +49,8 @@ async fn rows(store: &SqliteStore) -> Vec<String> {
     store.read(Asker::Caller, "reading a test's rows", read).await.unwrap()
 }
 
-fn fine() -> Attempt<()> {
-    Ok(())
-}
+/// The end of a step that does what it should.
+const FINE: fn() -> Attempt<()> = || Ok(());
 
 #[tokio::test]
 async fn the_same_key_twice_in_one_group_is_one_event() {
@@ -77,13 +76,13 @@ async fn one_bad_request_fails_alone() {
     let on_file = on_file();
     for store in [Arc::clone(&on_file.store), in_memory().0] {
         let steps = vec![
-            scripted(&store, "a", fine),
+            scripted(&store, "a", FINE),
             scripted(&store, "bad", || Err(Fail::Database(diesel::result::Error::RollbackTransaction))),
-            scripted(&store, "b", fine),
+            scripted(&store, "b", FINE),
             scripted(&store, "corrupt", || Err(Fail::corrupt("unreadable"))),
-            scripted(&store, "a", fine),
+            scripted(&store, "a", FINE),
             scripted(&store, "late refusal", || Err(StoreError::BroadcastNotAllowed.into())),
-            scripted(&store, "c", fine),
+            scripted(&store, "c", FINE),
         ];
         let answers = in_one_group(&store, steps).await;
         assert!(answers[0].is_ok() && answers[2].is_ok() && answers[6].is_ok());
@@ -100,9 +99,9 @@ async fn a_panic_in_one_request_leaves_the_others() {
     let on_file = on_file();
     for store in [Arc::clone(&on_file.store), in_memory().0] {
         let steps = vec![
-            scripted(&store, "a", fine),
+            scripted(&store, "a", FINE),
             scripted(&store, "bad", || panic!("as the test wants")),
-            scripted(&store, "b", fine),
+            scripted(&store, "b", FINE),
         ];
         let answers = in_one_group(&store, steps).await;
         assert!(answers[0].is_ok() && answers[2].is_ok());
@@ -128,17 +127,18 @@ async fn a_dropped_caller_changes_nothing() {
     let on_file = on_file();
     let pause = on_file.store.writer.pause();
     {
-        let mut step = std::pin::pin!(scripted(&on_file.store, "a", fine));
+        let mut step = std::pin::pin!(scripted(&on_file.store, "a", FINE));
         assert!(futures_util::poll!(step.as_mut()).is_pending());
     }
     assert_eq!(on_file.store.writer.waiting(), 1);
     drop(pause);
-    scripted(&on_file.store, "b", fine).await.unwrap();
+    scripted(&on_file.store, "b", FINE).await.unwrap();
     assert_eq!(rows(&on_file.store).await, ["a", "b"]);
 }
 
 #[tokio::test]
 async fn a_re_run_takes_the_same_ids_and_its_effects_happen_once() {
+    type Step<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Option<Accepted>>> + 'a>>;
     /// Counts the permits that are held.
     struct Counting {
         engine: Arc<Engine>,
@@ -193,8 +193,7 @@ async fn a_re_run_takes_the_same_ids_and_its_effects_happen_once() {
             .await
             .map(|()| None)
     };
-    let steps: Vec<std::pin::Pin<Box<dyn Future<Output = Result<Option<Accepted>>>>>> =
-        vec![Box::pin(probe), Box::pin(accept), Box::pin(bad)];
+    let steps: Vec<Step<'_>> = vec![Box::pin(probe), Box::pin(accept), Box::pin(bad)];
     let before = on_file.deny.position();
     let answers = in_one_group(&on_file.store, steps).await;
     assert!(answers[0].is_ok() && answers[2].is_err());
@@ -318,7 +317,7 @@ async fn a_full_queue_refuses_events_before_consent_and_lets_our_own_work_wait()
 async fn closing_writes_what_is_queued() {
     let on_file = on_file();
     let pause = on_file.store.writer.pause();
-    let mut step = Box::pin(scripted(&on_file.store, "a", fine));
+    let mut step = Box::pin(scripted(&on_file.store, "a", FINE));
     assert!(futures_util::poll!(step.as_mut()).is_pending());
     std::mem::forget(pause);
     on_file.store.close();
@@ -335,7 +334,10 @@ fn blank() -> NewEvent {
     NewEvent {
         app: AppKey(1),
         event_type: EventType::trusted("a"),
+        type_version: None,
         default_opt_in: true,
+        lane: None,
+        on_maybe: crate::domain::event_type::OnMaybe::Retry,
         idempotency: None,
         audience: crate::domain::notification::Audience::default(),
         actor: None,

@@ -72,6 +72,26 @@ async fn normal_work_prepares_nothing_twice() {
     assert!(unprepared.is_empty(), "prepared at every use: {unprepared:#?}");
 }
 
+#[test]
+fn no_limit_makes_sqlite_parse_again() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/storage/sqlite");
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "rs") || path.ends_with("statement.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (at, line) in text.lines().enumerate() {
+            for word in ["LIMIT ?", "OFFSET ?"] {
+                for (_, behind) in line.match_indices(word).map(|(at, word)| (at, &line[at + word.len()..])) {
+                    let behind = behind.trim_start_matches(|c: char| c.is_ascii_digit());
+                    assert!(behind.starts_with(" + 0"), "{}:{}: see statement.rs", path.display(), at + 1);
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn hot_statements_use_their_indexes() {
     let (store, _deny) = in_memory();

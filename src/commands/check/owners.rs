@@ -1,0 +1,85 @@
+//! What only the owner of a format can judge: senders their credentials, the store its database.
+
+use std::sync::Arc;
+
+use super::Findings;
+use super::files::{self, section};
+use crate::app::senders::{self, CredentialError};
+use crate::app::store_settings;
+use crate::config::{ApnsAuth, Config, Origin, SecretSource};
+use crate::domain::deny::DenyFeed;
+use crate::domain::time::UnixMs;
+use crate::runtime::Runtime;
+use crate::storage::sqlite::{OpenError, SqliteStore};
+
+/// Keys, certificates and service accounts are what they should be.
+pub(super) fn credentials(config: &Config, _now: UnixMs, findings: &mut Findings) {
+    for (id, app) in &config.apps {
+        for (name, credential) in &app.apns {
+            let (ApnsAuth::Token { key, .. } | ApnsAuth::Certificate { key, .. }) = &credential.auth;
+            if let Err(error) = senders::apns_settings(credential, &config.delivery) {
+                report(&section(id.as_str(), "apns", name), key, &error, findings);
+            }
+        }
+        for (name, credential) in &app.fcm {
+            if let Err(error) = senders::fcm_settings(credential, &config.delivery) {
+                report(&section(id.as_str(), "fcm", name), &credential.service_account, &error, findings);
+            }
+        }
+    }
+}
+
+/// An existing database opens and has the right schema. One that a server uses is taken to be fine: it checked itself.
+pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
+    let path = &config.database.path;
+    if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
+        return;
+    }
+    let mut settings = store_settings(&config.database);
+    settings.migrate = false;
+    let origin = files::file(path);
+    match SqliteStore::open(Runtime::production(), &settings, Arc::new(DenyFeed::default())) {
+        Ok(store) => store.close(),
+        Err(OpenError::NotMigrated { missing }) => findings.warning(
+            "database.url",
+            origin,
+            format!("lacks {missing} migrations of this version"),
+            "the next start applies them; `nudged migrate` does it before",
+        ),
+        // In use, or reported with the files.
+        Err(
+            OpenError::Locked { .. }
+            | OpenError::Connect { .. }
+            | OpenError::File { .. }
+            | OpenError::DirectoryMissing { .. },
+        ) => {}
+        Err(error) => findings.error("database.url", origin, chain(&error), "see docs/config.md, [database]"),
+    }
+}
+
+/// A sender's error begins with the key it is about.
+fn report(section: &str, secret: &SecretSource, error: &CredentialError, findings: &mut Findings) {
+    // A file that cannot be read has been reported already.
+    if matches!(error, CredentialError::Read { .. }) {
+        return;
+    }
+    let text = chain(error);
+    let (key, wrong) = match text.split_once(": ") {
+        Some((key, wrong)) if key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') => (Some(key), wrong),
+        _ => (None, text.as_str()),
+    };
+    let about_secret = matches!(key, Some("key_file" | "cert_key_file" | "service_account_file"));
+    let origin = if about_secret { files::origin(secret) } else { Origin::Unset };
+    let key = key.map_or_else(|| section.to_owned(), |key| format!("{section}.{key}"));
+    findings.error(key, origin, wrong, "use the file as the platform gave it, or another credential");
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
