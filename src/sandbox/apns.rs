@@ -13,8 +13,8 @@ use super::faults::{Target, TokenState};
 use super::h2_server::{Reply, Service, Verdict};
 use super::jwt::{self, Jws};
 use super::play::{self, Answers};
-use super::tally::SENT_AT_KEY;
 use super::record::{AuthKind, Platform, Received};
+use super::tally::SENT_AT_KEY;
 use super::{Shared, credentials, tls};
 use crate::domain::time::UnixMs;
 

@@ -16,8 +16,8 @@ use super::fcm_validate::{self as validate, Audience, object, text};
 use super::h2_server::{Reply, Service, Verdict};
 use super::jwt;
 use super::play::{self, Answers};
-use super::tally::SENT_AT_KEY;
 use super::record::{AuthKind, Platform, Received};
+use super::tally::SENT_AT_KEY;
 
 const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
 const BAD_REQUEST: &str = "type.googleapis.com/google.rpc.BadRequest";

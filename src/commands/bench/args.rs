@@ -109,7 +109,9 @@ impl BenchArgs {
         for name in &self.rows {
             match Group::ALL.iter().find(|(known, _)| known == name) {
                 Some((_, group)) => groups.push(*group),
-                None => bail!("--rows: there is no `{name}`; there are {}", Group::ALL.map(|(name, _)| name).join(", ")),
+                None => {
+                    bail!("--rows: there is no `{name}`; there are {}", Group::ALL.map(|(name, _)| name).join(", "))
+                }
             }
         }
         if groups.is_empty() {

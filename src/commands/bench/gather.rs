@@ -58,7 +58,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
         true
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let mut shared = self.0.lock().expect("no panic while held");
         ready!(shared.poll_room(cx))?;
         let before = shared.buffer.len();

@@ -51,11 +51,14 @@ impl Latencies {
 
 /// Repeats a text until it is `bytes` long, at a character's end.
 fn filled(text: &str, bytes: usize) -> String {
-    let mut filled: String = text.chars().cycle().scan(0, |length, c| {
-        *length += c.len_utf8();
-        (*length <= bytes).then_some(c)
-    })
-    .collect();
+    let mut filled: String = text
+        .chars()
+        .cycle()
+        .scan(0, |length, c| {
+            *length += c.len_utf8();
+            (*length <= bytes).then_some(c)
+        })
+        .collect();
     if filled.is_empty() {
         filled.push('!');
     }

@@ -131,7 +131,11 @@ async fn send_all(args: &ReferenceArgs, runtime: &Runtime) -> anyhow::Result<Ans
         (Platform::Fcm, &templates.fcm, format!("Bearer {access_token}")),
     ] {
         let name = if platform == Platform::Apns { "apns" } else { "fcm" };
-        let path = if platform == Platform::Apns { "/3/device/".to_owned() } else { format!("/v1/projects/{project}/messages:send") };
+        let path = if platform == Platform::Apns {
+            "/3/device/".to_owned()
+        } else {
+            format!("/v1/projects/{project}/messages:send")
+        };
         let route = Rc::new(Route::new(platform, &endpoint(name), path, template, &authorization)?);
         routes.push((tls::address(&endpoint(name))?, route));
     }
@@ -158,7 +162,8 @@ async fn send_all(args: &ReferenceArgs, runtime: &Runtime) -> anyhow::Result<Ans
     let mut running = Vec::new();
     for (index, sender, route) in senders {
         for _ in 0..args.streams {
-            let (mut sender, route, queue, done) = (sender.clone(), Rc::clone(&route), Rc::clone(&queue), Rc::clone(&done));
+            let (mut sender, route, queue, done) =
+                (sender.clone(), Rc::clone(&route), Rc::clone(&queue), Rc::clone(&done));
             let runtime_ = runtime.clone();
             running.push(runtime.spawn_local(async move {
                 while let Some(token) = queue[index].pop() {

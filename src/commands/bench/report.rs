@@ -149,19 +149,20 @@ fn threads(sample: &Sample) -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "microseconds of minutes fit 53 bits")]
 fn line(row: &Row) -> String {
-    let number = |values: Option<(f64, f64, f64)>| values.map_or("–".to_owned(), |(_, median, _)| format!("{median:.2}"));
+    let number =
+        |values: Option<(f64, f64, f64)>| values.map_or("–".to_owned(), |(_, median, _)| format!("{median:.2}"));
     let cost = number(spread(row.samples.iter().map(Sample::cost)));
     let reference = number(spread(row.samples.iter().filter_map(|sample| sample.reference_us)));
     let ratio = spread(row.samples.iter().filter_map(Sample::ratio))
         .map_or("–".to_owned(), |(least, median, most)| format!("**{median:.2}** ({least:.2}–{most:.2})"));
     let budget = row.budget.map_or("–".to_owned(), |(must, goal)| format!("{must}, {goal}"));
-    let rate = spread(row.samples.iter().map(Sample::rate)).map_or("–".to_owned(), |(_, rate, _)| format!("{rate:.0}"));
+    let rate =
+        spread(row.samples.iter().map(Sample::rate)).map_or("–".to_owned(), |(_, rate, _)| format!("{rate:.0}"));
     let ms = |us: u64| format!("{:.1}", us as f64 / 1000.0);
     let middle = median(row);
     let ages = middle.and_then(|sample| sample.ages).filter(|ages| ages.count > 0);
-    let ages = ages.map_or("–".to_owned(), |ages| {
-        format!("{} / {} / {}", ms(ages.p50_us), ms(ages.p99_us), ms(ages.p999_us))
-    });
+    let ages = ages
+        .map_or("–".to_owned(), |ages| format!("{} / {} / {}", ms(ages.p50_us), ms(ages.p99_us), ms(ages.p999_us)));
     let answers = middle
         .and_then(|sample| sample.answers_us)
         .map_or("–".to_owned(), |[p50, p99, p999, _]| format!("{} / {} / {}", ms(p50), ms(p99), ms(p999)));

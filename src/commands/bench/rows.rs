@@ -351,10 +351,7 @@ impl Bench {
     }
 
     async fn notification(&mut self, id: &str) -> anyhow::Result<Notification> {
-        let request = GetNotificationRequest {
-            app_id: super::world::APP.to_owned(),
-            notification_id: id.to_owned(),
-        };
+        let request = GetNotificationRequest { app_id: super::world::APP.to_owned(), notification_id: id.to_owned() };
         let answer = self.client.get_notification(request).await?.into_inner();
         answer.notification.context("a notification that was accepted is found")
     }

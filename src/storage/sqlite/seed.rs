@@ -10,9 +10,9 @@ use diesel::connection::SimpleConnection;
 use diesel::sql_types::{BigInt, Binary, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{Connection, QueryResult, RunQueryDsl};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 
 use super::devices::token_hash;
 use super::statement::constant;

@@ -41,7 +41,8 @@ impl Bench {
         self.world.sandbox.clear().await?;
         let prefix = self.key("event");
         let salt = self.salt;
-        let (devices, payload, runtime) = (self.world.plan.devices, self.world.plan.payload, self.world.runtime.clone());
+        let (devices, payload, runtime) =
+            (self.world.plan.devices, self.world.plan.payload, self.world.runtime.clone());
         let clock = runtime.clone();
         let make = move |at: u32| {
             let user = people::name(people::someone(devices, salt, at));
@@ -64,9 +65,8 @@ impl Bench {
         let mut sample = self.since(&mark, u64::from(count))?.answered(&latencies);
         drop(mark);
         self.check(&stats, u64::from(count))?;
-        let sum = (0..count).fold(0_u64, |sum, at| {
-            sum.wrapping_add(token_hash(&people::token(people::someone(devices, salt, at))))
-        });
+        let sum = (0..count)
+            .fold(0_u64, |sum, at| sum.wrapping_add(token_hash(&people::token(people::someone(devices, salt, at)))));
         if self.reached_sum.is_some() && stats.tally.token_sum != sum.to_string() {
             anyhow::bail!("{name}: the right number of pushes came, but not to the right people");
         }
