@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
+pub mod bench;
 pub mod catalog;
 pub mod check;
 pub mod client;
@@ -52,6 +53,11 @@ pub enum Command {
     Migrate,
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
     Sandbox(sandbox::SandboxArgs),
+    /// Measure the server against fake providers
+    Bench(bench::BenchArgs),
+    /// The reference of `bench`, which starts it
+    #[command(hide = true)]
+    BenchReference(bench::ReferenceArgs),
 }
 
 /// Runs one command to its end.
@@ -69,6 +75,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             telemetry::init_logs(&Log::default())?;
             block_on(sandbox::run(arguments)).map(|()| ExitCode::SUCCESS)
         }
+        Command::Bench(arguments) => block_on(bench::run(arguments, runtime)),
+        Command::BenchReference(arguments) => bench::reference(&arguments, &runtime),
     }
 }
 

@@ -21,6 +21,7 @@ mod people;
 mod readers;
 mod retain;
 mod rows;
+mod seed;
 mod setup;
 mod statement;
 mod subscriptions;
@@ -36,6 +37,7 @@ use diesel::sql_types::Integer;
 use diesel::sqlite::SqliteConnection;
 
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
+pub use seed::{Seed, SeedPerson, seed};
 pub use writer::QueueLimits;
 
 use self::accept::Prepared;
