@@ -6,10 +6,8 @@
 //! release every lease it finds.
 
 mod accept;
-mod cache;
 mod devices;
 mod explain;
-mod fail;
 mod fanout;
 mod group;
 mod jobs;
@@ -19,9 +17,7 @@ mod opt_in;
 mod people;
 mod readers;
 mod retain;
-mod rows;
 mod setup;
-mod statement;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -37,6 +33,8 @@ use diesel::sqlite::SqliteConnection;
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
 pub use writer::QueueLimits;
 
+use super::paging::{page, page_limit};
+use super::{cache, effects, fail, rows, statement};
 use self::accept::Prepared;
 use self::fail::{Attempt, unavailable};
 use self::group::{Context, Core, Tx};
@@ -131,18 +129,6 @@ impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// One row more than a page has, to know whether another follows.
-fn page_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
-}
-
-/// Cuts what [`page_limit`] read.
-fn page<T, C>(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> C) -> Page<T, C> {
-    let more = items.len() > limit;
-    items.truncate(limit);
-    Page { next: if more { items.last().map(cursor) } else { None }, items }
 }
 
 /// What a small request holds, roughly, for the queue's bound.
