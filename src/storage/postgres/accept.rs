@@ -7,18 +7,18 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 
 use super::fail::{Attempt, Fail};
-use super::tx::Tx;
+use super::ids;
 use super::jobs::{self, Lease};
 use super::people::{People, device_owners, insert_user, topic_key, user_key};
-use super::{ids};
-use super::rows::{priority_code};
+use super::rows::priority_code;
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, DeviceId, NotificationId, Topic, UserId, UserKey};
 use crate::domain::notification::{
@@ -82,10 +82,11 @@ impl Prepared {
         if self.event.audience.everyone {
             // app_user_by_app
             let count: i64 = constant!(
-                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = $1 LIMIT $2 + 0)",
+                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = $1 LIMIT $2 + 0) AS some",
                 BigInt => app.0, BigInt => most,
             )
-            .get_result(conn).await?;
+            .get_result(conn)
+            .await?;
             return Ok(count > i64::from(limit));
         }
         let (known, unknown) = self.known_users(conn).await?;
@@ -97,10 +98,11 @@ impl Prepared {
             BigInt;
             "SELECT count(*) FROM (SELECT unnest($1) AS user_key UNION \
              SELECT s.user_key FROM unnest($2) AS t(value) JOIN subscription s ON s.topic = t.value AND s.active = 1 \
-             LIMIT $3 + 0)",
+             LIMIT $3 + 0) AS some",
             Array<BigInt> => ids(keys.into_iter()), Array<BigInt> => ids(topics.into_iter()), BigInt => most,
         )
-        .get_result(conn).await?;
+        .get_result(conn)
+        .await?;
         Ok(count + i64::try_from(unknown.len()).unwrap_or(i64::MAX) > i64::from(limit))
     }
 
@@ -126,7 +128,8 @@ impl Prepared {
              ON u.app = $2 AND u.external_id = e.value",
             Array<Text> => self.names(), BigInt => self.event.app.0,
         )
-        .load(conn).await?;
+        .load(conn)
+        .await?;
         let (mut known, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
         for (position, key) in rows {
             match key {
@@ -175,7 +178,8 @@ pub(super) async fn accept(tx: &mut Tx, prepared: &Prepared, now: UnixMs) -> Att
             "SELECT hash, notification_id FROM idempotency WHERE app = $1 AND key = $2 AND expires_at > $3",
             BigInt => event.app.0, Text => key.as_str(), BigInt => now.0,
         )
-        .get_result(tx.conn()).await
+        .get_result(tx.conn())
+        .await
         .optional()?;
         if let Some((known, notification)) = known {
             let notification = NotificationId(notification);
@@ -324,7 +328,8 @@ async fn insert_notification(tx: &mut Tx, new: &Notification, body: &str, people
         Nullable<BigInt> => new.actor.map(|actor| actor.0), Nullable<Text> => new.body.subject.as_deref(),
         Text => body, BigInt => new.event_at.0, BigInt => new.accepted_at.0,
         Nullable<BigInt> => new.not_before.map(|at| at.0), BigInt => new.expires_at.0, Nullable<BigInt> => people,
-    )).await?;
+    ))
+    .await?;
     Ok(())
 }
 
@@ -342,7 +347,8 @@ async fn begin_fanout(
         (); "INSERT INTO fanout (notification_id, app, audience, due_at) VALUES ($1, $2, $3, $4)",
         BigInt => notification.id.0, BigInt => notification.app.0, Binary => audience.pack(),
         BigInt => due_at(notification, now).0,
-    )).await?;
+    ))
+    .await?;
     tx.wake_fanout(&prepared.engine);
     Ok(())
 }

@@ -7,9 +7,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::query::RunQuery;
 use diesel::sql_types::{BigInt, SmallInt};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
 
 use super::Inner;
 use super::statement::constant;

@@ -4,17 +4,17 @@
 //! same app install) under another user retires the old row as MOVED and makes a new one. A retired row is a tombstone:
 //! what was observed before it was retired no longer counts.
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 use sha2::{Digest, Sha256};
 
 use super::fail::{Attempt, Fail};
-use super::tx::Tx;
 use super::people::{ensure_user, user_key};
 use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::deny::DenyKey;
 use crate::domain::device::{
     Device, DeviceRef, MAX_DEVICES_PER_USER, Registered, Registration, Retirement, UNCHANGED_FOR_MS,
@@ -183,7 +183,8 @@ async fn insert(
         Text => serde_json::to_string(&details.labels)?, BigInt => registration.observed_at.0, BigInt => now.0,
         SmallInt => if retired.is_some() { 3 } else { 1 }, Nullable<Text> => retired,
         Nullable<BigInt> => retired.map(|_| now.0),
-    )).await?;
+    ))
+    .await?;
     Ok(id)
 }
 
@@ -210,7 +211,8 @@ async fn retire(tx: &mut Tx, device: DeviceId, state: i16, reason: &str, now: Un
     tx.execute(constant!(
         (); "UPDATE device SET state = $2, retired_reason = $3, retired_at = $4 WHERE id = $1",
         BigInt => device.0, SmallInt => state, Text => reason, BigInt => now.0,
-    )).await?;
+    ))
+    .await?;
     tx.deny(DenyKey::Device(device));
     Ok(())
 }
@@ -224,7 +226,8 @@ async fn evict(tx: &mut Tx, user: UserKey, kept: i64, now: UnixMs) -> Attempt<()
          ORDER BY confirmed_at DESC, id DESC OFFSET $3 + 0",
         BigInt => user.0, BigInt => kept, BigInt => i64::try_from(MAX_DEVICES_PER_USER).unwrap_or(i64::MAX) - 1,
     )
-    .load(tx.conn()).await?;
+    .load(tx.conn())
+    .await?;
     for device in surplus {
         retire(tx, DeviceId(device), 2, TOO_MANY_DEVICES, now).await?;
     }
@@ -244,7 +247,8 @@ async fn report(tx: &mut Tx, user: UserKey, registration: &Registration) -> Atte
         BigInt => user.0, Nullable<Text> => details.time_zone.as_deref(),
         Nullable<Text> => details.locale.as_ref().map(crate::domain::ids::Locale::as_str),
         BigInt => registration.observed_at.0,
-    )).await?;
+    ))
+    .await?;
     Ok(())
 }
 
@@ -283,7 +287,8 @@ pub(super) async fn unregister(
     if row.observed_at < observed_at.0 {
         tx.execute(constant!(
             (); "UPDATE device SET observed_at = $2 WHERE id = $1", BigInt => id.0, BigInt => observed_at.0,
-        )).await?;
+        ))
+        .await?;
     }
     Ok(row.is_active())
 }
@@ -297,7 +302,8 @@ pub(super) async fn retire_dead(tx: &mut Tx, app: AppKey, dead: &Retirement, now
          WHERE id = $1 AND app = $2 AND state = 1 AND confirmed_at <= $3",
         BigInt => dead.device.0, BigInt => app.0, BigInt => dead.since.unwrap_or(now).0, Text => &*dead.reason,
         BigInt => now.0,
-    )).await?;
+    ))
+    .await?;
     Ok(())
 }
 
@@ -314,7 +320,8 @@ pub(super) async fn list(
         DeviceTypes; select_devices!("WHERE d.user_key = $1 AND d.id > $2 ORDER BY d.id LIMIT $3 + 0"),
         BigInt => user.0, BigInt => after.unwrap_or_default().0, BigInt => super::page_limit(limit),
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     let items = rows.into_iter().map(DeviceRow::into_domain).collect::<Attempt<Vec<_>>>()?;
     Ok(super::page(items, limit, |device| device.id))
 }
@@ -331,13 +338,17 @@ pub(super) async fn of_user(conn: &mut AsyncPgConnection, user: UserKey) -> Atte
     let mut rows: Vec<DeviceRow> = constant!(
         DeviceTypes; select_devices!("WHERE d.user_key = $1 ORDER BY d.id DESC LIMIT 200"), BigInt => user.0,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     rows.reverse();
     rows.into_iter().map(DeviceRow::into_domain).collect()
 }
 
 pub(super) async fn by_id(conn: &mut AsyncPgConnection, device: DeviceId) -> Attempt<Option<DeviceRow>> {
-    Ok(constant!(DeviceTypes; select_devices!("WHERE d.id = $1"), BigInt => device.0).get_result(conn).await.optional()?)
+    Ok(constant!(DeviceTypes; select_devices!("WHERE d.id = $1"), BigInt => device.0)
+        .get_result(conn)
+        .await
+        .optional()?)
 }
 
 async fn read_row(conn: &mut AsyncPgConnection, id: i64) -> Attempt<DeviceRow> {
@@ -360,12 +371,18 @@ async fn active_by_token(
         select_devices!("WHERE d.app = $1 AND d.platform = $2 AND d.plugin = '' AND d.token_hash = $3 AND d.state = 1"),
         BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..],
     )
-    .get_result(conn).await
+    .get_result(conn)
+    .await
     .optional()?)
 }
 
 /// The active row of a token, if any, and then the retired ones, newest first.
-async fn by_token(conn: &mut AsyncPgConnection, app: AppKey, platform: Platform, hash: &[u8; 16]) -> Attempt<Vec<DeviceRow>> {
+async fn by_token(
+    conn: &mut AsyncPgConnection,
+    app: AppKey,
+    platform: Platform,
+    hash: &[u8; 16],
+) -> Attempt<Vec<DeviceRow>> {
     let mut rows: Vec<DeviceRow> = active_by_token(conn, app, platform, hash).await?.into_iter().collect();
     // device_by_old_token
     let old: Vec<DeviceRow> = constant!(
@@ -376,7 +393,8 @@ async fn by_token(conn: &mut AsyncPgConnection, app: AppKey, platform: Platform,
         ),
         BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..], BigInt => MAX_ROWS,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     rows.extend(old);
     Ok(rows)
 }
@@ -398,5 +416,6 @@ async fn by_installation(
         BigInt => app.0, Text => install, SmallInt => registration.platform.code(),
         SmallInt => registration.kind as i16, BigInt => MAX_ROWS,
     )
-    .load(conn).await?)
+    .load(conn)
+    .await?)
 }

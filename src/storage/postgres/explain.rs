@@ -6,17 +6,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::query::RunQuery;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
 
 use super::devices;
 use super::fail::{Attempt, Fail};
 use super::fanout;
+use super::ids;
 use super::notifications;
 use super::opt_in;
 use super::people::{user_key, user_names};
-use super::{ids};
 use super::rows::{JobRow, JobTypes, count, job_columns};
 use super::statement::constant;
 use crate::domain::ids::{AppKey, BlockId, DeviceId, NotificationId, RouteId, UserId, UserKey};
@@ -128,7 +128,8 @@ async fn fold_jobs(
          AND last_user >= $2 ORDER BY first_user"),
         BigInt => id.0, BigInt => first, BigInt => last,
     )
-    .load::<JobRow>(conn).await?;
+    .load::<JobRow>(conn)
+    .await?;
     for row in jobs {
         let job = row.to_domain()?;
         if job.targets.first().is_some_and(|target| smallest.is_beyond(target.user)) {
@@ -158,7 +159,8 @@ async fn fold_blocks(
          AND last_user >= $2 ORDER BY first_user",
         BigInt => id.0, BigInt => first, BigInt => last,
     )
-    .load::<(i64, Option<i64>, i64, i64, Vec<u8>)>(conn).await?;
+    .load::<(i64, Option<i64>, i64, i64, Vec<u8>)>(conn)
+    .await?;
     for row in blocks {
         let (block, route, first_user, at, entries) = row;
         if smallest.is_beyond(UserKey(first_user)) {
@@ -181,8 +183,12 @@ async fn describe(
 ) -> Attempt<Vec<Delivery>> {
     let mut users: Vec<UserKey> = chosen.iter().map(|(key, ..)| key.user).collect();
     users.dedup();
-    let names: HashMap<UserKey, UserId> =
-        users.iter().copied().zip(user_names(conn, &users).await?).filter_map(|(user, name)| Some((user, name?))).collect();
+    let names: HashMap<UserKey, UserId> = users
+        .iter()
+        .copied()
+        .zip(user_names(conn, &users).await?)
+        .filter_map(|(user, name)| Some((user, name?)))
+        .collect();
     let mut last: HashMap<DeliveryKey, SendAttempt> = HashMap::new();
     if !users.is_empty() {
         for attempt in attempts(conn, id, &users).await? {
@@ -227,7 +233,8 @@ async fn attempts(conn: &mut AsyncPgConnection, id: NotificationId, users: &[Use
         BigInt => id.0, Array<BigInt> => ids(users.iter().map(|user| user.0)),
         BigInt => MAX_ATTEMPTS.max(i64::try_from(users.len()).unwrap_or(i64::MAX).saturating_mul(32)),
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     rows.reverse();
     rows.into_iter()
         .map(|row| {
@@ -286,7 +293,8 @@ async fn open_targets(
          AND last_user >= $2 ORDER BY first_user, id"),
         BigInt => id.0, BigInt => user.0,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     let mut open = Vec::new();
     for row in rows {
         let job = row.to_domain()?;
@@ -308,7 +316,8 @@ async fn blocks_of(conn: &mut AsyncPgConnection, id: NotificationId, user: UserK
          AND last_user >= $2 ORDER BY id",
         BigInt => id.0, BigInt => user.0,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     let mut blocks = Vec::new();
     for (block, route, at, entries) in rows {
         let mut entries = outcome::unpack(&entries)?;

@@ -4,17 +4,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 
 use super::fail::Attempt;
-use super::tx::Tx;
+use super::ids;
 use super::jobs::{self, Lease};
 use super::people::people_of_page;
-use super::ids;
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, NotificationId, UserKey};
 use crate::domain::targets::Target;
@@ -39,7 +39,8 @@ pub(super) async fn claim(tx: &mut Tx, owner: BootId, now: UnixMs, skip: &[Notif
             BigInt => owner.0, BigInt => now.0, Array<BigInt> => ids(skip.iter().map(|id| id.0)),
             BigInt => last_app,
         )
-        .get_result(tx.conn()).await
+        .get_result(tx.conn())
+        .await
         .optional()?;
         let Some((id, app, cursor, fence, audience)) = row else { return Ok(None) };
         tx.context.last_fanout_app.store(app, Ordering::Relaxed);
@@ -52,7 +53,8 @@ pub(super) async fn claim(tx: &mut Tx, owner: BootId, now: UnixMs, skip: &[Notif
         tx.execute(constant!(
             (); "UPDATE fanout SET owner = 0, fence = fence + 1, due_at = $2 WHERE notification_id = $1",
             BigInt => id, BigInt => now.0 + UNREADABLE_FOR_MS,
-        )).await?;
+        ))
+        .await?;
     }
 }
 
@@ -82,19 +84,25 @@ impl Stream {
             let limit = i64::try_from(chunk).unwrap_or(i64::MAX);
             let read: Vec<i64> = match &self.source {
                 // app_user_by_app
-                Source::Everyone(app) => constant!(
-                    BigInt; "SELECT id FROM app_user WHERE app = $1 AND id > $2 ORDER BY id LIMIT $3 + 0",
-                    BigInt => app.0, BigInt => self.after.0, BigInt => limit,
-                )
-                .load(conn).await?,
+                Source::Everyone(app) => {
+                    constant!(
+                        BigInt; "SELECT id FROM app_user WHERE app = $1 AND id > $2 ORDER BY id LIMIT $3 + 0",
+                        BigInt => app.0, BigInt => self.after.0, BigInt => limit,
+                    )
+                    .load(conn)
+                    .await?
+                }
                 // subscription's primary key
-                Source::Topic(topic) => constant!(
-                    BigInt;
-                    "SELECT user_key FROM subscription WHERE topic = $1 AND user_key > $2 AND active = 1 \
-                     ORDER BY user_key LIMIT $3 + 0",
-                    BigInt => *topic, BigInt => self.after.0, BigInt => limit,
-                )
-                .load(conn).await?,
+                Source::Topic(topic) => {
+                    constant!(
+                        BigInt;
+                        "SELECT user_key FROM subscription WHERE topic = $1 AND user_key > $2 AND active = 1 \
+                         ORDER BY user_key LIMIT $3 + 0",
+                        BigInt => *topic, BigInt => self.after.0, BigInt => limit,
+                    )
+                    .load(conn)
+                    .await?
+                }
                 Source::Listed(users) => {
                     let from = users.partition_point(|user| *user <= self.after);
                     users[from..].iter().take(chunk).map(|user| user.0).collect()
@@ -175,12 +183,14 @@ pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> At
         tx.execute(constant!(
             (); "DELETE FROM fanout WHERE notification_id = $1 AND fence = $2",
             BigInt => page.notification.0, BigInt => page.fence,
-        )).await?
+        ))
+        .await?
     } else {
         tx.execute(constant!(
             (); "UPDATE fanout SET cursor = $3 WHERE notification_id = $1 AND fence = $2 AND cursor < $3",
             BigInt => page.notification.0, BigInt => page.fence, BigInt => page.cursor.0,
-        )).await?
+        ))
+        .await?
     };
     if held == 0 {
         return Ok(tx.is_repeated() && was_written(tx, page).await?);
@@ -210,7 +220,8 @@ pub(super) async fn release(tx: &mut Tx, notification: NotificationId, fence: i6
     tx.execute(constant!(
         (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE notification_id = $1 AND fence = $2 AND owner <> 0",
         BigInt => notification.0, BigInt => fence,
-    )).await?;
+    ))
+    .await?;
     Ok(())
 }
 
@@ -225,7 +236,8 @@ pub(super) async fn is_pending(
         (BigInt, Binary); "SELECT cursor, audience FROM fanout WHERE notification_id = $1 AND app = $2",
         BigInt => notification.0, BigInt => app.0,
     )
-    .get_result(conn).await
+    .get_result(conn)
+    .await
     .optional()?;
     let Some((cursor, audience)) = row else { return Ok(false) };
     if user.0 <= cursor {
@@ -244,6 +256,7 @@ pub(super) async fn is_pending(
          AND s.active = 1",
         Array<BigInt> => ids(audience.topics.into_iter()), BigInt => user.0,
     )
-    .get_result(conn).await?;
+    .get_result(conn)
+    .await?;
     Ok(subscribed > 0)
 }

@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 
 use super::devices;
 use super::fail::{Attempt, Fail};
-use super::tx::Tx;
+use super::ids;
 use super::rows::notification_columns;
-use super::{ids};
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
 use crate::domain::notification::{NewJob, Notification};
 use crate::domain::outcome::{self, Entry, ResultCode};
@@ -58,7 +58,8 @@ pub(super) async fn insert(tx: &mut Tx, app: AppKey, job: &NewJob, lease: Lease,
         Integer => stored_count(job.claims), Nullable<BigInt> => job.first_attempt_at.map(|at| at.0),
         BigInt => first.user.0, BigInt => last.user.0,
         Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(&job.targets),
-    )).await?;
+    ))
+    .await?;
     Ok(JobId(id))
 }
 
@@ -80,7 +81,8 @@ pub(super) async fn insert_blocks(
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING",
             BigInt => id, BigInt => app.0, BigInt => notification.0, Nullable<BigInt> => route.map(|route| route.0),
             BigInt => first.user.0, BigInt => last.user.0, BigInt => now.0, Binary => outcome::pack(chunk),
-        )).await?;
+        ))
+        .await?;
     }
     Ok(())
 }
@@ -105,11 +107,18 @@ async fn insert_detail(
         Integer => stored_count(detail.attempt), BigInt => detail.at.0, SmallInt => i16::from(code.code()),
         Integer => i32::from(detail.answer.status), Text => &*detail.answer.reason,
         Nullable<BigInt> => detail.next_at.map(|at| at.0),
-    )).await?;
+    ))
+    .await?;
     Ok(())
 }
 
-pub(super) async fn claim(tx: &mut Tx, request: ClaimRequest, owner: BootId, from: i64, now: UnixMs) -> Attempt<Vec<Claimed>> {
+pub(super) async fn claim(
+    tx: &mut Tx,
+    request: ClaimRequest,
+    owner: BootId,
+    from: i64,
+    now: UnixMs,
+) -> Attempt<Vec<Claimed>> {
     // job_by_due. The window adds up targets in the order of the claim.
     let mut rows: Vec<JobRow> = constant!(
         JobTypes;
@@ -128,7 +137,8 @@ pub(super) async fn claim(tx: &mut Tx, request: ClaimRequest, owner: BootId, fro
         SmallInt => targets::FORMAT, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
         BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX), BigInt => from,
     )
-    .load(tx.conn()).await?;
+    .load(tx.conn())
+    .await?;
     rows.sort_unstable_by_key(|row| (row.due_at, row.id));
     let notifications = notifications(tx, &rows).await?;
     let mut claimed = Vec::with_capacity(rows.len());
@@ -145,7 +155,8 @@ pub(super) async fn claim(tx: &mut Tx, request: ClaimRequest, owner: BootId, fro
                 tx.execute(constant!(
                     (); "UPDATE job SET owner = 0, fence = fence + 1, due_at = $2 WHERE id = $1",
                     BigInt => row.id, BigInt => now.0 + UNREADABLE_FOR_MS,
-                )).await?;
+                ))
+                .await?;
             }
         }
     }
@@ -175,7 +186,8 @@ async fn notifications(tx: &mut Tx, rows: &[JobRow]) -> Attempt<HashMap<i64, Arc
         concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1)"),
         Array<BigInt> => ids(missing.into_iter()),
     )
-    .load(tx.conn()).await?;
+    .load(tx.conn())
+    .await?;
     for row in loaded {
         let (id, bytes) = (row.id, row.content.len());
         match row.into_domain() {
@@ -208,7 +220,8 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
         BigInt; "SELECT due_at FROM job WHERE owner = 0 AND route = $1 AND lane = $2 ORDER BY due_at LIMIT 1",
         BigInt => route.0, SmallInt => lane.code(),
     )
-    .get_result(conn).await
+    .get_result(conn)
+    .await
     .optional()?;
     Ok(due.map(UnixMs))
 }
@@ -259,13 +272,16 @@ pub(super) async fn release(tx: &mut Tx, jobs: &[(JobId, i64)], now: UnixMs) -> 
             "UPDATE job SET owner = 0, fence = fence + 1, claims = greatest(claims - 1, 0), due_at = least(due_at, $3) \
              WHERE id = $1 AND fence = $2 AND owner <> 0",
             BigInt => job.0, BigInt => *fence, BigInt => now.0,
-        )).await?;
+        ))
+        .await?;
     }
     Ok(())
 }
 
 async fn is_gone(tx: &mut Tx, job: JobId) -> Attempt<bool> {
-    let there: Option<i64> =
-        constant!(BigInt; "SELECT id FROM job WHERE id = $1", BigInt => job.0).get_result(tx.conn()).await.optional()?;
+    let there: Option<i64> = constant!(BigInt; "SELECT id FROM job WHERE id = $1", BigInt => job.0)
+        .get_result(tx.conn())
+        .await
+        .optional()?;
     Ok(there.is_none())
 }

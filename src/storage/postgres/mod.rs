@@ -219,10 +219,7 @@ impl PostgresStore {
         let mut poller = deny::Poller::default();
         poller.poll(&inner).await.map_err(|reason| OpenError::Read { reason })?;
         let replica = replica::Replica { slot: opened.slot, conn: None };
-        let tasks = vec![
-            runtime.spawn(poller.run(Arc::clone(&inner))),
-            runtime.spawn(replica.run(Arc::clone(&inner))),
-        ];
+        let tasks = vec![runtime.spawn(poller.run(Arc::clone(&inner))), runtime.spawn(replica.run(Arc::clone(&inner)))];
         Ok(Self { inner, tasks: Mutex::new(tasks) })
     }
 
@@ -315,7 +312,14 @@ impl Registry for PostgresStore {
         observed_at: UnixMs,
         now: UnixMs,
     ) -> Result<bool> {
-        step!(&self.inner, "unregistering a device", |tx| devices::unregister(tx, app, user.as_ref(), &device, observed_at, now))
+        step!(&self.inner, "unregistering a device", |tx| devices::unregister(
+            tx,
+            app,
+            user.as_ref(),
+            &device,
+            observed_at,
+            now
+        ))
     }
 
     async fn list_devices(
@@ -356,8 +360,7 @@ impl Registry for PostgresStore {
         after: Option<i64>,
         limit: usize,
     ) -> Result<Page<Subscription, i64>> {
-        read!(&self.inner, "listing subscriptions", |conn| subscriptions::list(conn, app, user, after, limit)
-        )
+        read!(&self.inner, "listing subscriptions", |conn| subscriptions::list(conn, app, user, after, limit))
     }
 
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
@@ -389,8 +392,13 @@ impl Registry for PostgresStore {
         before: Option<NotificationId>,
         limit: usize,
     ) -> Result<Page<Notification, NotificationId>> {
-        read!(&self.inner, "listing notifications", |conn| notifications::list(conn, app, event_type.as_ref(), before, limit)
-        )
+        read!(&self.inner, "listing notifications", |conn| notifications::list(
+            conn,
+            app,
+            event_type.as_ref(),
+            before,
+            limit
+        ))
     }
 
     async fn list_deliveries(
@@ -521,4 +529,3 @@ impl Queue for PostgresStore {
         step!(&self.inner, "deleting what is old", |tx| retain::retain(tx, history_before, now))
     }
 }
-

@@ -1,14 +1,14 @@
 //! Notifications as callers ask about them.
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 
 use super::fail::{Attempt, Fail};
-use super::tx::Tx;
 use super::rows::{NotificationRow, NotificationTypes, notification_columns};
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, EventType, NotificationId};
 use crate::domain::notification::Notification;
@@ -22,7 +22,8 @@ pub(super) async fn row(conn: &mut AsyncPgConnection, id: NotificationId) -> Att
         NotificationTypes; concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = $1"),
         BigInt => id.0,
     )
-    .get_result(conn).await
+    .get_result(conn)
+    .await
     .optional()?)
 }
 
@@ -55,7 +56,8 @@ pub(super) async fn cancel(tx: &mut Tx, app: AppKey, id: NotificationId, now: Un
             }
             tx.execute(constant!(
                 (); "UPDATE notification SET cancelled_at = $2 WHERE id = $1", BigInt => id.0, BigInt => now.0,
-            )).await?;
+            ))
+            .await?;
             tx.cache().forget(id);
             tx.deny(DenyKey::Notification(id));
             Ok(open != 0)
@@ -69,7 +71,8 @@ pub(super) async fn view(conn: &mut AsyncPgConnection, app: AppKey, id: Notifica
     let expanding: i64 = constant!(
         BigInt; "SELECT count(*) FROM fanout WHERE notification_id = $1", BigInt => id.0,
     )
-    .get_result(conn).await?;
+    .get_result(conn)
+    .await?;
     Ok(NotificationView {
         counts: counts(conn, id).await?,
         notification,
@@ -86,7 +89,8 @@ async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Cou
         (Integer, Nullable<Binary>); "SELECT target_count, progress FROM job WHERE notification_id = $1",
         BigInt => id.0,
     )
-    .load::<(i32, Option<Vec<u8>>)>(conn).await?;
+    .load::<(i32, Option<Vec<u8>>)>(conn)
+    .await?;
     for job in jobs {
         let (targets, progress) = job;
         let targets = usize::try_from(targets).map_err(|_| Fail::corrupt("a negative number of targets"))?;
@@ -95,7 +99,8 @@ async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Cou
     }
     // outcome_block_by_notification
     let blocks = constant!(Binary; "SELECT entries FROM outcome_block WHERE notification_id = $1", BigInt => id.0)
-        .load::<Vec<u8>>(conn).await?;
+        .load::<Vec<u8>>(conn)
+        .await?;
     for entries in blocks {
         for entry in outcome::unpack(&entries)? {
             match entry.code.state() {
@@ -122,20 +127,26 @@ pub(super) async fn list(
     let before = before.map_or(i64::MAX, |id| id.0);
     // notification_by_app
     let rows: Vec<NotificationRow> = match event_type {
-        None => constant!(
-            NotificationTypes;
-            concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = $1 AND id < $2 \
-             ORDER BY id DESC LIMIT $3 + 0"),
-            BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit),
-        )
-        .load(conn).await?,
-        Some(event_type) => constant!(
-            NotificationTypes;
-            concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = $1 AND id < $2 \
-             AND event_type = $4 ORDER BY id DESC LIMIT $3 + 0"),
-            BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit), Text => event_type.as_str(),
-        )
-        .load(conn).await?,
+        None => {
+            constant!(
+                NotificationTypes;
+                concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = $1 AND id < $2 \
+                 ORDER BY id DESC LIMIT $3 + 0"),
+                BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit),
+            )
+            .load(conn)
+            .await?
+        }
+        Some(event_type) => {
+            constant!(
+                NotificationTypes;
+                concat!("SELECT ", notification_columns!(), " FROM notification WHERE app = $1 AND id < $2 \
+                 AND event_type = $4 ORDER BY id DESC LIMIT $3 + 0"),
+                BigInt => app.0, BigInt => before, BigInt => super::page_limit(limit), Text => event_type.as_str(),
+            )
+            .load(conn)
+            .await?
+        }
     };
     let items = rows.into_iter().map(NotificationRow::into_domain).collect::<Attempt<Vec<_>>>()?;
     Ok(super::page(items, limit, |notification| notification.id))
@@ -167,7 +178,8 @@ pub(super) async fn event_type(conn: &mut AsyncPgConnection, app: AppKey, name: 
          HAVING max(CASE WHEN deleted_at IS NULL THEN version END) = max(version) ORDER BY name LIMIT $2 + 0",
         BigInt => app.0, BigInt => MAX_NAMES,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     let any_declared = !names.is_empty();
     let mut alike: Vec<(f64, String)> = names
         .into_iter()
@@ -184,7 +196,8 @@ pub(super) async fn is_wanted(conn: &mut AsyncPgConnection, id: NotificationId) 
     let cancelled_at: Option<Option<i64>> = constant!(
         Nullable<BigInt>; "SELECT cancelled_at FROM notification WHERE id = $1", BigInt => id.0,
     )
-    .get_result(conn).await
+    .get_result(conn)
+    .await
     .optional()?;
     Ok(cancelled_at == Some(None))
 }

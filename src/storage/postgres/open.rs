@@ -214,8 +214,7 @@ async fn id_maker(conn: &mut AsyncPgConnection, slot: i32) -> Result<IdMaker, Op
     )
     .get_result(conn)
     .await?;
-    let newest_device: Option<i64> =
-        constant!(Nullable<BigInt>; "SELECT max(id) FROM device").get_result(conn).await?;
+    let newest_device: Option<i64> = constant!(Nullable<BigInt>; "SELECT max(id) FROM device").get_result(conn).await?;
     let node = u16::try_from(slot).expect("slots are below 1024");
     Ok(IdMaker::new(node, newest.unwrap_or(0), newest_device.unwrap_or(0)))
 }

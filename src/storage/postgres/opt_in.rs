@@ -1,16 +1,16 @@
 //! Choices: the latest observed one stands, a tie is a "no", and every one ever asked for is kept.
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{BigInt, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 
 use super::devices;
 use super::fail::Attempt;
-use super::tx::Tx;
 use super::people::{ensure_user, lock_user, user_key};
 use super::rows::flag;
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, DeviceId, EventType, UserId, UserKey};
 use crate::domain::time::UnixMs;
@@ -68,7 +68,8 @@ pub(super) async fn set(tx: &mut Tx, new: &NewOptIn, now: UnixMs) -> Attempt<(Op
          WHERE user_key = $1 AND device = $2 AND event_type = $3",
         BigInt => user.0, BigInt => device, Text => event_type,
     )
-    .get_result(tx.conn()).await
+    .get_result(tx.conn())
+    .await
     .optional()?;
     let applied = stored.as_ref().is_none_or(|stored| {
         let tie_says_no = !new.opted_in || flag(stored.opted_in);
@@ -84,7 +85,8 @@ pub(super) async fn set(tx: &mut Tx, new: &NewOptIn, now: UnixMs) -> Attempt<(Op
         SmallInt => i16::from(new.opted_in), SmallInt => i16::from(applied), BigInt => new.observed_at.0,
         BigInt => now.0, Nullable<Text> => new.caller.as_deref(), Nullable<Text> => new.source.as_deref(),
         Nullable<Text> => new.policy_version.as_deref(), Nullable<Text> => new.evidence.as_deref(),
-    )).await?;
+    ))
+    .await?;
     if let Some(stored) = stored
         && !applied
     {
@@ -101,11 +103,13 @@ pub(super) async fn set(tx: &mut Tx, new: &NewOptIn, now: UnixMs) -> Attempt<(Op
         SmallInt => i16::from(new.opted_in), BigInt => new.observed_at.0, BigInt => now.0,
         Nullable<Text> => new.source.as_deref(), Nullable<Text> => new.policy_version.as_deref(),
         Nullable<Text> => new.evidence.as_deref(),
-    )).await?;
+    ))
+    .await?;
     if device != 0 {
         tx.execute(constant!(
             (); "UPDATE device SET has_choice = 1 WHERE id = $1 AND has_choice = 0", BigInt => device,
-        )).await?;
+        ))
+        .await?;
     }
     if !new.opted_in {
         tx.deny(new.device.map_or(DenyKey::User(user), DenyKey::Device));
@@ -131,7 +135,8 @@ pub(super) async fn list(conn: &mut AsyncPgConnection, app: AppKey, user: &UserI
          WHERE user_key = $1 ORDER BY device, event_type LIMIT $2 + 0",
         BigInt => user.0, BigInt => MAX_LISTED,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     Ok(rows.into_iter().map(ChoiceRow::into_domain).collect())
 }
 
@@ -144,7 +149,8 @@ pub(super) async fn history(conn: &mut AsyncPgConnection, user: UserKey) -> Atte
          caller FROM opt_in_history WHERE user_key = $1 ORDER BY id DESC LIMIT $2 + 0",
         BigInt => user.0, BigInt => MAX_HISTORY,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     let change = |(choice, (applied, caller)): (ChoiceRow, _)| OptInChange {
         choice: choice.into_domain(),
         applied: flag(applied),

@@ -1,15 +1,15 @@
 //! Users and topics by name, and people with their devices and choices: what resolving, planning and gating read.
 
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
-use diesel_async::AsyncPgConnection;
 use super::query::RunQuery;
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, QueryResult};
+use diesel_async::AsyncPgConnection;
 
 use super::fail::{Attempt, Fail};
-use super::tx::Tx;
-use super::{ids};
+use super::ids;
 use super::rows::{choice, device_state, token};
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, UserChoice};
 use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, Topic, UserId, UserKey};
 use crate::domain::notification::TargetFacts;
@@ -23,7 +23,8 @@ pub(super) async fn user_key(conn: &mut AsyncPgConnection, app: AppKey, user: &U
     let key: Option<i64> = constant!(
         BigInt; "SELECT id FROM app_user WHERE app = $1 AND external_id = $2", BigInt => app.0, Text => user.as_str(),
     )
-    .get_result(conn).await
+    .get_result(conn)
+    .await
     .optional()?;
     Ok(key.map(UserKey))
 }
@@ -42,7 +43,8 @@ pub(super) async fn insert_user(tx: &mut Tx, app: AppKey, key: UserKey, user: &U
     tx.execute(constant!(
         (); "INSERT INTO app_user (id, app, external_id, created_at) VALUES ($1, $2, $3, $4)",
         BigInt => key.0, BigInt => app.0, Text => user.as_str(), BigInt => now.0,
-    )).await?;
+    ))
+    .await?;
     Ok(())
 }
 
@@ -66,7 +68,8 @@ pub(super) async fn user_names(conn: &mut AsyncPgConnection, keys: &[UserKey]) -
 pub(super) async fn topic_key(conn: &mut AsyncPgConnection, app: AppKey, topic: &Topic) -> QueryResult<Option<i64>> {
     // topic_by_name
     constant!(BigInt; "SELECT id FROM topic WHERE app = $1 AND name = $2", BigInt => app.0, Text => topic.as_str())
-        .get_result(conn).await
+        .get_result(conn)
+        .await
         .optional()
 }
 
@@ -74,7 +77,11 @@ pub(super) async fn topic_key(conn: &mut AsyncPgConnection, app: AppKey, topic: 
 ///
 /// # Errors
 /// `DeviceNotFound` with every id that is unknown or another app's.
-pub(super) async fn device_owners(conn: &mut AsyncPgConnection, app: AppKey, devices: &[DeviceId]) -> Attempt<Vec<Target>> {
+pub(super) async fn device_owners(
+    conn: &mut AsyncPgConnection,
+    app: AppKey,
+    devices: &[DeviceId],
+) -> Attempt<Vec<Target>> {
     if devices.is_empty() {
         return Ok(Vec::new());
     }
@@ -83,7 +90,8 @@ pub(super) async fn device_owners(conn: &mut AsyncPgConnection, app: AppKey, dev
         "SELECT e.value, d.user_key FROM unnest($1) AS e(value) LEFT JOIN device d ON d.id = e.value AND d.app = $2",
         Array<BigInt> => ids(devices.iter().map(|device| device.0)), BigInt => app.0,
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     let unknown: Vec<DeviceId> =
         rows.iter().filter(|(_, owner)| owner.is_none()).map(|(device, _)| DeviceId(*device)).collect();
     if !unknown.is_empty() {
@@ -180,7 +188,8 @@ pub(super) async fn facts_of_targets(
         ),
         Array<BigInt> => ids(targets.iter().map(|target| target.device.0)), Text => event_type.as_str(),
     )
-    .load::<FactRow>(conn).await?;
+    .load::<FactRow>(conn)
+    .await?;
     for row in rows {
         let position = usize::try_from(row.position).unwrap_or(usize::MAX);
         let slot = facts.get_mut(position).ok_or_else(|| Fail::corrupt("a position out of range"))?;
@@ -236,7 +245,8 @@ impl People {
             ),
             Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
         )
-        .load::<PersonRow>(conn).await?;
+        .load::<PersonRow>(conn)
+        .await?;
         let mut found = Self::default();
         for row in rows {
             let (user, device, route, seal_key, sealed, locale, all, this_type, device_all, device_type) = row;
@@ -332,7 +342,8 @@ pub(super) async fn people_of_page(
         ),
         Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
     )
-    .load::<PageRow>(conn).await?;
+    .load::<PageRow>(conn)
+    .await?;
     let mut found = People { people: Vec::with_capacity(users.len()), facts: Vec::new() };
     for row in rows {
         let (user, device, route, all, this_type, device_all, device_type) = row;

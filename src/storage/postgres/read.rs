@@ -34,11 +34,7 @@ impl<'a> Reads<'a> {
     }
 
     /// `None`: run it again.
-    pub async fn end<T>(
-        &self,
-        object: Object<AsyncPgConnection>,
-        result: Option<Attempt<T>>,
-    ) -> Option<Result<T>> {
+    pub async fn end<T>(&self, object: Object<AsyncPgConnection>, result: Option<Attempt<T>>) -> Option<Result<T>> {
         let runtime = &self.inner.context.runtime;
         match result {
             Some(Ok(value)) => Some(Ok(value)),

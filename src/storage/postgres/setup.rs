@@ -1,20 +1,22 @@
 //! Rows that configuration asks for: apps and routes.
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{BigInt, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 
 use super::fail::Attempt;
-use super::tx::Tx;
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::ids::{AppId, AppKey, RouteId};
 use crate::domain::platform::{Route, RouteSpec};
 use crate::domain::time::UnixMs;
 
 pub(super) async fn app_key(conn: &mut AsyncPgConnection, app: &AppId) -> Attempt<Option<AppKey>> {
-    let key: Option<i64> =
-        constant!(BigInt; "SELECT id FROM app WHERE name = $1", Text => app.as_str()).get_result(conn).await.optional()?;
+    let key: Option<i64> = constant!(BigInt; "SELECT id FROM app WHERE name = $1", Text => app.as_str())
+        .get_result(conn)
+        .await
+        .optional()?;
     Ok(key.map(AppKey))
 }
 
@@ -26,7 +28,8 @@ pub(super) async fn ensure_app(tx: &mut Tx, app: &AppId, now: UnixMs) -> Attempt
     tx.execute(constant!(
         (); "INSERT INTO app (id, name, created_at) VALUES ($1, $2, $3)",
         BigInt => id, Text => app.as_str(), BigInt => now.0,
-    )).await?;
+    ))
+    .await?;
     Ok(AppKey(id))
 }
 
@@ -41,7 +44,8 @@ pub(super) async fn ensure_routes(tx: &mut Tx, specs: &[RouteSpec], now: UnixMs)
             BigInt => spec.app.0, SmallInt => spec.platform.code(), Text => &*spec.credential,
             SmallInt => spec.environment.code(), Text => &*spec.bundle,
         )
-        .get_result(tx.conn()).await
+        .get_result(tx.conn())
+        .await
         .optional()?;
         let id = if let Some(id) = known {
             id
@@ -53,7 +57,8 @@ pub(super) async fn ensure_routes(tx: &mut Tx, specs: &[RouteSpec], now: UnixMs)
                  VALUES ($1, $2, $3, $4, $5, $6)",
                 BigInt => id, BigInt => spec.app.0, SmallInt => spec.platform.code(), Text => &*spec.credential,
                 SmallInt => spec.environment.code(), Text => &*spec.bundle,
-            )).await?;
+            ))
+            .await?;
             id
         };
         routes.push(Route { id: RouteId(id), spec: spec.clone() });

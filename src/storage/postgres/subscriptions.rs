@@ -1,15 +1,15 @@
 //! Subscriptions, with tombstones: a late retry of Subscribe does not undo a later Unsubscribe.
 
+use super::query::RunQuery;
+use diesel::OptionalExtension;
 use diesel::sql_types::{BigInt, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use super::query::RunQuery;
-use diesel::{OptionalExtension};
 
 use super::fail::Attempt;
-use super::tx::Tx;
 use super::people::{ensure_user, lock_user, topic_key, user_key};
 use super::rows::flag;
 use super::statement::constant;
+use super::tx::Tx;
 use crate::domain::ids::{AppKey, Topic, UserId};
 use crate::domain::time::UnixMs;
 use crate::storage::{Page, Subscription};
@@ -33,14 +33,16 @@ pub(super) async fn set(tx: &mut Tx, new: &NewSubscription, now: UnixMs) -> Atte
         tx.execute(constant!(
             (); "INSERT INTO topic (id, app, name) VALUES ($1, $2, $3)",
             BigInt => id, BigInt => new.app.0, Text => new.topic.as_str(),
-        )).await?;
+        ))
+        .await?;
         id
     };
     let stored: Option<(i16, i64)> = constant!(
         (SmallInt, BigInt); "SELECT active, observed_at FROM subscription WHERE topic = $1 AND user_key = $2",
         BigInt => topic, BigInt => user.0,
     )
-    .get_result(tx.conn()).await
+    .get_result(tx.conn())
+    .await
     .optional()?;
     let was_active = stored.is_some_and(|(active, _)| flag(active));
     if let Some((_, observed_at)) = stored {
@@ -59,7 +61,8 @@ pub(super) async fn set(tx: &mut Tx, new: &NewSubscription, now: UnixMs) -> Atte
          recorded_at = excluded.recorded_at",
         BigInt => topic, BigInt => user.0, SmallInt => i16::from(new.active), BigInt => new.observed_at.0,
         BigInt => now.0,
-    )).await?;
+    ))
+    .await?;
     Ok(was_active != new.active)
 }
 
@@ -78,7 +81,8 @@ pub(super) async fn list(
          WHERE s.user_key = $1 AND s.topic > $2 AND s.active = 1 ORDER BY s.topic LIMIT $3 + 0",
         BigInt => user.0, BigInt => after.unwrap_or(0), BigInt => super::page_limit(limit),
     )
-    .load(conn).await?;
+    .load(conn)
+    .await?;
     let page = super::page(rows, limit, |(topic, _, _)| *topic);
     let subscription = |(_, name, observed_at): (i64, String, i64)| Subscription {
         topic: Topic::trusted(&name),

@@ -13,14 +13,14 @@ use std::time::Duration;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{Array, BigInt, SmallInt};
 use diesel_async::methods::ExecuteDsl;
-use futures_util::future::BoxFuture;
 use diesel_async::pooled_connection::deadpool::Object;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use futures_util::future::BoxFuture;
 
 use super::cache::NotificationCache;
-use super::query::RunQuery;
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, unavailable};
+use super::query::RunQuery;
 use super::statement::constant;
 use super::{Context, Inner};
 use crate::domain::deny::{DenyKey, DenyPosition};

@@ -33,8 +33,6 @@ use diesel::sqlite::SqliteConnection;
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
 pub use writer::QueueLimits;
 
-use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
 use self::accept::Prepared;
 use self::fail::{Attempt, unavailable};
 use self::group::{Context, Core, Tx};
@@ -42,6 +40,8 @@ use self::readers::{Asker, Readers, snapshot};
 use self::statement::constant;
 use self::subscriptions::NewSubscription;
 use self::writer::{Class, Writer};
+use super::paging::{page, page_limit};
+use super::{cache, effects, fail, rows, statement};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::identity::IdentityKey;
