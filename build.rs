@@ -5,7 +5,12 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=migrations");
-    let files = ["proto/nudged/v1/device.proto", "proto/nudged/v1/push_service.proto"];
+    let files = [
+        "proto/nudged/v1/admin_service.proto",
+        "proto/nudged/v1/device.proto",
+        "proto/nudged/v1/event_type.proto",
+        "proto/nudged/v1/push_service.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("nudged_descriptor.bin"), prost_encode(&descriptors))?;

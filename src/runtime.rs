@@ -65,6 +65,18 @@ impl Runtime {
         }
     }
 
+    /// The wall clock in microseconds since 1970, for measurements within one machine.
+    #[must_use]
+    pub fn now_us(&self) -> i64 {
+        match &*self.mode {
+            Mode::Production { .. } => {
+                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+            }
+            Mode::Simulated { .. } => self.now().0.saturating_mul(1000),
+        }
+    }
+
     /// The monotonic clock: for deadlines, leases and latencies.
     #[must_use]
     pub fn instant(&self) -> Instant {

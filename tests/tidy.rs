@@ -86,7 +86,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("diesel_async", &["storage"]),
     ("diesel_migrations", &["storage"]),
     ("libsqlite3_sys", &["storage"]),
-    ("h2", &["senders", "sandbox"]),
+    // The benchmark's reference is a bare client.
+    ("h2", &["senders", "sandbox", "commands"]),
     ("reqwest", &["senders"]),
     ("a2", &["senders"]),
     ("figment", &["config"]),

@@ -1,10 +1,11 @@
 //! gRPC: the only place that knows protobuf and `Status`.
 //!
 //! A request passes, from the outside in: tonic's connection handling, [`auth`] (which key, which scopes), [`limits`]
-//! (deadline, load shedding), then a handler of [`push_service`] that reads the message (`convert`), resolves the app
+//! (deadline, load shedding), then a handler of [`push_service`] or [`admin_service`] that reads the message (`convert`), resolves the app
 //! ([`access`]) and calls the service. [`status`] alone makes error answers.
 
 pub mod access;
+pub mod admin_service;
 pub mod auth;
 pub mod codec;
 mod convert;
@@ -17,6 +18,11 @@ pub mod scopes;
 pub mod server;
 pub mod status;
 mod stream;
+
+/// Event types between messages and definitions, for clients of ours.
+pub mod catalogue {
+    pub use super::convert::{declared, definition};
+}
 
 #[cfg(test)]
 mod tests;

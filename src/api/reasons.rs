@@ -25,6 +25,8 @@ pub const METHOD_NOT_FOUND: &str = "METHOD_NOT_FOUND";
 pub const PLATFORM_NOT_CONFIGURED: &str = "PLATFORM_NOT_CONFIGURED";
 /// The event type is not declared; metadata `event_type` and `nearest` (comma-separated).
 pub const EVENT_TYPE_UNKNOWN: &str = "EVENT_TYPE_UNKNOWN";
+/// The app has as many event types as it may; metadata `limit`.
+pub const TOO_MANY_EVENT_TYPES: &str = "TOO_MANY_EVENT_TYPES";
 /// No such device of this app, or not that user's.
 pub const DEVICE_NOT_FOUND: &str = "DEVICE_NOT_FOUND";
 /// No such notification of this app.

@@ -94,6 +94,11 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.PushService/CancelNotification", Scope::Notify),
     ("/nudged.v1.PushService/ListDeliveries", Scope::Read),
     ("/nudged.v1.PushService/ExplainDelivery", Scope::Read),
+    ("/nudged.v1.AdminService/PutEventType", Scope::Admin),
+    ("/nudged.v1.AdminService/GetEventType", Scope::Read),
+    ("/nudged.v1.AdminService/ListEventTypes", Scope::Read),
+    ("/nudged.v1.AdminService/DeleteEventType", Scope::Admin),
+    ("/nudged.v1.AdminService/Preview", Scope::Read),
 ];
 
 /// The one long-lived RPC of ours.

@@ -1,4 +1,4 @@
-//! The gRPC server: PushService, reflection and health behind the layers.
+//! The gRPC server: PushService, AdminService, reflection and health behind the layers.
 
 use std::sync::Arc;
 
@@ -14,10 +14,12 @@ use tower::ServiceBuilder;
 use crate::runtime::Runtime;
 use crate::service::Service;
 
+use super::admin_service::AdminApi;
 use super::auth::{AuthLayer, KeyRing};
 use super::incoming;
 use super::limits::{LimitsLayer, ServerLimits};
 use super::proto::DESCRIPTOR;
+use super::proto::admin_service_server::{self, AdminServiceServer};
 use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use super::push_service::PushApi;
 
@@ -46,8 +48,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// The server as a whole, and PushService.
-    const NAMES: [&'static str; 2] = ["", SERVICE_NAME];
+    /// The server as a whole, and its services.
+    const NAMES: [&'static str; 3] = ["", SERVICE_NAME, admin_service_server::SERVICE_NAME];
 
     /// Watchers hear of it.
     pub async fn set_serving(&self, serving: bool) {
@@ -144,6 +146,10 @@ impl Server {
         let router = builder
             .layer(layers)
             .add_service(PushServiceServer::new(api).max_decoding_message_size(limits.max_message_bytes))
+            .add_service(
+                AdminServiceServer::new(AdminApi::new(Arc::clone(&self.service)))
+                    .max_decoding_message_size(limits.max_message_bytes),
+            )
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
             .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.reporter.clone())));

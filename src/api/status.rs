@@ -100,6 +100,9 @@ fn service_status(error: &ServiceError, mut details: ErrorDetails, runtime: &Run
             let metadata = vec![("event_type", name.clone()), ("nearest", nearest.join(","))];
             (Code::NotFound, reasons::EVENT_TYPE_UNKNOWN, metadata)
         }
+        ServiceError::TooManyEventTypes { limit } => {
+            (Code::FailedPrecondition, reasons::TOO_MANY_EVENT_TYPES, vec![("limit", limit.to_string())])
+        }
         ServiceError::DeviceNotFound { devices } => {
             resource(&mut details, "nudged.device", devices.first().map_or("", String::as_str));
             let named = devices.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(",");
@@ -155,8 +158,11 @@ fn store_status(error: &StoreError, mut details: ErrorDetails, runtime: &Runtime
         // The service gives refusals variants of their own, so one that arrives here is a bug.
         | StoreError::DeviceNotFound { .. }
         | StoreError::NotificationNotFound { .. }
+        | StoreError::EventTypeNotFound { .. }
+        | StoreError::TooManyEventTypes { .. }
         | StoreError::IdempotencyKeyReused { .. }
         | StoreError::AudienceTooLarge { .. }
+        | StoreError::AlreadyExpired
         | StoreError::BroadcastNotAllowed => internal(&error.to_string(), runtime),
     }
 }

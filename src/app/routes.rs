@@ -1,5 +1,6 @@
 //! From configured apps to routes and the senders that serve them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -7,7 +8,7 @@ use anyhow::Context as _;
 use super::senders::{apns_settings, fcm_settings};
 use crate::config::{ApnsEnvironment, Config};
 use crate::domain::deny::DenyFeed;
-use crate::domain::ids::{AppKey, RouteId};
+use crate::domain::ids::{AppKey, Locale, RouteId};
 use crate::domain::platform::{Environment, Platform, RouteSpec};
 use crate::runtime::Runtime;
 use crate::senders::apns::ApnsSender;
@@ -23,6 +24,8 @@ pub struct Routed {
     pub senders: Senders,
     /// Routes of apps with `push_id = false`.
     pub without_push_id: Vec<RouteId>,
+    /// Of the apps that have one.
+    pub default_locales: HashMap<AppKey, Locale>,
 }
 
 /// Makes the apps' and routes' rows where they are missing, and one sender per credential.
@@ -33,7 +36,12 @@ pub async fn build(
     threads: &SendingThreads,
     deny: &Arc<DenyFeed>,
 ) -> anyhow::Result<Routed> {
-    let mut routed = Routed { apps: Vec::new(), senders: Senders::default(), without_push_id: Vec::new() };
+    let mut routed = Routed {
+        apps: Vec::new(),
+        senders: Senders::default(),
+        without_push_id: Vec::new(),
+        default_locales: HashMap::new(),
+    };
     for (id, app) in &config.apps {
         let key = store.ensure_app(id, runtime.now()).await.context("registering an app")?;
         let mut setup = AppSetup {
@@ -70,6 +78,9 @@ pub async fn build(
                 default_environment: Environment::None,
                 default_bundle: "".into(),
             });
+        }
+        if let Some(locale) = &app.default_locale {
+            routed.default_locales.insert(key, locale.clone());
         }
         if !app.push_id {
             routed.without_push_id.extend(setup.routes.iter().map(|route| route.id));

@@ -2,7 +2,10 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
+pub mod bench;
+pub mod catalog;
 pub mod check;
+pub mod client;
 pub mod demo;
 pub mod key;
 pub mod migrate;
@@ -38,6 +41,9 @@ pub enum Command {
     Serve,
     /// Look for everything that is wrong with configuration, credentials and database
     Check,
+    /// Event types as a file: apply it to a running server, or export them
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -47,6 +53,11 @@ pub enum Command {
     Migrate,
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
     Sandbox(sandbox::SandboxArgs),
+    /// Measure the server against fake providers
+    Bench(bench::BenchArgs),
+    /// The reference of `bench`, which starts it
+    #[command(hide = true)]
+    BenchReference(bench::ReferenceArgs),
 }
 
 /// Runs one command to its end.
@@ -58,11 +69,14 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate => block_on(migrate::run(config.as_deref(), runtime)),
         Command::Check => Ok(check::run(config.as_deref(), &runtime)),
+        Command::Catalog(command) => block_on(catalog::run(command)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
         Command::Sandbox(arguments) => {
             telemetry::init_logs(&Log::default())?;
             block_on(sandbox::run(arguments)).map(|()| ExitCode::SUCCESS)
         }
+        Command::Bench(arguments) => block_on(bench::run(arguments, runtime)),
+        Command::BenchReference(arguments) => bench::reference(&arguments, &runtime),
     }
 }
 

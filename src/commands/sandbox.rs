@@ -61,6 +61,12 @@ pub struct SandboxArgs {
     /// Refuse provider tokens with headers Apple does not ask for (`typ`).
     #[arg(long)]
     pub strict_jwt: bool,
+    /// For measurements: keep no bodies, count identities and ages in GET /stats, print nothing.
+    #[arg(long)]
+    pub tally: bool,
+    /// Keep only pushes to tokens that start so for GET /record.
+    #[arg(long, value_name = "PREFIX")]
+    pub keep_prefix: Option<String>,
     /// Do not print the pushes.
     #[arg(long)]
     pub quiet: bool,
@@ -69,12 +75,17 @@ pub struct SandboxArgs {
 /// Runs until interrupted.
 pub async fn run(args: SandboxArgs) -> anyhow::Result<()> {
     let runtime = Runtime::production();
-    let quiet = args.quiet;
+    let (quiet, tally) = (args.quiet, args.tally);
     let dir = args.dir.clone();
     // Asked for before anything listens, so that an early signal is not lost.
     let mut stop = std::pin::pin!(interrupted()?);
     let sandbox = Sandbox::start(&runtime, args.into_options()).await.context("starting the sandbox")?;
     announce(&sandbox, &dir)?;
+    if tally {
+        stop.await;
+        sandbox.shutdown().await;
+        return Ok(());
+    }
     let mut seen = 0;
     loop {
         tokio::select! {
@@ -111,6 +122,9 @@ impl SandboxArgs {
             extra_topics: self.topics,
             project_id: self.project,
             record_limit: self.record_limit,
+            record_bodies: !self.tally || self.keep_prefix.is_some(),
+            tally: self.tally,
+            keep_prefix: self.keep_prefix,
             max_concurrent_streams: self.max_streams,
             latency: Duration::from_millis(self.latency_ms),
             lenient_jwt: !self.strict_jwt,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::apns::{self, ApnsCredential};
 use super::fcm::{self, FcmCredential};
 use super::section::Section;
-use crate::domain::ids::AppId;
+use crate::domain::ids::{AppId, Locale};
 
 /// The credential that `[apps.x.apns]` itself stands for.
 pub const DEFAULT_CREDENTIAL: &str = "default";
@@ -16,6 +16,9 @@ pub struct App {
     pub push_id: bool,
     /// Whether undeclared event types are taken even when the app has declared some. Default false.
     pub allow_undeclared_types: bool,
+    /// The language of devices for which an event type has no words and names no default: a BCP 47 tag. Default: the
+    /// type's first entry.
+    pub default_locale: Option<Locale>,
     /// By credential name.
     pub apns: BTreeMap<String, ApnsCredential>,
     /// By credential name.
@@ -28,6 +31,9 @@ pub(super) fn read(mut section: Section<'_>) -> BTreeMap<AppId, App> {
         let app = App {
             push_id: section.flag("push_id", true),
             allow_undeclared_types: section.flag("allow_undeclared_types", false),
+            default_locale: section.parsed("default_locale", "write a language tag such as `ko` or `ko-KR`", |text| {
+                Locale::parse("", text).map_err(|violation| violation.description)
+            }),
             apns: credentials(section.table("apns"), apns::KEYS, apns::read),
             fcm: credentials(section.table("fcm"), fcm::KEYS, fcm::read),
         };

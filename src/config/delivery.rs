@@ -23,12 +23,8 @@ pub struct Delivery {
     pub claim_targets: usize,
     /// Outcomes are recorded at least this often while there are any. Default 150 ms.
     pub flush_interval: Duration,
-    /// … and as soon as this many wait. Default 4000.
-    pub flush_targets: usize,
     /// How long a provider may take to answer a push. Default 15 s; FCM's own limit is 10 s.
     pub send_timeout: Duration,
-    /// How long a claim holds without a sign of life. Default 60 s; longer than `send_timeout`.
-    pub lease: Duration,
     pub apns: RetryPolicy,
     pub fcm: RetryPolicy,
 }
@@ -75,19 +71,10 @@ impl Delivery {
             max_streams: section.count("max_streams", 400, 1..=1000),
             claim_targets: section.count("claim_targets", 2000, 1..=100_000),
             flush_interval: section.millis("flush_interval_ms", 150, 1..=10_000),
-            flush_targets: section.count("flush_targets", 4000, 1..=100_000),
             send_timeout: section.seconds("send_timeout_secs", 15, 1..=600),
-            lease: section.seconds("lease_secs", 60, 2..=3600),
             apns: read_policy(section.table("apns"), &APNS),
             fcm: read_policy(section.table("fcm"), &FCM),
         };
-        if delivery.lease <= delivery.send_timeout {
-            section.problem(
-                "lease_secs",
-                "is not longer than send_timeout_secs, so that another replica could send what is still in flight",
-                "make it at least 10 s longer than send_timeout_secs",
-            );
-        }
         section.finish();
         delivery
     }

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::domain::ids::Locale;
 
 const APNS: &str = "[apps.pets.apns]\nkey_file = \"k.p8\"\nkey_id = \"ABC1234567\"\nteam_id = \"TEAM123456\"\n\
                     topic = \"com.pets\"\n";
@@ -56,7 +57,7 @@ fn environment_wins_over_the_file_and_the_file_over_defaults() {
 fn apps_and_keys_can_come_from_the_environment_alone() {
     let keys = format!("[{{name = \"b\", sha256 = \"{HASH}\", apps = [\"my-app\"], scopes = [\"notify\"]}}]");
     let config = ok(
-        "[apps.my-app]\npush_id = false",
+        "[apps.my-app]\npush_id = false\ndefault_locale = \"ko-KR\"",
         &[
             ("NUDGED_APPS__MY_APP__APNS__KEY_FILE", "k.p8"),
             // figment's own reading makes an infinite float of this.
@@ -69,6 +70,7 @@ fn apps_and_keys_can_come_from_the_environment_alone() {
     );
     let app = &config.apps[&AppId::trusted("my-app")];
     assert!(!app.push_id && app.allow_undeclared_types);
+    assert_eq!(app.default_locale.as_ref().map(Locale::as_str), Some("ko-KR"));
     let apns = &app.apns["default"];
     assert_eq!(apns.topics, ["com.a", "com.b"]);
     let ApnsAuth::Token { key, key_id, team_id } = &apns.auth else { panic!("not a token") };
@@ -178,11 +180,10 @@ fn each_kind_of_key_refuses_what_it_cannot_hold() {
         ("[database]\nurl = \"mysql://x\"".into(), "database.url", "sqlite://PATH"),
         ("[database]\nurl = \"sqlite://:memory:\"".into(), "database.url", "sqlite://PATH"),
         ("[database]\nurl = \"sqlite://x?mode=ro\"".into(), "database.url", "sqlite://PATH"),
-        ("[database]\nurl = \"postgres://u:pw@h/d\"".into(), "database.url", "only SQLite"),
+        ("[database]\npassword_file = \"pw\"".into(), "database.password_file", "SQLite has no password"),
         ("[database]\nurl_file = \"/nonexistent/url\"".into(), "database.url_file", "cannot read"),
         ("[database]\nurl = \"sqlite://a\"\nurl_file = \"/nonexistent/url\"".into(), "database.url", "twice"),
         ("[database.sqlite]\nsynchronous = \"off\"".into(), "database.sqlite.synchronous", "not known"),
-        ("[delivery]\nlease_secs = 15".into(), "delivery.lease_secs", "not longer"),
         ("[delivery.fcm]\ncap_secs = 1".into(), "delivery.fcm.cap_secs", "shorter"),
         ("[delivery.fcm]\nbase_secs = 0".into(), "delivery.fcm.base_secs", "out of range"),
         ("[log]\nlevel = \"nudged=loud\"".into(), "log.level", "not a level"),
@@ -278,7 +279,9 @@ fn no_secret_shows_in_debug_or_in_a_problem() {
     let config = ok(&format!("{text}{sa}"), &[("NUDGED_GRPC__TLS__KEY", secret), ("NUDGED_GRPC__TLS__CERT_FILE", "c")]);
     assert!(!format!("{config:?}").contains(secret));
     assert!(format!("{config:?}").contains("[redacted]"));
-    for url in [format!("postgres://u:{secret}@h/d"), format!("sqlit://{secret}")] {
+    let config = ok(&format!("[database]\nurl = \"postgres://u:{secret}@h/d\""), &[]);
+    assert!(config.database.postgres.is_some() && !format!("{config:?}").contains(secret));
+    for url in [format!("postgre://u:{secret}@h/d"), format!("sqlit://{secret}")] {
         let errors = load(&format!("[database]\nurl = \"{url}\""), &[]).expect_err("bad url");
         assert!(!format!("{errors} {errors:?}").contains(secret), "{errors}");
     }

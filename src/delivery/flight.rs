@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::device::Retirement;
+use crate::domain::event_type::OnMaybe;
 use crate::domain::notification::{Job, NewJob, Notification, Permit};
 use crate::domain::outcome::{Entry, ResultCode};
 use crate::domain::platform::Route;
@@ -42,6 +43,9 @@ pub struct Flight {
     broken: Option<ProviderAnswer>,
     succeeded: bool,
     sent_at: Instant,
+    /// When the tokens at the sender were read: what a "gone" without a time is held to, so that a token registered
+    /// since then survives.
+    read_at: UnixMs,
     /// Keeps suspect jobs and the others apart.
     kept: Option<Box<dyn Any + Send>>,
     split: Vec<NewJob>,
@@ -93,6 +97,7 @@ impl Flight {
             broken: None,
             succeeded: false,
             sent_at: now,
+            read_at: UnixMs(0),
             kept: None,
             split: Vec::new(),
         }
@@ -144,9 +149,10 @@ impl Flight {
         self.first_answer_at.get_or_insert(instant);
     }
 
-    /// How many targets go to the sender now.
-    pub fn sending(&mut self, targets: usize, now: Instant) {
+    /// How many targets go to the sender now, with tokens read at `read_at`.
+    pub fn sending(&mut self, targets: usize, read_at: UnixMs, now: Instant) {
         self.outstanding += targets;
+        self.read_at = read_at;
         self.sent_at = now;
     }
 
@@ -176,9 +182,16 @@ impl Flight {
                 self.end(index, ResultCode::Sent);
             }
             SendOutcome::RetryLater { cause, after, answer } => self.retry(index, target, cause, after, answer, at),
-            // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
-            SendOutcome::MaybeSent { answer } => self.retry(index, target, RetryCause::Transport, None, answer, at),
+            SendOutcome::MaybeSent { answer } => match self.notification.on_maybe {
+                // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
+                OnMaybe::Retry => self.retry(index, target, RetryCause::Transport, None, answer, at),
+                OnMaybe::Drop => {
+                    self.detail(target, ResultCode::DeadMaybeSent, answer, at, None);
+                    self.end(index, ResultCode::DeadMaybeSent);
+                }
+            },
             SendOutcome::TokenGone { since, answer } => {
+                let since = Some(since.unwrap_or(self.read_at));
                 self.retirements.push(Retirement { device: target.device, since, reason: answer.to_string() });
                 self.detail(target, ResultCode::DeadToken, answer, at, None);
                 self.end(index, ResultCode::DeadToken);
@@ -382,9 +395,11 @@ mod tests {
             id: NotificationId(2),
             app: AppKey(1),
             event_type: EventType::trusted("comment.created"),
+            type_version: None,
             default_opt_in: true,
             lane: Lane::Interactive,
             priority: Priority::High,
+            on_maybe: OnMaybe::Retry,
             collapse_key: None,
             actor: None,
             body: Arc::new(Body::default()),
@@ -418,7 +433,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn every_answer_becomes_one_entry_and_the_job_ends() {
         let (mut flight, instant) = flight(4, HOUR);
-        flight.sending(4, instant);
+        flight.sending(4, UnixMs(5), instant);
         let gone = SendOutcome::TokenGone { since: Some(UnixMs(7)), answer: ProviderAnswer::new(410, "Unregistered") };
         flight.answer(3, SendOutcome::Rejected { answer: ProviderAnswer::new(400, "BadTopic") }, UnixMs(9), instant);
         flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(9), instant);
@@ -439,23 +454,49 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_gone_token_without_a_time_is_held_to_when_it_was_read() {
+        let (mut flight, instant) = flight(1, HOUR);
+        flight.sending(1, UnixMs(5), instant);
+        let answer = ProviderAnswer::new(404, "UNREGISTERED");
+        flight.answer(0, SendOutcome::TokenGone { since: None, answer }, UnixMs(9), instant);
+        let flush = flight.flush(&POLICY, UnixMs(9), || 0.5);
+        assert_eq!(flush.update.retirements[0].since, Some(UnixMs(5)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_retry_past_the_ttl_expires_and_past_the_end_of_retries_dies() {
         let (mut flight, instant) = flight(1, 5_000);
-        flight.sending(1, instant);
+        flight.sending(1, UnixMs(5), instant);
         flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
         assert_eq!(codes(&flight.flush(&POLICY, UnixMs(0), || 0.0)), [ResultCode::Expired]);
 
         let (mut flight, instant) = self::flight(1, 100 * HOUR);
         flight.job.first_attempt_at = Some(UnixMs(0));
-        flight.sending(1, instant);
+        flight.sending(1, UnixMs(5), instant);
         flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
         assert_eq!(codes(&flight.flush(&POLICY, UnixMs(HOUR), || 0.0)), [ResultCode::DeadRetriesOver]);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_event_type_says_what_follows_a_lost_answer() {
+        let maybe = || SendOutcome::MaybeSent { answer: ProviderAnswer::new(0, "timeout") };
+        for (on_maybe, code) in [(OnMaybe::Retry, ResultCode::MovedToRetry), (OnMaybe::Drop, ResultCode::DeadMaybeSent)]
+        {
+            let (mut flight, instant) = flight(1, HOUR);
+            Arc::get_mut(&mut flight.notification).expect("not shared").on_maybe = on_maybe;
+            flight.sending(1, UnixMs(5), instant);
+            flight.answer(0, maybe(), UnixMs(9), instant);
+            let flush = flight.flush(&POLICY, UnixMs(9), || 0.5);
+            assert_eq!(codes(&flush), [code]);
+            assert_eq!(flush.update.details[0].result, code.name());
+            assert_eq!(flush.update.followers.len(), usize::from(on_maybe == OnMaybe::Retry));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_broken_credential_burns_nothing() {
         let (mut flight, instant) = flight(2, HOUR);
-        flight.sending(2, instant);
+        flight.sending(2, UnixMs(5), instant);
         flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
         let broken = SendOutcome::SenderBroken { answer: ProviderAnswer::new(403, "InvalidProviderToken") };
         flight.answer(1, broken, UnixMs(0), instant);
@@ -471,7 +512,7 @@ mod tests {
     async fn held_targets_return_to_their_gate_and_only_they() {
         let (mut flight, instant) = flight(3, HOUR);
         assert_eq!(flight.take_pending(), [0, 1, 2]);
-        flight.sending(3, instant);
+        flight.sending(3, UnixMs(5), instant);
         flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
         flight.answer(1, SendOutcome::Held, UnixMs(0), instant);
         flight.answer(2, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);

@@ -26,6 +26,13 @@ pub fn recorded(entries: &[Entry], platform: Platform) {
     }
 }
 
+/// Devices whose tokens a platform called dead.
+pub fn retired(devices: usize, platform: Platform) {
+    if devices > 0 {
+        counter!(names::RETIRED_DEVICES, "platform" => platform.name()).increment(devices as u64);
+    }
+}
+
 /// A fan-out page's decisions.
 pub fn planned(targets: usize, suppressed: &[Entry]) {
     counter!(names::PLANNED).increment(targets as u64);

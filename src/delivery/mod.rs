@@ -32,6 +32,7 @@ use crate::domain::deny::DenyFeed;
 use crate::domain::ids::RouteId;
 use crate::domain::notification::HandOff;
 use crate::domain::platform::Lane;
+use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::Registry;
 use crate::storage::{BootId, Store};
@@ -51,6 +52,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     pub owner: BootId,
     pub senders: Registry,
+    /// Shared with whoever accepts events.
+    pub types: Arc<Types>,
     pub deny: Arc<DenyFeed>,
     /// Routes whose payloads do not carry `nudged_id`.
     pub without_push_id: Vec<RouteId>,
@@ -70,7 +73,7 @@ pub struct Engine {
 impl Engine {
     /// Frees what an earlier run of this process left leased, then starts all tasks on the current runtime.
     pub async fn start(parts: Parts) -> Result<Self, crate::storage::StoreError> {
-        let Parts { runtime, store, owner, senders, deny, without_push_id, settings } = parts;
+        let Parts { runtime, store, owner, senders, types, deny, without_push_id, settings } = parts;
         let freed = store.release_others(owner, runtime.now()).await?;
         if freed > 0 {
             tracing::info!(jobs = freed, "took up the work that the last run left");
@@ -99,6 +102,7 @@ impl Engine {
             store,
             owner,
             senders,
+            types,
             deny,
             settings,
             permits: Permits::new(settings.max_in_flight_targets),

@@ -163,13 +163,13 @@ impl Writer {
                     let flight = flights.remove(&ticket).expect("it was just found");
                     let (route, lane) = (flight.route.id, flight.job.lane);
                     let Some(inbox) = self.shared.lane(route, lane) else { continue };
-                    if let Err(returned) = inbox.work.send(Work::Regate(flight))
+                    if let Err(returned) = inbox.work.send(Work::Regate(Box::new(flight)))
                         && let Work::Regate(mut flight) = returned.0
                     {
                         // The worker has ended: shutdown.
                         let pending = flight.take_pending().len();
                         flight.put_back(pending);
-                        flights.insert(ticket, flight);
+                        flights.insert(ticket, *flight);
                         later.insert(ticket);
                     }
                 }
@@ -204,6 +204,7 @@ impl Writer {
                 continue;
             }
             metrics::recorded(&update.entries, after.platform);
+            metrics::retired(update.retirements.len(), after.platform);
             if after.release {
                 release.push((update.job, update.fence));
             }

@@ -8,13 +8,16 @@ use tokio::sync::{Notify, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::flight::Flight;
+use super::metrics;
 use super::permits::Permits;
 use super::route_state::RouteState;
 use super::settings::Settings;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::RouteId;
 use crate::domain::notification::{HandOff, HandedOver, Permit};
+use crate::domain::outcome::Entry;
 use crate::domain::platform::{Lane, Route};
+use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::{Outcomes, Registry, Sender};
 use crate::storage::{BootId, Store};
@@ -24,6 +27,8 @@ pub struct Shared {
     pub store: Arc<dyn Store>,
     pub owner: BootId,
     pub senders: Registry,
+    /// Event types' templates.
+    pub types: Arc<Types>,
     pub deny: Arc<DenyFeed>,
     pub settings: Settings,
     pub permits: Permits,
@@ -64,7 +69,7 @@ pub struct LaneInbox {
 pub enum Work {
     HandedOver(HandedOver),
     /// Some of its targets must pass the gate again.
-    Regate(Flight),
+    Regate(Box<Flight>),
 }
 
 impl Shared {
@@ -84,6 +89,14 @@ impl HandOff for Shared {
             return None;
         }
         self.permits.try_take(lane, targets)
+    }
+
+    fn knows_route(&self, route: RouteId) -> bool {
+        self.senders.knows(route)
+    }
+
+    fn planned(&self, targets: usize, suppressed: &[Entry]) {
+        metrics::planned(targets, suppressed);
     }
 
     fn deliver(&self, handed: HandedOver) {

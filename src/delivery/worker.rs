@@ -10,13 +10,14 @@ use super::flight::Flight;
 use super::shared::{RouteLanes, Shared, Work};
 use crate::domain::consent::{self, DeviceFacts};
 use crate::domain::deny::DenyPosition;
-use crate::domain::ids::{NotificationId, RouteId};
+use crate::domain::event_type::{Definition, LocaleTemplate};
+use crate::domain::ids::{Locale, NotificationId, RouteId};
 use crate::domain::notification::{HandedOver, Notification, Permit, TargetFacts};
 use crate::domain::outcome::ResultCode;
 use crate::domain::platform::{Lane, Route};
 use crate::domain::sending::SendOptions;
 use crate::domain::time::UnixMs;
-use crate::render;
+use crate::render::{self, Templates, Variant};
 use crate::runtime::Instant;
 use crate::senders::{Batch, EncodeError, Encoded, SendTarget, Sink};
 use crate::storage::{ClaimRequest, Claimed, StoreError};
@@ -38,8 +39,11 @@ pub struct Worker {
     route: RouteId,
     lane: Lane,
     work: mpsc::UnboundedReceiver<Work>,
-    encoded: HashMap<(NotificationId, Option<String>), Result<Encoded, ResultCode>>,
+    encoded: HashMap<EncodedKey, Result<Encoded, ResultCode>>,
 }
+
+/// A notification, and its variant as `render::Variant` names it.
+type EncodedKey = (NotificationId, Option<String>, Option<usize>);
 
 /// What a claim round came to.
 enum Round {
@@ -158,7 +162,7 @@ impl Worker {
     /// Whether the sender and the store went along.
     async fn take(&mut self, work: Work) -> bool {
         match work {
-            Work::Regate(flight) => match self.gate_and_send(flight).await {
+            Work::Regate(flight) => match self.gate_and_send(*flight).await {
                 Ok(taken) => taken,
                 Err(error) => {
                     tracing::warn!(route_id = %self.route, %error, "the store failed while gating again");
@@ -169,8 +173,18 @@ impl Worker {
                 let HandedOver { job, notification, facts, gated, gated_at, permit } = handed;
                 let mut flight = self.flight(job, notification, permit);
                 flight.keep(self.shared.isolation.clone().read_owned().await);
+                let templates = match self.templates(&flight.notification).await {
+                    Ok(templates) => templates,
+                    Err(error) => {
+                        tracing::warn!(route_id = %self.route, %error, "an event type's version cannot be read");
+                        let pending = flight.take_pending().len();
+                        flight.put_back(pending);
+                        self.settle(flight);
+                        return false;
+                    }
+                };
                 let allowed: Vec<(u32, TargetFacts)> = flight.take_pending().into_iter().zip(facts).collect();
-                self.send(flight, allowed, gated, gated_at)
+                self.send(flight, templates.as_deref(), allowed, gated, gated_at)
             }
         }
     }
@@ -196,8 +210,11 @@ impl Worker {
         let pending = flight.take_pending();
         let targets: Vec<_> = pending.iter().map(|index| flight.job.targets[*index as usize]).collect();
         let notification = Arc::clone(&flight.notification);
-        let read = shared.store.gate_facts(notification.id, &notification.event_type, &targets).await;
-        let read = match read {
+        let read = async {
+            let templates = self.templates(&notification).await?;
+            Ok((templates, shared.store.gate_facts(notification.id, &notification.event_type, &targets).await?))
+        };
+        let (templates, read) = match read.await {
             Ok(read) => read,
             Err(error) => {
                 flight.put_back(pending.len());
@@ -225,7 +242,24 @@ impl Worker {
                 None => allowed.push((index, facts)),
             }
         }
-        Ok(self.send(flight, allowed, gated, gated_at))
+        Ok(self.send(flight, templates.as_deref(), allowed, gated, gated_at))
+    }
+
+    /// The templates of the version that the notification was accepted with.
+    async fn templates(&self, notification: &Notification) -> Result<Option<Arc<Templates>>, StoreError> {
+        let Some(version) = notification.type_version else { return Ok(None) };
+        match self.shared.types.get_or_load(version, self.shared.store.type_definition(version)).await {
+            Ok(templates) => Ok(Some(templates)),
+            // What was accepted is shown all the same.
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(notification_id = %notification.id, %error, "an event type's version is lost");
+                let words = LocaleTemplate { title: Some(String::new()), ..LocaleTemplate::default() };
+                let name = notification.event_type.to_string();
+                let definition = Definition { name, templates: vec![words], ..Definition::default() };
+                Ok(Some(Arc::new(Templates::standing_in(definition))))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A job that brought the process down again and again: halve it until the one target is alone, then give it up.
@@ -250,6 +284,7 @@ impl Worker {
     fn send(
         &mut self,
         mut flight: Flight,
+        templates: Option<&Templates>,
         allowed: Vec<(u32, TargetFacts)>,
         gated: DenyPosition,
         gated_at: std::time::Instant,
@@ -260,17 +295,19 @@ impl Worker {
         let notification = Arc::clone(&flight.notification);
         let identity = shared.store.identity();
         let mut encoded: Vec<Encoded> = Vec::new();
-        let mut variants: Vec<(Option<String>, Result<u16, ResultCode>)> = Vec::new();
+        let mut variants: Vec<(Variant<'_>, Result<u16, ResultCode>)> = Vec::new();
+        let app_default = templates.and_then(|_| shared.types.default_locale(notification.app));
         let mut targets = Vec::with_capacity(allowed.len());
         for (index, facts) in allowed {
-            let name = render::variant(&notification.body.content, facts.locale.as_ref());
-            let found = variants.iter().find(|(known, _)| known.as_deref() == name).map(|(_, variant)| *variant);
+            let content = &notification.body.content;
+            let named = render::choose(content, templates, facts.locale.as_ref(), app_default.as_ref());
+            let found = variants.iter().find(|(known, _)| *known == named).map(|(_, variant)| *variant);
             let variant = found.unwrap_or_else(|| {
-                let made = self.encode(lanes, &notification, name).map(|one| {
+                let made = self.encode(lanes, &notification, templates, named, app_default.as_ref()).map(|one| {
                     encoded.push(one);
-                    u16::try_from(encoded.len() - 1).expect("at most a hundred languages")
+                    u16::try_from(encoded.len() - 1).expect("no more variants than targets")
                 });
-                variants.push((name.map(str::to_owned), made));
+                variants.push((named, made));
                 made
             });
             match variant {
@@ -290,7 +327,8 @@ impl Worker {
             return true;
         }
         let count = targets.len();
-        flight.sending(count, now);
+        let read_at = shared.runtime.now().minus(now.into_std().saturating_duration_since(gated_at));
+        flight.sending(count, read_at, now);
         let ticket = shared.ticket();
         let batch = Batch {
             route: Arc::clone(&lanes.route),
@@ -325,13 +363,20 @@ impl Worker {
         &mut self,
         lanes: &RouteLanes,
         notification: &Notification,
-        variant: Option<&str>,
+        templates: Option<&Templates>,
+        variant: Variant<'_>,
+        app_default: Option<&Locale>,
     ) -> Result<Encoded, ResultCode> {
-        let key = (notification.id, variant.map(str::to_owned));
+        let key = (notification.id, variant.inline.map(str::to_owned), variant.entry);
         if let Some(known) = self.encoded.get(&key) {
             return known.clone();
         }
-        let message = render::message(&notification.body, variant);
+        let event_type = notification.event_type.as_str();
+        let rendered = render::render(&notification.body, event_type, templates, variant, app_default);
+        if let Some(templates) = templates {
+            templates.report(&rendered.problems);
+        }
+        let message = rendered.message;
         let options = SendOptions {
             priority: notification.priority,
             collapse_key: notification.collapse_key.clone(),
@@ -357,7 +402,7 @@ impl Worker {
                 Work::Regate(mut flight) => {
                     let pending = flight.take_pending().len();
                     flight.put_back(pending);
-                    self.settle(flight);
+                    self.settle(*flight);
                 }
             }
         }

@@ -40,6 +40,7 @@ impl Gate {
             | ResultCode::DeadRejected
             | ResultCode::DeadRetriesOver
             | ResultCode::DeadPoison
+            | ResultCode::DeadMaybeSent
             | ResultCode::MovedToRetry
             | ResultCode::Deferred => None,
         }

@@ -39,6 +39,7 @@ internal_id!(/** A notification's row, 63 bits. Public as a UUIDv7, see [`super:
 internal_id!(/** A job's row. */ JobId);
 internal_id!(/** A route's row. */ RouteId);
 internal_id!(/** An outcome block's row. */ BlockId);
+internal_id!(/** A version of an event type: its row. */ TypeVersionId);
 
 const BASE32: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 

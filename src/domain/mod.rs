@@ -5,6 +5,7 @@ pub mod consent;
 pub mod content;
 pub mod deny;
 pub mod device;
+pub mod event_type;
 pub mod identity;
 pub mod ids;
 pub mod notification;

@@ -10,10 +10,12 @@ use super::consent::{DeviceChoice, DeviceState, EventRules, UserChoice};
 use super::content::{Content, Data};
 use super::deny::DenyPosition;
 use super::device::Labels;
+use super::event_type::OnMaybe;
 use super::ids::{
-    AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, JobId, Locale, NotificationId, RouteId, Topic, UserId,
-    UserKey,
+    AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, JobId, Locale, NotificationId, RouteId, Topic,
+    TypeVersionId, UserId, UserKey,
 };
+use super::outcome::Entry;
 use super::platform::{DeviceToken, Lane};
 use super::sending::Priority;
 use super::targets::{Progress, Target};
@@ -51,6 +53,9 @@ pub struct Body {
     pub data: Data,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
+    /// The caller's id of the actor, kept only where the type's templates read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
@@ -60,7 +65,12 @@ pub struct Body {
 pub struct NewEvent {
     pub app: AppKey,
     pub event_type: EventType,
+    /// `None`: the type was not declared.
+    pub type_version: Option<TypeVersionId>,
     pub default_opt_in: bool,
+    /// `None`: by the size of the audience.
+    pub lane: Option<Lane>,
+    pub on_maybe: OnMaybe,
     /// With the hash of the canonical request.
     pub idempotency: Option<(IdempotencyKey, [u8; 32])>,
     pub audience: Audience,
@@ -91,9 +101,13 @@ pub struct Notification {
     pub id: NotificationId,
     pub app: AppKey,
     pub event_type: EventType,
+    /// The version it was accepted with, and whose templates it is shown by; `None`: the type was not declared.
+    pub type_version: Option<TypeVersionId>,
     pub default_opt_in: bool,
     pub lane: Lane,
     pub priority: Priority,
+    /// What follows when a platform took a push and did not answer.
+    pub on_maybe: OnMaybe,
     pub collapse_key: Option<CollapseKey>,
     pub actor: Option<UserKey>,
     pub body: Arc<Body>,
@@ -196,6 +210,8 @@ pub trait HandOff: Send + Sync {
     fn knows_route(&self, _route: RouteId) -> bool {
         true
     }
+    /// After the commit of an event that was planned at once: how many deliveries, and who was suppressed. For counting.
+    fn planned(&self, _targets: usize, _suppressed: &[Entry]) {}
     /// After the commit. The store must not drop a leased job on any path after this.
     fn deliver(&self, job: HandedOver);
     /// Unowned jobs became due on this route.

@@ -80,6 +80,8 @@ result_codes! {
     DeadRetriesOver = 18, Dead, "RETRIES_OVER";
     /// Alone in flight at three crashes.
     DeadPoison = 19, Dead, "POISON";
+    /// The platform took the request and did not answer, and the event type says not to repeat.
+    DeadMaybeSent = 20, Dead, "MAYBE_SENT";
     /// Gate 1.
     NoDevice = 64, Suppressed, "NO_DEVICE";
     /// Gate 1: unregistered, or its token was found dead.

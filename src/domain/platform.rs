@@ -126,7 +126,8 @@ pub struct Route {
 
 /// The two queues that exist at every stage, so that one person's comment never waits behind a million followers.
 /// The numbers are stored.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Lane {
     Interactive = 0,
     Bulk = 1,

@@ -83,7 +83,8 @@ impl SendOutcome {
 }
 
 /// What the device is asked to do about power: not the same as the lane (our queues).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Priority {
     /// Shown at once: APNs 10, FCM HIGH. The default of visible notifications.
     #[default]

@@ -1,12 +1,42 @@
-//! From stored content to the words of one language.
+//! From stored content and templates to the words of one language.
 //!
-//! A device's locale picks the longest prefix that the content has: `ko-KR`, then `ko`, then the texts without a
-//! language. What an entry leaves out comes from the latter. So the number of variants of a notification is bounded by
-//! the languages it was written in, and each is built once for all its devices.
+//! A device's locale picks the longest prefix that the content has (`ko-KR`, then `ko`), and the same of the event
+//! type's templates; see [`variant`] and [`Templates::entry_for`]. Inline content overrides the templates field by
+//! field. So the number of variants of a notification is bounded by the languages it was written in, and each is built
+//! once for all its devices.
+
+mod check;
+mod filters;
+pub mod josa;
+mod templates;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use check::VARIABLES;
+pub use templates::{FUEL, MAX_BODY_BYTES, MAX_TITLE_BYTES, Problem, Templates, Variables};
+pub use types::Types;
 
 use crate::domain::content::{Content, Message};
 use crate::domain::ids::Locale;
 use crate::domain::notification::Body;
+
+/// Which texts a device gets. Equal variants of one notification are the same message.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Variant<'a> {
+    /// Which of the inline content's languages; `None`: its texts without one.
+    pub inline: Option<&'a str>,
+    /// Which of the type's templates; `None`: it has none.
+    pub entry: Option<usize>,
+}
+
+/// A message, and what could not be rendered as written.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Rendered {
+    pub message: Message,
+    /// Empty when all went well.
+    pub problems: Vec<Problem>,
+}
 
 /// Which of the content's languages a locale gets; `None`: the texts without a language.
 #[must_use]
@@ -24,7 +54,27 @@ pub fn variant<'a>(content: &'a Content, locale: Option<&Locale>) -> Option<&'a 
     }
 }
 
-/// The message of one variant, as [`variant`] named it.
+/// The variant of a locale. `app_default`: the app's own default language.
+#[must_use]
+pub fn choose<'a>(
+    content: &'a Content,
+    templates: Option<&Templates>,
+    locale: Option<&Locale>,
+    app_default: Option<&Locale>,
+) -> Variant<'a> {
+    Variant {
+        inline: variant(content, locale),
+        entry: templates.and_then(|templates| templates.entry_for(locale, app_default)),
+    }
+}
+
+/// Whether there is anything to show: by the content itself or by the type's templates.
+#[must_use]
+pub fn is_silent(content: &Content, templates: Option<&Templates>) -> bool {
+    content.is_silent() && !templates.is_some_and(|templates| templates.definition().has_words())
+}
+
+/// The message of one variant of inline content, as [`variant`] named it.
 #[must_use]
 pub fn message(body: &Body, variant: Option<&str>) -> Message {
     let content = &body.content;
@@ -45,42 +95,40 @@ pub fn message(body: &Body, variant: Option<&str>) -> Message {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::content::LocalizedText;
-
-    fn body() -> Body {
-        let text = |title: &str| LocalizedText { title: Some(title.to_owned()), ..LocalizedText::default() };
-        let mut body = Body::default();
-        body.content.title = Some("New comment".into());
-        body.content.body = Some("Choco: cute!".into());
-        body.content.localized.insert("ko".into(), text("새 댓글"));
-        body.content.localized.insert("pt-BR".into(), text("Novo comentário"));
-        body
+/// The message of one variant, as [`choose`] named it: the inline content, and from the templates what it leaves out.
+/// Never fails and never makes a visible notification silent.
+#[must_use]
+pub fn render(
+    body: &Body,
+    event_type: &str,
+    templates: Option<&Templates>,
+    variant: Variant<'_>,
+    app_default: Option<&Locale>,
+) -> Rendered {
+    let mut message = message(body, variant.inline);
+    let mut problems = Vec::new();
+    let (Some(templates), Some(entry)) = (templates, variant.entry) else { return Rendered { message, problems } };
+    message.silent = is_silent(&body.content, Some(templates));
+    let variables = Variables::new(&body.data, body.actor.as_deref(), body.subject.as_deref(), event_type);
+    if (message.title.is_none() || message.subtitle.is_none() || message.body.is_none())
+        && let Some(words) = templates.words(entry, app_default, &variables, &mut problems)
+    {
+        fill(&mut message.title, words.title);
+        fill(&mut message.subtitle, words.subtitle);
+        fill(&mut message.body, words.body);
     }
+    let extras = templates.extras(entry, app_default, &variables, &mut problems);
+    fill(&mut message.image, extras.image);
+    fill(&mut message.link, extras.link);
+    fill(&mut message.sound, extras.sound);
+    fill(&mut message.badge, extras.badge);
+    fill(&mut message.category, extras.category);
+    fill(&mut message.thread_id, extras.thread_id);
+    Rendered { message, problems }
+}
 
-    fn title(locale: &str) -> Option<String> {
-        let body = body();
-        let locale = Locale::trusted(locale);
-        message(&body, variant(&body.content, Some(&locale))).title
-    }
-
-    #[test]
-    fn a_locale_falls_back_by_its_prefixes() {
-        assert_eq!(title("ko-KR").as_deref(), Some("새 댓글"));
-        assert_eq!(title("KO").as_deref(), Some("새 댓글"));
-        assert_eq!(title("pt-br").as_deref(), Some("Novo comentário"));
-        assert_eq!(title("pt").as_deref(), Some("New comment"), "a region is no language");
-        assert_eq!(title("ja-JP").as_deref(), Some("New comment"));
-        assert_eq!(variant(&body().content, None), None);
-    }
-
-    #[test]
-    fn what_an_entry_leaves_out_comes_from_the_plain_texts() {
-        let body = body();
-        let message = message(&body, Some("ko"));
-        assert_eq!(message.body.as_deref(), Some("Choco: cute!"));
-        assert!(!message.silent);
+fn fill<T>(field: &mut Option<T>, other: Option<T>) {
+    if field.is_none() {
+        *field = other;
     }
 }

@@ -14,6 +14,7 @@ use super::h2_server::{Reply, Service, Verdict};
 use super::jwt::{self, Jws};
 use super::play::{self, Answers};
 use super::record::{AuthKind, Platform, Received};
+use super::tally::SENT_AT_KEY;
 use super::{Shared, credentials, tls};
 use crate::domain::time::UnixMs;
 
@@ -107,7 +108,7 @@ impl Service for Apns {
             reply.max_streams = reply.max_streams.or(Some(shared.options.max_concurrent_streams));
         }
         reply.delay += shared.options.latency;
-        shared.record.push(received);
+        shared.note(received);
         reply
     }
 }
@@ -161,6 +162,7 @@ impl Apns {
             validate::check_key_topic(&topic, push_type, &self.bundles)?;
         }
         let payload = validate::check_payload(body, push_type, headers.priority)?;
+        received.sent_us = payload.get(SENT_AT_KEY).and_then(Value::as_i64);
         if let Some(id) = payload.get("nudged_id").and_then(Value::as_str) {
             received.nudged_id = Some(id.to_owned());
         }

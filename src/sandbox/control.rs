@@ -97,7 +97,7 @@ async fn record(State(shared): State<Arc<Shared>>, query: Result<Query<RecordQue
 }
 
 async fn clear_record(State(shared): State<Arc<Shared>>) -> StatusCode {
-    shared.record.clear();
+    shared.clear();
     StatusCode::NO_CONTENT
 }
 
@@ -113,6 +113,7 @@ async fn stats(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "apns": connections.apns,
         "fcm": connections.fcm,
         "faults": shared.faults.list().len(),
+        "tally": shared.tally.as_ref().map(super::tally::Tally::summary),
     }))
 }
 

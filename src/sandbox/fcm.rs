@@ -17,6 +17,7 @@ use super::h2_server::{Reply, Service, Verdict};
 use super::jwt;
 use super::play::{self, Answers};
 use super::record::{AuthKind, Platform, Received};
+use super::tally::SENT_AT_KEY;
 
 const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
 const BAD_REQUEST: &str = "type.googleapis.com/google.rpc.BadRequest";
@@ -108,7 +109,7 @@ impl Service for Fcm {
             },
         };
         reply.delay += shared.options.latency;
-        shared.record.push(received);
+        shared.note(received);
         reply
     }
 }
@@ -215,6 +216,9 @@ impl Answers for Wording<'_> {
 
 /// What the record shows of a message, valid or not.
 fn remember(request: &Map<String, Value>, received: &mut Received) {
+    received.sent_us = object(request, "message")
+        .and_then(|message| object(message, "data"))
+        .and_then(|data| text(data, SENT_AT_KEY)?.parse().ok());
     received.validate_only = get(request, "validate_only") == Some(&Value::Bool(true));
     let Some(message) = object(request, "message") else { return };
     let target = ["token", "fid", "topic", "condition"].into_iter().find_map(|name| text(message, name));

@@ -23,6 +23,7 @@ mod oauth;
 mod options;
 mod play;
 mod record;
+mod tally;
 mod tls;
 
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use credentials::{Credentials, KEY_ID, TEAM_ID};
 pub use faults::{Action, Fault, MAX_FAULTS, MAX_TOKEN_STATES, Target, TokenState};
 pub use options::Options;
 pub use record::{AuthKind, Platform, Received, Totals};
+pub use tally::token_hash;
 
 use self::h2_server::{Counters, Server};
 use crate::runtime::Runtime;
@@ -104,6 +106,7 @@ struct Shared {
     runtime: Runtime,
     options: Options,
     record: record::Record,
+    tally: Option<tally::Tally>,
     faults: faults::Faults,
     tokens: faults::TokenStates,
     access_tokens: oauth::AccessTokens,
@@ -135,6 +138,25 @@ impl Shared {
         let [high, low] = [self.runtime.random_u64(), self.runtime.random_u64()];
         let bits = u128::from(high) << 64 | u128::from(low);
         uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid().to_string()
+    }
+
+    /// Into the record and the tally.
+    fn note(&self, mut received: Received) {
+        if let Some(tally) = &self.tally {
+            received.at_us = self.runtime.now_us();
+            tally.count(&received);
+        }
+        match &self.options.keep_prefix {
+            Some(prefix) if !received.token.starts_with(prefix) => self.record.count(&received),
+            _ => self.record.push(received),
+        }
+    }
+
+    fn clear(&self) {
+        self.record.clear();
+        if let Some(tally) = &self.tally {
+            tally.clear();
+        }
     }
 
     fn body_to_keep(&self, body: &Bytes) -> Bytes {
@@ -187,6 +209,7 @@ impl Sandbox {
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),
             record: record::Record::new(options.record_limit),
+            tally: options.tally.then(tally::Tally::default),
             faults: faults::Faults::default(),
             tokens: faults::TokenStates::default(),
             access_tokens: oauth::AccessTokens::default(),
@@ -319,7 +342,7 @@ impl Sandbox {
 
     /// Empties the record and its totals; sequence numbers go on.
     pub fn clear(&self) {
-        self.shared.record.clear();
+        self.shared.clear();
     }
 
     /// Waits until [`Sandbox::received_count`] is at least `count`; false when `timeout` passed first.

@@ -37,6 +37,10 @@ pub struct Options {
     pub record_limit: usize,
     /// Keep the bodies of pushes. Without, a benchmark's record stays small.
     pub record_bodies: bool,
+    /// The record keeps only pushes to tokens that start so; the others are counted.
+    pub keep_prefix: Option<String>,
+    /// Count identities, tokens and ages in `/stats`, for measurements (module `tally`).
+    pub tally: bool,
     /// Refuse what the vendor refuses. Without, every push is taken, whatever it holds.
     pub validate: bool,
     /// SETTINGS_MAX_CONCURRENT_STREAMS; at least 1.
@@ -72,6 +76,8 @@ impl Default for Options {
             project_id: "ifriendspet".to_owned(),
             record_limit: 100_000,
             record_bodies: true,
+            keep_prefix: None,
+            tally: false,
             validate: true,
             max_concurrent_streams: 1000,
             first_stream_alone: true,

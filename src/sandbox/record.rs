@@ -39,6 +39,10 @@ pub struct Received {
     pub seq: u64,
     /// When its body was complete.
     pub at: UnixMs,
+    /// The same in microseconds; 0 unless the sandbox tallies.
+    pub at_us: i64,
+    /// When it was asked for, by its payload; only while the sandbox tallies.
+    pub sent_us: Option<i64>,
     pub platform: Platform,
     /// Numbers the connections over both platforms, from 1.
     pub connection: u64,
@@ -79,6 +83,8 @@ impl Received {
         Self {
             seq: 0,
             at,
+            at_us: 0,
+            sent_us: None,
             platform,
             connection,
             stream_ordinal,
@@ -116,6 +122,7 @@ impl Received {
         json!({
             "seq": self.seq,
             "at": self.at.0,
+            "at_us": self.at_us,
             "platform": self.platform,
             "connection": self.connection,
             "stream_ordinal": self.stream_ordinal,
@@ -203,6 +210,17 @@ impl Record {
             dropped
         };
         drop(dropped);
+        self.changed.notify_waiters();
+    }
+
+    /// Counts it under the next sequence number and forgets it.
+    pub(super) fn count(&self, received: &Received) {
+        let mut ring = self.ring();
+        ring.last_seq += 1;
+        ring.totals.received += 1;
+        ring.totals.accepted += u64::from(received.accepted);
+        ring.totals.dropped += 1;
+        drop(ring);
         self.changed.notify_waiters();
     }
 

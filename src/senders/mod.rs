@@ -52,6 +52,22 @@ impl fmt::Debug for Encoded {
     }
 }
 
+/// Stands where a device's token goes in an [`Inspection`].
+pub const EXAMPLE_TOKEN: &str = "DEVICE_TOKEN";
+/// Stands where a delivery's `nudged_id` goes.
+pub const EXAMPLE_ID: Uuid = Uuid::from_u128(0x8000_8000_0000_0000_0000);
+
+/// A push as a person reads it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inspection {
+    /// What matters of the request beside the body, without credentials.
+    pub headers: Vec<(String, String)>,
+    /// JSON.
+    pub body: String,
+    /// In bytes, as the platform counts towards its limit.
+    pub size: usize,
+}
+
 /// Why a message cannot be sent on a platform at all.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum EncodeError {
@@ -122,6 +138,12 @@ pub trait Sender: Send + Sync {
 
     /// Builds the part of the push that all targets share. Pure: no I/O.
     fn encode(&self, route: &Route, message: &Message, options: &SendOptions) -> Result<Encoded, EncodeError>;
+
+    /// What [`Sender::encode`] made, as a person reads it, for previews: as it would go to the device of
+    /// [`EXAMPLE_TOKEN`], worth delivering for `ttl` more. `None` when another kind of sender made it.
+    fn inspect(&self, _encoded: &Encoded, _ttl: Duration) -> Option<Inspection> {
+        None
+    }
 
     /// Queues a batch without waiting. When the sender cannot take it (draining, queue full) it comes back and nothing
     /// of it was sent.

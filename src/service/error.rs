@@ -19,6 +19,8 @@ pub enum ServiceError {
     PlatformNotConfigured { platform: Platform },
     #[error("the event type `{name}` is not declared")]
     UnknownEventType { name: String, nearest: Vec<String> },
+    #[error("the app has {limit} event types, more cannot be declared")]
+    TooManyEventTypes { limit: usize },
     #[error("no such device")]
     DeviceNotFound { devices: Vec<String> },
     #[error("no such notification")]

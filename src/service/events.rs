@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use metrics::{counter, histogram};
+
 use crate::domain::content::{self, Content, Data};
-use crate::domain::ids::{AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, Topic, UserId};
+use crate::domain::event_type::{OnMaybe, Ttl};
+use crate::domain::ids::{AppKey, CollapseKey, DeviceId, EventType, IdempotencyKey, Topic, TypeVersionId, UserId};
 use crate::domain::notification::{
     Accepted, Audience, Body, DEFAULT_TTL_MS, MAX_AHEAD_MS, MAX_DEVICE_IDS, MAX_TOPICS, MAX_TTL_MS, MAX_USER_IDS,
     NewEvent,
@@ -13,8 +16,10 @@ use crate::domain::notification::{
 use crate::domain::sending::Priority;
 use crate::domain::time::UnixMs;
 use crate::domain::violation::{Violation, Violations};
+use crate::render::{self, Templates, Variables};
 use crate::runtime::Instant;
-use crate::storage::DeclaredType;
+use crate::storage::{DeclaredType, StoreError};
+use crate::telemetry::names;
 
 use super::apps::App;
 use super::canonical::{self, CanonicalEvent};
@@ -24,8 +29,10 @@ use super::{Call, Result, Service, ServiceError, fields};
 pub const BROADCAST_SCOPE: &str = "broadcast";
 /// The longest `subject`, in bytes.
 pub const MAX_SUBJECT_BYTES: usize = 256;
+/// Where neither the event nor its type says.
+const DEFAULT_TTL: Duration = Duration::from_millis(DEFAULT_TTL_MS.unsigned_abs());
 /// How long an app is taken to have no declared types after the store said so: it spares nearly every event of such an
-/// app a query. The first declaration takes effect within this time.
+/// app a query. A first declaration by another process takes effect within this time, one of our own at once.
 const UNDECLARED_FOR: Duration = Duration::from_secs(1);
 
 /// An event as it arrived; empty texts mean absent.
@@ -50,53 +57,162 @@ pub struct NotifyEvent {
     pub max_audience: Option<u32>,
 }
 
+/// Said of `ttl`, or of `event_at` where the default or the type's TTL applies.
+const TTL_ENDED: &str = "the TTL has already ended";
+
 impl Service {
     /// `Ok` means durable.
     pub async fn notify(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
+        let begun = self.runtime.instant();
+        let accepted = self.accept(call, input).await?;
+        histogram!(names::ACCEPT_SECONDS).record((self.runtime.instant() - begun).as_secs_f64());
+        if !accepted.duplicate {
+            counter!(names::ACCEPTED).increment(1);
+        }
+        Ok(accepted)
+    }
+
+    async fn accept(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
         let now = self.runtime.now();
         let may_broadcast = call.may_broadcast;
-        let (app, mut event) = check(call, input, now)?;
+        let (app, mut event, given) = check(call, input, now)?;
         if event.audience.everyone && !may_broadcast {
             return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
         }
         let declared = self.declared(app, &event.event_type).await?;
-        event.default_opt_in = default_opt_in(app, &event.event_type, declared)?;
-        self.store.accept(event, Arc::clone(&self.hand_off), now).await.map_err(|error| self.refused(error))
+        let version = standing(app, &event.event_type, declared)?;
+        let templates = match version {
+            Some(version) => Some(self.templates(version).await?),
+            None => None,
+        };
+        complete(&mut event, &given, version.zip(templates.as_deref()), now)?;
+        match self.store.accept(event, Arc::clone(&self.hand_off), now).await {
+            Err(StoreError::AlreadyExpired) => {
+                let field = if given.ttl { "ttl" } else { "event_at" };
+                Err(ServiceError::Invalid(vec![Violation::new(field, TTL_ENDED)]))
+            }
+            answer => answer.map_err(|error| self.refused(error)),
+        }
     }
 }
 
-/// Apps known to have no declared event types, each until when. Never longer than the configured apps.
+/// Apps known to have no declared event types.
 #[derive(Default)]
-pub(super) struct UndeclaredApps(Mutex<HashMap<AppKey, Instant>>);
+pub(super) struct UndeclaredApps(Mutex<Undeclared>);
+
+#[derive(Default)]
+struct Undeclared {
+    /// Each until when. Never longer than the configured apps.
+    until: HashMap<AppKey, Instant>,
+    /// Declarations made by this process: what was read before one must not be kept after it.
+    declarations: u64,
+}
+
+impl UndeclaredApps {
+    /// The app has a declared type now.
+    pub(super) fn forget(&self, app: AppKey) {
+        let mut known = self.0.lock().expect("no panic while held");
+        known.declarations += 1;
+        known.until.remove(&app);
+    }
+}
 
 impl Service {
     async fn declared(&self, app: &App, event_type: &EventType) -> Result<DeclaredType> {
         let now = self.runtime.instant();
-        if self.undeclared.0.lock().expect("no panic while held").get(&app.key).is_some_and(|until| now < *until) {
-            return Ok(DeclaredType::default());
-        }
+        let declarations = {
+            let known = self.undeclared.0.lock().expect("no panic while held");
+            if known.until.get(&app.key).is_some_and(|until| now < *until) {
+                return Ok(DeclaredType::default());
+            }
+            known.declarations
+        };
         let declared = self.store.event_type(app.key, event_type).await.map_err(|error| self.refused(error))?;
         if !declared.any_declared {
-            self.undeclared.0.lock().expect("no panic while held").insert(app.key, now + UNDECLARED_FOR);
+            let mut known = self.undeclared.0.lock().expect("no panic while held");
+            if known.declarations == declarations {
+                known.until.insert(app.key, now + UNDECLARED_FOR);
+            }
         }
         Ok(declared)
     }
 }
 
-/// The type's default opt-in, or NOT_FOUND: once an app has declared its types, a typo must not slip past an opt-out.
-fn default_opt_in(app: &App, event_type: &EventType, declared: DeclaredType) -> Result<bool> {
-    if let Some(default) = declared.default_opt_in {
-        return Ok(default);
+/// What the caller left to the type's defaults.
+struct Given {
+    /// Inline content, which may leave fields to the templates.
+    content: bool,
+    priority: bool,
+    ttl: bool,
+    /// When the TTL begins.
+    worth_from: UnixMs,
+}
+
+/// Fills in what the caller left open: from the declared type, else our own defaults.
+fn complete(
+    event: &mut NewEvent,
+    given: &Given,
+    declared: Option<(TypeVersionId, &Templates)>,
+    now: UnixMs,
+) -> Result<()> {
+    let mut violations = Violations::default();
+    let templates = declared.map(|(_, templates)| templates);
+    let definition = templates.map(Templates::definition);
+    if !given.content && definition.is_none_or(|definition| definition.templates.is_empty()) {
+        // Or a push would be silent by mistake.
+        let why =
+            if definition.is_some() { "the event type has no templates" } else { "the event type is not declared" };
+        violations.add("content", format!("is required: {why}"));
     }
-    if !declared.any_declared || app.allow_undeclared_types {
-        return Ok(true);
+    if !given.ttl {
+        let ttl = definition.and_then(|definition| definition.ttl).map_or(DEFAULT_TTL, Ttl::duration);
+        event.expires_at = given.worth_from.plus(ttl);
+        // With a key the store says so, unless the key was answered before.
+        if event.expires_at <= now && (event.idempotency.is_none() || !violations.is_empty()) {
+            violations.add("event_at", TTL_ENDED);
+        }
+    }
+    violations.finish().map_err(ServiceError::Invalid)?;
+    if !given.priority {
+        let by_type = definition.and_then(|definition| definition.priority);
+        let silent = render::is_silent(&event.body.content, templates);
+        event.priority = by_type.unwrap_or(if silent { Priority::Normal } else { Priority::High });
+    }
+    let Some((version, templates)) = declared else { return Ok(()) };
+    let definition = templates.definition();
+    event.type_version = Some(version);
+    event.default_opt_in = definition.default_opt_in();
+    event.lane = definition.lane();
+    event.on_maybe = definition.on_maybe;
+    if event.collapse_key.is_none() && definition.collapse_key.is_some() {
+        let (data, subject) = (&event.body.data, event.body.subject.as_deref());
+        let actor = event.actor.as_ref().map(UserId::as_str);
+        match templates.collapse_key(&Variables::new(data, actor, subject, event.event_type.as_str())) {
+            Ok(key) => event.collapse_key = key,
+            // It stands alone then, which loses nothing.
+            Err(problem) => templates.report(&[problem]),
+        }
+    }
+    if templates.reads_actor()
+        && let Some(actor) = &event.actor
+    {
+        Arc::make_mut(&mut event.body).actor = Some(actor.to_string());
+    }
+    Ok(())
+}
+
+/// The version that stands, `None` where the app takes undeclared types, or NOT_FOUND: once an app has declared its
+/// types, a typo must not slip past an opt-out.
+fn standing(app: &App, event_type: &EventType, declared: DeclaredType) -> Result<Option<TypeVersionId>> {
+    if declared.current.is_some() || !declared.any_declared || app.allow_undeclared_types {
+        return Ok(declared.current);
     }
     let name = event_type.to_string();
     Err(ServiceError::UnknownEventType { name, nearest: declared.nearest })
 }
 
-/// Everything that can be said without the store. The type's default opt-in is filled in later.
-fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, NewEvent)> {
+/// Everything that can be said without the store. What the event type decides is filled in by [`complete`].
+fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, NewEvent, Given)> {
     let may_broadcast = call.may_broadcast;
     let violations = &mut call.violations;
     let event_type = violations.take(EventType::parse("event_type", &input.event_type));
@@ -109,11 +225,7 @@ fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, N
     if !violations.names("data") {
         content::check_data("data", &input.data, violations);
     }
-    // Declared types bring their own words one day; until then even they need inline content, or a push would be
-    // silent by mistake.
-    if input.content.is_none() {
-        violations.add("content", "is required");
-    }
+    let given_content = input.content.is_some();
     let content = input.content.unwrap_or_default();
     content.check("content", violations);
     let collapse_key = (!input.collapse_key.is_empty())
@@ -123,13 +235,15 @@ fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, N
     if input.max_audience == Some(0) {
         violations.add("max_audience", "must be 1 or more");
     }
-    let times = times(violations, input.ttl_ms, input.event_at, input.not_before, now);
+    // A repeat gets its first answer however late it comes; the store says so when it was none.
+    let may_repeat = idempotency_key.is_some() && violations.is_empty();
+    let times = times(violations, input.ttl_ms, input.event_at, input.not_before, now, may_repeat);
     let app = call.checked()?;
 
     let event_type = event_type.expect("a missing event type is a violation");
     let default_priority = if content.is_silent() { Priority::Normal } else { Priority::High };
     let priority = input.priority.unwrap_or(default_priority);
-    let body = Arc::new(Body { content, data: input.data, subject, labels });
+    let body = Arc::new(Body { content, data: input.data, subject, actor: None, labels });
     let idempotency = idempotency_key.map(|key| {
         let hash = canonical::hash(&CanonicalEvent {
             app: &app.id,
@@ -149,7 +263,10 @@ fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, N
     let event = NewEvent {
         app: app.key,
         event_type,
+        type_version: None,
         default_opt_in: true,
+        lane: None,
+        on_maybe: OnMaybe::default(),
         idempotency,
         audience,
         actor,
@@ -162,7 +279,13 @@ fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, N
         max_audience: input.max_audience,
         may_broadcast,
     };
-    Ok((app, event))
+    let given = Given {
+        content: given_content,
+        priority: input.priority.is_some(),
+        ttl: input.ttl_ms.is_some(),
+        worth_from: times.worth_from,
+    };
+    Ok((app, event, given))
 }
 
 /// Sorted and distinct; limits count what was given.
@@ -210,6 +333,7 @@ fn ids<T: Ord>(
 
 struct Times {
     event_at: UnixMs,
+    worth_from: UnixMs,
     expires_at: UnixMs,
 }
 
@@ -221,6 +345,7 @@ fn times(
     event_at: Option<UnixMs>,
     not_before: Option<UnixMs>,
     now: UnixMs,
+    may_repeat: bool,
 ) -> Times {
     let farthest = now.0.saturating_add(MAX_AHEAD_MS);
     for (field, at) in [("event_at", event_at), ("not_before", not_before)] {
@@ -237,11 +362,11 @@ fn times(
     }
     let worth_from = not_before.map_or(happened_at, |not_before| not_before.max(happened_at));
     let expires_at = UnixMs(worth_from.0.saturating_add(ttl).min(UnixMs::MAX.0));
-    if ttl > 0 && expires_at <= now {
-        let field = if ttl_ms.is_some() { "ttl" } else { "event_at" };
-        violations.add(field, "the TTL has already ended");
+    // Without one it is the event type's to say.
+    if ttl_ms.is_some() && ttl > 0 && expires_at <= now && !may_repeat {
+        violations.add("ttl", TTL_ENDED);
     }
-    Times { event_at: happened_at, expires_at }
+    Times { event_at: happened_at, worth_from, expires_at }
 }
 
 #[cfg(test)]

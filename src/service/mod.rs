@@ -7,6 +7,7 @@ pub mod apps;
 pub mod canonical;
 pub mod devices;
 pub mod error;
+pub mod event_types;
 pub mod events;
 pub mod explain;
 mod fields;
@@ -21,7 +22,9 @@ use crate::domain::identity::IdentityKey;
 use crate::domain::ids::DeviceId;
 use crate::domain::notification::HandOff;
 use crate::domain::violation::{Violation, Violations};
+use crate::render::Types;
 use crate::runtime::Runtime;
+use crate::senders::Registry;
 use crate::storage::Store;
 
 pub use apps::{App, AppDirectory, AppSetup, CredentialSetup};
@@ -43,13 +46,36 @@ pub struct Service {
     apps: Arc<AppDirectory>,
     hand_off: Arc<dyn HandOff>,
     runtime: Runtime,
+    types: Arc<Types>,
+    /// For previews.
+    senders: Registry,
     undeclared: UndeclaredApps,
 }
 
 impl Service {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, apps: Arc<AppDirectory>, hand_off: Arc<dyn HandOff>, runtime: Runtime) -> Self {
-        Self { store, apps, hand_off, runtime, undeclared: UndeclaredApps::default() }
+        Self {
+            store,
+            apps,
+            hand_off,
+            runtime,
+            undeclared: UndeclaredApps::default(),
+            types: Arc::default(),
+            senders: Registry::default(),
+        }
+    }
+
+    /// Compiled event types, shared with the engine that sends by them.
+    #[must_use]
+    pub fn with_types(self, types: Arc<Types>) -> Self {
+        Self { types, ..self }
+    }
+
+    /// Whose payloads previews show.
+    #[must_use]
+    pub fn with_senders(self, senders: Registry) -> Self {
+        Self { senders, ..self }
     }
 
     #[must_use]
@@ -80,8 +106,12 @@ impl Service {
             StoreError::IdempotencyKeyReused { notification } => ServiceError::IdempotencyKeyReused {
                 notification: self.identity().public_notification(notification).to_string(),
             },
+            StoreError::EventTypeNotFound { name } => ServiceError::UnknownEventType { name, nearest: Vec::new() },
+            StoreError::TooManyEventTypes { limit } => ServiceError::TooManyEventTypes { limit },
             StoreError::AudienceTooLarge { limit } => ServiceError::AudienceTooLarge { limit },
             StoreError::BroadcastNotAllowed => ServiceError::PermissionDenied { scope: events::BROADCAST_SCOPE },
+            // NotifyEvent names the field before it comes here.
+            StoreError::AlreadyExpired => ServiceError::Invalid(vec![Violation::new("ttl", error.to_string())]),
             other @ (StoreError::Overloaded { .. } | StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 ServiceError::Store(other)
             }

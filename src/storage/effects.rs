@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::domain::deny::{DenyFeed, DenyKey};
 use crate::domain::ids::{DeviceId, IdMaker, RouteId};
 use crate::domain::notification::{HandOff, HandedOver};
+use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
@@ -51,6 +52,7 @@ pub(super) struct Effects {
     pub hand_overs: Vec<(Arc<dyn HandOff>, HandedOver)>,
     pub wake_jobs: Vec<(Arc<dyn HandOff>, RouteId, Lane)>,
     pub wake_fanouts: Vec<Arc<dyn HandOff>>,
+    pub planned: Vec<(Arc<dyn HandOff>, usize, Vec<Entry>)>,
 }
 
 impl Effects {
@@ -66,6 +68,10 @@ impl Effects {
         }
     }
 
+    pub fn planned(&mut self, engine: &Arc<dyn HandOff>, targets: usize, suppressed: Vec<Entry>) {
+        self.planned.push((Arc::clone(engine), targets, suppressed));
+    }
+
     pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {
         if !self.wake_fanouts.iter().any(|other| Arc::ptr_eq(other, engine)) {
             self.wake_fanouts.push(Arc::clone(engine));
@@ -79,6 +85,9 @@ impl Effects {
         }
         for (engine, route, lane) in self.wake_jobs {
             guarded("waking a route", || engine.wake_jobs(route, lane));
+        }
+        for (engine, targets, suppressed) in self.planned {
+            guarded("counting", || engine.planned(targets, &suppressed));
         }
         for engine in self.wake_fanouts {
             guarded("waking the expander", || engine.wake_fanout());

@@ -9,12 +9,19 @@ pub enum StoreError {
     DeviceNotFound { devices: Vec<DeviceId> },
     #[error("no such notification")]
     NotificationNotFound { notification: NotificationId },
+    #[error("no such event type, or no such version of it")]
+    EventTypeNotFound { name: String },
+    #[error("the app has {limit} event types, more cannot be declared")]
+    TooManyEventTypes { limit: usize },
     #[error("the idempotency key was used for another request")]
     IdempotencyKeyReused { notification: NotificationId },
     #[error("the audience is larger than max_audience ({limit})")]
     AudienceTooLarge { limit: u64 },
     #[error("an audience this large needs the scope `broadcast`")]
     BroadcastNotAllowed,
+    /// Its TTL is over, and its idempotency key, if it has one, was not used before.
+    #[error("the event's time to live has already ended")]
+    AlreadyExpired,
     /// Too much open work or a full queue: nothing was written.
     #[error("too much waits: {what}")]
     Overloaded { what: &'static str },
@@ -37,9 +44,12 @@ impl StoreError {
         match self {
             Self::DeviceNotFound { .. }
             | Self::NotificationNotFound { .. }
+            | Self::EventTypeNotFound { .. }
+            | Self::TooManyEventTypes { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::AudienceTooLarge { .. }
             | Self::BroadcastNotAllowed
+            | Self::AlreadyExpired
             | Self::Overloaded { .. } => true,
             Self::Unavailable { .. } | Self::Corrupt { .. } => false,
         }

@@ -23,8 +23,11 @@ mod statement;
 use std::sync::Arc;
 
 use crate::domain::device::{Device, DeviceRef, Registered, Registration, Retirement};
+use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
-use crate::domain::ids::{AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, UserId, UserKey};
+use crate::domain::ids::{
+    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
+};
 use crate::domain::notification::{Accepted, HandOff, Job, NewEvent, NewJob, Notification, TargetFacts};
 use crate::domain::outcome::{Entry, OutcomeBlock, State};
 use crate::domain::plan::Person;
@@ -239,8 +242,34 @@ pub trait Registry: Send + Sync {
         limit: usize,
     ) -> Result<Page<Subscription, i64>>;
 
-    /// Whether the app has any declared event type, and the default opt-in of `event_type` if it is declared.
+    /// Whether the app has any declared event type, and the version of `event_type` that stands.
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType>;
+
+    /// Makes it the version that stands, unless the one that stands says the same. Whether a version was made.
+    /// `TooManyEventTypes` when the app has [`MAX_EVENT_TYPES`](crate::domain::event_type::MAX_EVENT_TYPES) others.
+    async fn put_event_type(
+        &self,
+        app: AppKey,
+        definition: Arc<Definition>,
+        now: UnixMs,
+    ) -> Result<(TypeVersion, bool)>;
+
+    /// `version` `None`: the one that stands. Another may also be one of a deleted type.
+    async fn get_event_type(&self, app: AppKey, name: &EventType, version: Option<u32>) -> Result<TypeVersion>;
+
+    /// The versions that stand, by name, after `after`.
+    async fn list_event_types(
+        &self,
+        app: AppKey,
+        after: Option<EventType>,
+        limit: usize,
+    ) -> Result<Page<TypeVersion, EventType>>;
+
+    /// From now on the type counts as never declared; notifications keep their versions. Whether it was declared.
+    async fn delete_event_type(&self, app: AppKey, name: &EventType, now: UnixMs) -> Result<bool>;
+
+    /// What a notification's version says. For us: it asks no app.
+    async fn type_definition(&self, version: TypeVersionId) -> Result<Definition>;
 
     /// The notification and its jobs or fan-out in one transaction. Small jobs are leased and handed over with a
     /// permit where `hand_off` gives one.
@@ -283,7 +312,8 @@ pub trait Registry: Send + Sync {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DeclaredType {
     pub any_declared: bool,
-    pub default_opt_in: Option<bool>,
+    /// The version that stands; `None`: it is not declared.
+    pub current: Option<TypeVersionId>,
     /// Names nearest to an undeclared one, at most three.
     pub nearest: Vec<String>,
 }

@@ -8,8 +8,9 @@ use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use super::fail::{Attempt, Fail};
 use crate::domain::consent::DeviceState;
 use crate::domain::device::{Device, DeviceDetails};
+use crate::domain::event_type::OnMaybe;
 use crate::domain::ids::{
-    AppKey, CollapseKey, DeviceId, EventType, JobId, Locale, NotificationId, RouteId, UserId, UserKey,
+    AppKey, CollapseKey, DeviceId, EventType, JobId, Locale, NotificationId, RouteId, TypeVersionId, UserId, UserKey,
 };
 use crate::domain::notification::{Job, Notification};
 use crate::domain::platform::{DeviceKind, DeviceToken, Environment, Lane, Permission, Platform};
@@ -78,8 +79,8 @@ fn priority(stored: i16) -> Attempt<Priority> {
 /// The columns of [`NotificationRow`], from `notification`.
 macro_rules! notification_columns {
     () => {
-        "id, app, event_type, default_opt_in, lane, priority, collapse_key, actor, content, event_at, accepted_at, \
-         not_before, expires_at, cancelled_at, people"
+        "id, app, event_type, type_version, default_opt_in, lane, priority, collapse_key, actor, content, event_at, \
+         accepted_at, not_before, expires_at, cancelled_at, people, on_maybe"
     };
 }
 pub(super) use notification_columns;
@@ -88,6 +89,7 @@ pub(super) type NotificationTypes = (
     BigInt,
     BigInt,
     Text,
+    Nullable<BigInt>,
     SmallInt,
     SmallInt,
     SmallInt,
@@ -100,6 +102,7 @@ pub(super) type NotificationTypes = (
     BigInt,
     Nullable<BigInt>,
     Nullable<BigInt>,
+    SmallInt,
 );
 
 #[derive(diesel::Queryable)]
@@ -107,6 +110,7 @@ pub(super) struct NotificationRow {
     pub id: i64,
     app: i64,
     event_type: String,
+    type_version: Option<i64>,
     default_opt_in: i16,
     lane: i16,
     priority: i16,
@@ -119,6 +123,7 @@ pub(super) struct NotificationRow {
     expires_at: i64,
     cancelled_at: Option<i64>,
     pub people: Option<i64>,
+    on_maybe: i16,
 }
 
 impl NotificationRow {
@@ -127,9 +132,11 @@ impl NotificationRow {
             id: NotificationId(self.id),
             app: AppKey(self.app),
             event_type: EventType::trusted(&self.event_type),
+            type_version: self.type_version.map(TypeVersionId),
             default_opt_in: flag(self.default_opt_in),
             lane: lane(self.lane)?,
             priority: priority(self.priority)?,
+            on_maybe: OnMaybe::from_code(self.on_maybe),
             collapse_key: self.collapse_key.as_deref().map(CollapseKey::trusted),
             actor: self.actor.map(UserKey),
             body: Arc::new(serde_json::from_str(&self.content)?),

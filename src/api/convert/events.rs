@@ -34,7 +34,7 @@ pub fn notify_event(violations: &mut Violations, message: proto::NotifyEventRequ
     }
 }
 
-fn content(message: proto::Content) -> Content {
+pub(super) fn content(message: proto::Content) -> Content {
     let localized = message.localized.into_iter().map(|(locale, texts)| {
         let proto::content::Texts { title, subtitle, body } = texts;
         (locale, LocalizedText { title, subtitle, body })

@@ -2,6 +2,7 @@
 //! unknown enum number, a time outside the calendar); every other rule is the service's.
 
 mod devices;
+mod event_types;
 mod events;
 mod explain;
 mod notifications;
@@ -9,6 +10,7 @@ mod opt_ins;
 mod values;
 
 pub use devices::{device, list_devices, register_device, unregister_device};
+pub use event_types::{declared, definition, event_type, preview, previewed};
 pub use events::{accepted, notify_event};
 pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};

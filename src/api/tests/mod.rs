@@ -2,6 +2,7 @@
 
 mod access;
 mod bad_input;
+mod event_types;
 mod explain;
 mod harness;
 mod limits;

@@ -19,7 +19,7 @@ pub use wire::MAX_PAYLOAD_BYTES;
 use self::wire::ApnsWire;
 use super::http2::connect::TcpConnector;
 use super::http2::{Connect, Driver, Endpoint, Parts, SendingThreads};
-use super::{Batch, EncodeError, Encoded, Message, Sender, SenderStatus};
+use super::{Batch, EncodeError, Encoded, Inspection, Message, Sender, SenderStatus};
 use crate::domain::deny::DenyFeed;
 use crate::domain::platform::{Environment, Platform, Route};
 use crate::domain::sending::SendOptions;
@@ -102,6 +102,10 @@ impl Sender for ApnsSender {
             return Err(EncodeError::Invalid(format!("the bundle {bundle:?} is not configured")));
         }
         wire::prepare(bundle, message, options, self.with_token).map(Encoded::new)
+    }
+
+    fn inspect(&self, encoded: &Encoded, _ttl: Duration) -> Option<Inspection> {
+        encoded.get().map(wire::inspect)
     }
 
     fn submit(&self, batch: Batch) -> Result<(), Batch> {

@@ -25,7 +25,7 @@ use crate::domain::sending::{Priority, SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
 use crate::senders::http2::Endpoint;
 use crate::senders::http2::wire::{Answer, AuthState, Verdict, Wire, unsendable};
-use crate::senders::{Batch, EncodeError, Encoded, Message, SendTarget};
+use crate::senders::{Batch, EXAMPLE_ID, EncodeError, Encoded, Inspection, Message, SendTarget};
 
 /// Apple's limit of a notification's JSON, in bytes of UTF-8, `nudged_id` included.
 pub const MAX_PAYLOAD_BYTES: usize = 4096;
@@ -102,6 +102,27 @@ pub(super) fn prepare(
         return Err(EncodeError::TooLarge { size, limit: MAX_PAYLOAD_BYTES });
     }
     Ok(prepared)
+}
+
+/// Example values where devices differ, and no credential.
+pub(super) fn inspect(prepared: &Prepared) -> Inspection {
+    let id = EXAMPLE_ID.hyphenated().to_string();
+    let headers = prepared
+        .headers
+        .iter()
+        .filter(|(name, _)| **name != AUTHORIZATION)
+        .map(|(name, value)| {
+            let by_device = *name == APNS_ID || (prepared.collapses_by_id && *name == APNS_COLLAPSE_ID);
+            let value = if by_device { id.clone() } else { String::from_utf8_lossy(value.as_bytes()).into_owned() };
+            (name.as_str().to_owned(), value)
+        })
+        .collect();
+    let mut body = String::from_utf8_lossy(&prepared.prefix).into_owned();
+    if !prepared.suffix.is_empty() {
+        body.push_str(&id);
+        body.push_str(&String::from_utf8_lossy(prepared.suffix));
+    }
+    Inspection { headers, body, size: prepared.body_len() }
 }
 
 fn apns_options<'a>(

@@ -19,7 +19,7 @@ use self::auth::AccessTokens;
 use self::wire::FcmWire;
 use super::http2::connect::TcpConnector;
 use super::http2::{Connect, Driver, Parts, SendingThreads};
-use super::{Batch, EncodeError, Encoded, Message, Sender, SenderStatus};
+use super::{Batch, EncodeError, Encoded, Inspection, Message, Sender, SenderStatus};
 use crate::domain::deny::DenyFeed;
 use crate::domain::platform::{Platform, Route};
 use crate::domain::sending::SendOptions;
@@ -87,6 +87,10 @@ impl Sender for FcmSender {
 
     fn encode(&self, _route: &Route, message: &Message, options: &SendOptions) -> Result<Encoded, EncodeError> {
         wire::prepare(message, options).map(Encoded::new)
+    }
+
+    fn inspect(&self, encoded: &Encoded, ttl: Duration) -> Option<Inspection> {
+        encoded.get().map(|prepared| wire::inspect(prepared, ttl))
     }
 
     fn submit(&self, batch: Batch) -> Result<(), Batch> {

@@ -21,7 +21,7 @@ use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::senders::http2::Endpoint;
 use crate::senders::http2::wire::{Answer, AuthState, Verdict, Wire, unsendable};
-use crate::senders::{Batch, EncodeError, Encoded, Message, SendTarget};
+use crate::senders::{Batch, EXAMPLE_ID, EXAMPLE_TOKEN, EncodeError, Encoded, Inspection, Message, SendTarget};
 
 /// Google's limit, in bytes ("About FCM messages", read 2026-11: 4096 bytes of payload). What counts are keys and values,
 /// not the JSON around them, of what a platform gets: `notification`, `android.notification` and `data` with `nudged_id`
@@ -38,6 +38,15 @@ const TAG: &str = "tag";
 /// A message, ready but for the device.
 pub(super) struct Prepared {
     template: Template,
+    /// In bytes, as FCM counts.
+    size: usize,
+}
+
+/// Example values where devices differ.
+pub(super) fn inspect(prepared: &Prepared, ttl: Duration) -> Inspection {
+    let id = EXAMPLE_ID.hyphenated().to_string();
+    let body = prepared.template.fill(EXAMPLE_TOKEN, &id, ttl.min(MAX_TTL).as_secs());
+    Inspection { headers: Vec::new(), body: String::from_utf8_lossy(&body).into_owned(), size: prepared.size }
 }
 
 /// A JSON object of texts (and numbers, in Android's block).
@@ -67,7 +76,7 @@ pub(super) fn prepare(message: &Message, options: &SendOptions) -> Result<Prepar
     write_android(&mut template, message.silent, &on_android, options);
     write_apns(&mut template, message, &aps, options);
     template.raw("}}");
-    Ok(Prepared { template })
+    Ok(Prepared { template, size })
 }
 
 fn notification(message: &Message) -> Texts {

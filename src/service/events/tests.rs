@@ -4,6 +4,7 @@ use serde_json::json;
 use super::*;
 use crate::domain::content::LocalizedText;
 use crate::domain::ids::AppId;
+use crate::domain::platform::Lane;
 use crate::service::apps::{AppDirectory, AppSetup};
 
 const NOW: UnixMs = UnixMs(1_795_521_600_000);
@@ -33,7 +34,9 @@ fn event() -> NotifyEvent {
 fn checked(input: NotifyEvent) -> Result<NewEvent> {
     let directory = directory();
     let app = directory.get("pets").expect("configured");
-    check(Call::new(app), input, NOW).map(|(_, event)| event)
+    let (_, mut event, given) = check(Call::new(app), input, NOW)?;
+    complete(&mut event, &given, None, NOW)?;
+    Ok(event)
 }
 
 fn hash_of(input: NotifyEvent) -> [u8; 32] {
@@ -202,9 +205,14 @@ fn the_ttl_runs_from_the_latest_of_event_time_and_not_before() {
     assert_eq!(expires(past.clone()).expect("valid"), hour);
     let later = NotifyEvent { not_before: at(hour), ..past.clone() };
     assert_eq!(expires(later).expect("valid"), 4 * hour);
-    assert_eq!(wrong_fields(NotifyEvent { ttl_ms: Some(2 * hour), ..past.clone() }), ["ttl"]);
-    assert!(wrong_fields(NotifyEvent { ttl_ms: Some(2 * hour + 1), ..past }).is_empty());
-    assert_eq!(wrong_fields(NotifyEvent { event_at: at(-24 * hour), ..event() }), ["event_at"]);
+    let over = NotifyEvent { ttl_ms: Some(2 * hour), ..past.clone() };
+    assert!(wrong_fields(over.clone()).is_empty(), "with a key it may be a repeat: the store knows");
+    let among_others = NotifyEvent { max_audience: Some(0), ..over.clone() };
+    assert_eq!(wrong_fields(among_others), ["max_audience", "ttl"]);
+    let unkeyed = |input: NotifyEvent| NotifyEvent { idempotency_key: String::new(), ..input };
+    assert_eq!(wrong_fields(unkeyed(over)), ["ttl"]);
+    assert!(wrong_fields(unkeyed(NotifyEvent { ttl_ms: Some(2 * hour + 1), ..past })).is_empty());
+    assert_eq!(wrong_fields(unkeyed(NotifyEvent { event_at: at(-24 * hour), ..event() })), ["event_at"]);
 }
 
 #[test]
@@ -243,7 +251,7 @@ fn every_wrong_field_is_named_at_once() {
         idempotency_key: "k".repeat(257),
         user_ids: vec!["ok".into(), String::new(), "nul\0".into()],
         actor_id: "a".repeat(257),
-        content: None,
+        content: Some(Content { title: Some(String::new()), ..Content::default() }),
         collapse_key: "c".repeat(65),
         data: [("aps".to_owned(), json!(1))].into_iter().collect(),
         ..event()
@@ -255,7 +263,7 @@ fn every_wrong_field_is_named_at_once() {
         "user_ids[1]",
         "user_ids[2]",
         "actor_id",
-        "content",
+        "content.title",
         "collapse_key",
         "data.aps",
     ] {
@@ -284,13 +292,81 @@ fn an_undeclared_type_passes_only_while_none_is_declared() {
     let directory = directory();
     let app = directory.get("pets").expect("configured");
     let name = EventType::trusted("coment.created");
-    assert!(default_opt_in(app, &name, DeclaredType::default()).expect("nothing is declared"));
+    assert_eq!(standing(app, &name, DeclaredType::default()).expect("nothing is declared"), None);
     let nearest = vec!["comment.created".to_owned()];
-    let declared = DeclaredType { any_declared: true, default_opt_in: None, nearest };
-    match default_opt_in(app, &name, declared.clone()) {
+    let declared = DeclaredType { any_declared: true, current: None, nearest };
+    match standing(app, &name, declared.clone()) {
         Err(ServiceError::UnknownEventType { nearest, .. }) => assert_eq!(nearest, ["comment.created"]),
         other => panic!("{other:?}"),
     }
-    let advertising = DeclaredType { default_opt_in: Some(false), ..declared };
-    assert!(!default_opt_in(app, &name, advertising).expect("declared"));
+    let known = DeclaredType { current: Some(TypeVersionId(7)), ..declared };
+    assert_eq!(standing(app, &name, known).expect("declared"), Some(TypeVersionId(7)));
+}
+
+fn templates(definition: serde_json::Value) -> Templates {
+    let definition = serde_json::from_value(definition).expect("a definition");
+    Templates::compile("event_type", definition).unwrap_or_else(|violations| panic!("{violations:?}"))
+}
+
+fn completed(input: NotifyEvent, templates: &Templates) -> Result<NewEvent> {
+    let directory = directory();
+    let app = directory.get("pets").expect("configured");
+    let (_, mut event, given) = check(Call::new(app), input, NOW)?;
+    complete(&mut event, &given, Some((TypeVersionId(7), templates)), NOW)?;
+    Ok(event)
+}
+
+#[test]
+fn a_declared_type_fills_in_what_the_event_leaves_open() {
+    let sale = templates(json!({
+        "name": "comment.created", "purpose": "ADVERTISING", "priority": "NORMAL", "ttl": "2h", "on_maybe": "DROP",
+        "collapse_key": "sale:{{ subject }}", "templates": [{"locale": "ko", "title": "{{ actor }} {{ data.x }}"}],
+    }));
+    let input = NotifyEvent { content: None, subject: "s1".into(), actor_id: "choco".into(), ..event() };
+    let open = completed(input.clone(), &sale).expect("it brings its words");
+    assert_eq!(open.type_version, Some(TypeVersionId(7)));
+    assert!(!open.default_opt_in);
+    assert_eq!((open.lane, open.priority), (Some(Lane::Bulk), Priority::Normal));
+    assert_eq!(open.on_maybe, OnMaybe::Drop);
+    assert_eq!(open.expires_at, UnixMs(NOW.0 + 2 * 3_600_000));
+    assert_eq!(open.collapse_key.as_ref().map(CollapseKey::as_str), Some("sale:s1"));
+    assert_eq!(open.body.actor.as_deref(), Some("choco"), "a template reads it");
+    let told = NotifyEvent {
+        priority: Some(Priority::High),
+        ttl_ms: Some(60_000),
+        collapse_key: "mine".into(),
+        ..input.clone()
+    };
+    let told = completed(told, &sale).expect("valid");
+    assert_eq!((told.priority, told.expires_at), (Priority::High, UnixMs(NOW.0 + 60_000)));
+    assert_eq!(told.collapse_key.as_ref().map(CollapseKey::as_str), Some("mine"));
+    assert_ne!(open.idempotency, told.idempotency);
+
+    // The same call after another version was declared is the same request.
+    let other = templates(json!({"name": "comment.created", "templates": [{"locale": "ko", "title": "x"}]}));
+    let later = completed(input, &other).expect("valid");
+    assert_eq!(later.idempotency, open.idempotency);
+    assert_eq!(later.body.actor, None, "no template reads it");
+    assert_eq!(later.priority, Priority::High);
+}
+
+#[test]
+fn content_is_required_where_nothing_else_has_words() {
+    let absent = NotifyEvent { content: None, ..event() };
+    assert_eq!(wrong_fields(absent.clone()), ["content"]);
+    let bare = templates(json!({"name": "comment.created"}));
+    assert!(matches!(completed(absent.clone(), &bare), Err(ServiceError::Invalid(_))));
+    let silent = templates(json!({"name": "comment.created", "templates": [{"link": "app://sync"}]}));
+    assert_eq!(completed(absent, &silent).expect("a silent push").priority, Priority::Normal);
+}
+
+#[test]
+fn the_types_ttl_may_have_ended_too() {
+    let brief = templates(json!({"name": "a", "ttl": "1m", "templates": [{"title": "x"}]}));
+    let old = NotifyEvent { event_at: Some(UnixMs(NOW.0 - 60_000)), idempotency_key: String::new(), ..event() };
+    match completed(old.clone(), &brief) {
+        Err(ServiceError::Invalid(violations)) => assert_eq!(violations[0].field, "event_at"),
+        other => panic!("{other:?}"),
+    }
+    assert!(completed(NotifyEvent { event_at: Some(UnixMs(NOW.0 - 59_999)), ..old }, &brief).is_ok());
 }

@@ -80,6 +80,9 @@ pub(super) const fn outcome(code: ResultCode) -> &'static str {
         ResultCode::DeadRejected => "The platform refuses this message.",
         ResultCode::DeadRetriesOver => "Retries ended without success.",
         ResultCode::DeadPoison => "It was alone in flight at three crashes and is not tried again.",
+        ResultCode::DeadMaybeSent => {
+            "The platform took the request and did not answer, and the event type says not to repeat."
+        }
         ResultCode::NoDevice => "There is no active device.",
         ResultCode::DeviceRetired => "The device was retired.",
         ResultCode::DeviceMoved => "The phone belongs to another user now.",

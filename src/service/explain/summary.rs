@@ -105,6 +105,9 @@ fn why(history: &PersonHistory, device: Option<DeviceId>, code: ResultCode, at: 
         ResultCode::DeadRejected => format!("the platform refused the message{}", last_answer()),
         ResultCode::DeadRetriesOver => format!("every attempt failed{}", last_answer()),
         ResultCode::DeadPoison => "it was given up after three crashes".to_owned(),
+        ResultCode::DeadMaybeSent => {
+            format!("the platform did not answer{}, and the event type says not to repeat", last_answer())
+        }
         ResultCode::PayloadTooLarge => "the payload is over the platform's limit".to_owned(),
         ResultCode::NotEncodable => "the content could not be turned into a payload for this platform".to_owned(),
         ResultCode::Sent | ResultCode::MovedToRetry | ResultCode::Deferred => "it is still open".to_owned(),

@@ -26,6 +26,17 @@ pub async fn a_repeat_gets_the_first_answer(fixture: &Fixture) {
     assert!(!free.duplicate && free.notification != first.notification);
 }
 
+pub async fn a_repeat_after_the_ttl_gets_it_too(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let event = NewEvent { idempotency: Some(key("k", 1)), ..world.to_users(&["mina"]) };
+    let first = world.try_accept(event.clone()).await.unwrap();
+    world.pass(event.expires_at.0 - world.now().0);
+    let again = world.try_accept(event.clone()).await.unwrap();
+    assert!(again.duplicate && again.notification == first.notification);
+    let new = NewEvent { idempotency: Some(key("k2", 1)), ..event };
+    assert!(matches!(world.try_accept(new).await, Err(StoreError::AlreadyExpired)));
+}
+
 pub async fn a_refused_event_leaves_nothing(fixture: &Fixture) {
     let world = World::new(fixture).await;
     let other = World::of_app(fixture, "toys").await;

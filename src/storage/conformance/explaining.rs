@@ -188,7 +188,7 @@ pub async fn notifications_are_listed_newest_first(fixture: &Fixture) {
         world.store().list_notifications(world.app, Some(EventType::trusted("post.created")), None, 9).await.unwrap();
     assert_eq!(typed.items.iter().map(|notification| notification.id).collect::<Vec<_>>(), [made[2]]);
     let declared = world.store().event_type(world.app, &comment()).await.unwrap();
-    assert_eq!((declared.any_declared, declared.default_opt_in), (false, None));
+    assert_eq!((declared.any_declared, declared.current), (false, None));
 }
 
 pub async fn counts_follow_a_delivery(fixture: &Fixture) {

@@ -3,6 +3,7 @@
 //! A store's tests call [`conformance!`] with an expression that opens a fresh one as a [`Fixture`].
 
 pub mod accepting;
+pub mod catalogue;
 pub mod choices;
 pub mod devices;
 pub mod explaining;
@@ -48,10 +49,13 @@ macro_rules! store_conformance {
             choices: the_latest_choice_stands_and_a_tie_is_no, every_choice_is_kept,
             a_choice_on_a_device_reaches_the_gate, a_no_is_published_before_it_is_answered,
             a_late_subscription_does_not_undo_a_later_one, subscriptions_are_listed_in_pages;
-            accepting: a_repeat_gets_the_first_answer, a_refused_event_leaves_nothing,
+            accepting: a_repeat_gets_the_first_answer, a_repeat_after_the_ttl_gets_it_too, a_refused_event_leaves_nothing,
             a_person_named_in_many_ways_is_one_person, five_hundred_are_small_and_one_more_is_large,
             max_audience_holds_at_its_boundary, a_permit_leases_the_job_and_hands_it_over,
             what_is_not_due_is_never_handed_over, whoever_is_left_out_is_recorded, an_unknown_route_is_suppressed;
+            catalogue: the_newest_version_stands_and_old_ones_stay, a_definition_that_says_the_same_is_no_version,
+            a_deleted_type_counts_as_never_declared, declared_types_are_listed_by_name, types_have_a_limit,
+            a_notification_keeps_its_version;
             queue: claims_go_by_route_lane_and_due_time, a_claim_stays_within_its_room, a_lost_fence_writes_nothing,
             a_finished_job_leaves_only_history, a_checkpoint_survives_a_release, claims_count_until_there_is_progress,
             other_owners_jobs_are_released, a_dead_token_is_retired_unless_confirmed_since,
@@ -198,7 +202,10 @@ impl<'a> World<'a> {
         NewEvent {
             app: self.app,
             event_type: comment(),
+            type_version: None,
             default_opt_in: true,
+            lane: None,
+            on_maybe: crate::domain::event_type::OnMaybe::Retry,
             idempotency: None,
             audience,
             actor: None,

@@ -64,11 +64,6 @@ impl Prepared {
         self.users.iter().map(UserId::as_str).collect()
     }
 
-    /// What it holds, for the queue's bound.
-    pub fn bytes(&self) -> usize {
-        512 + self.body.len() + 64 * self.users.len() + 256 * self.topics.len() + 8 * self.devices.len()
-    }
-
     /// A limit beyond a small audience, which is worth counting for on a reader rather than in the writer.
     pub fn wide_limit(&self) -> Option<u32> {
         self.event.max_audience.filter(|limit| *limit as usize > SMALL_AUDIENCE)
@@ -82,7 +77,7 @@ impl Prepared {
         if self.event.audience.everyone {
             // app_user_by_app
             let count: i64 = constant!(
-                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = $1 LIMIT $2 + 0) AS some",
+                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = $1 LIMIT $2 + 0) AS audience",
                 BigInt => app.0, BigInt => most,
             )
             .get_result(conn)
@@ -98,7 +93,7 @@ impl Prepared {
             BigInt;
             "SELECT count(*) FROM (SELECT unnest($1) AS user_key UNION \
              SELECT s.user_key FROM unnest($2) AS t(value) JOIN subscription s ON s.topic = t.value AND s.active = 1 \
-             LIMIT $3 + 0) AS some",
+             LIMIT $3 + 0) AS audience",
             Array<BigInt> => ids(keys.into_iter()), Array<BigInt> => ids(topics.into_iter()), BigInt => most,
         )
         .get_result(conn)
@@ -189,6 +184,9 @@ pub(super) async fn accept(tx: &mut Tx, prepared: &Prepared, now: UnixMs) -> Att
             return Err(StoreError::IdempotencyKeyReused { notification }.into());
         }
     }
+    if event.expires_at <= now {
+        return Err(StoreError::AlreadyExpired.into());
+    }
     let resolved = resolve(tx, prepared, now).await?;
     if resolved.large && !event.may_broadcast {
         return Err(StoreError::BroadcastNotAllowed.into());
@@ -215,9 +213,11 @@ pub(super) async fn accept(tx: &mut Tx, prepared: &Prepared, now: UnixMs) -> Att
         id,
         app: event.app,
         event_type: event.event_type.clone(),
+        type_version: event.type_version,
         default_opt_in: event.default_opt_in,
-        lane: if resolved.large { Lane::Bulk } else { Lane::Interactive },
+        lane: event.lane.unwrap_or(if resolved.large { Lane::Bulk } else { Lane::Interactive }),
         priority: event.priority,
+        on_maybe: event.on_maybe,
         collapse_key: event.collapse_key.clone(),
         actor,
         body: Arc::clone(&event.body),
@@ -319,8 +319,8 @@ async fn insert_notification(tx: &mut Tx, new: &Notification, body: &str, people
     tx.execute(constant!(
         ();
         "INSERT INTO notification (id, app, event_type, default_opt_in, lane, priority, collapse_key, actor, subject, \
-         content, event_at, accepted_at, not_before, expires_at, people) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+         content, event_at, accepted_at, not_before, expires_at, people, type_version, on_maybe) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         BigInt => new.id.0, BigInt => new.app.0, Text => new.event_type.as_str(),
         SmallInt => i16::from(new.default_opt_in), SmallInt => new.lane.code(),
         SmallInt => priority_code(new.priority),
@@ -328,6 +328,7 @@ async fn insert_notification(tx: &mut Tx, new: &Notification, body: &str, people
         Nullable<BigInt> => new.actor.map(|actor| actor.0), Nullable<Text> => new.body.subject.as_deref(),
         Text => body, BigInt => new.event_at.0, BigInt => new.accepted_at.0,
         Nullable<BigInt> => new.not_before.map(|at| at.0), BigInt => new.expires_at.0, Nullable<BigInt> => people,
+        Nullable<BigInt> => new.type_version.map(|version| version.0), SmallInt => new.on_maybe.code(),
     ))
     .await?;
     Ok(())
@@ -373,6 +374,7 @@ async fn plan_now(
     }
     let due_at = due_at(&notification, now);
     let plan = plan(&found.people, &notification.rules(), now);
+    let targets = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
     let notification = Arc::new(notification);
     for (route, targets) in plan.jobs {
         let permit = if due_at <= now { engine.try_permit(route, lane, targets.len()) } else { None };
@@ -412,5 +414,7 @@ async fn plan_now(
         let notification = Arc::clone(&notification);
         tx.hand_over(engine, HandedOver { job, notification, facts, gated, gated_at, permit });
     }
-    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now).await
+    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now).await?;
+    tx.planned(engine, targets, plan.suppressed);
+    Ok(())
 }

@@ -9,6 +9,7 @@ mod accept;
 mod connect;
 mod deny;
 mod devices;
+mod event_types;
 mod explain;
 mod fanout;
 mod jobs;
@@ -54,8 +55,11 @@ use super::paging::{page, page_limit};
 use super::{cache, effects, fail, rows, statement};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
+use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
-use crate::domain::ids::{AppId, AppKey, DeviceId, EventType, IdMaker, JobId, NotificationId, RouteId, Topic, UserId};
+use crate::domain::ids::{
+    AppId, AppKey, DeviceId, EventType, IdMaker, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId,
+};
 use crate::domain::notification::{Accepted, HandOff, NewEvent, Notification};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
@@ -243,12 +247,7 @@ impl PostgresStore {
 
     /// Whether the schema is this version's, for `/readyz`.
     pub async fn migrations_fit(&self) -> Result<bool> {
-        read!(&self.inner, "looking at the migrations", |conn| async { Ok(open::migrations_fit(conn).await?) })
-    }
-
-    /// What an operator should know of this server before relying on it.
-    pub async fn warnings(&self) -> Result<Vec<String>> {
-        read!(&self.inner, "looking at the server's settings", |conn| setup::warnings(conn))
+        read!(&self.inner, "looking at the migrations", |conn| async { Ok(open::missing_migrations(conn).await? == 0) })
     }
 
     /// Takes nothing more, gives back what is leased, and lets the database go.
@@ -270,6 +269,23 @@ impl Drop for PostgresStore {
             task.abort();
         }
     }
+}
+
+/// What [`inspect`] saw.
+pub struct Inspection {
+    pub missing_migrations: usize,
+    /// Settings that weaken what nudged promises, each with its consequence.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at a server without changing anything, for `nudged check`.
+pub async fn inspect(settings: &Settings) -> Result<Inspection, OpenError> {
+    let target = connect::Target::parse(&settings.url, settings.password_file.clone())?;
+    let mut conn = target.connect().await.map_err(|error| OpenError::Connect { reason: error.to_string() })?;
+    Ok(Inspection {
+        missing_migrations: open::missing_migrations(&mut conn).await?,
+        warnings: setup::warnings(&mut conn).await?,
+    })
 }
 
 /// Numbers as one parameter.
@@ -364,7 +380,39 @@ impl Registry for PostgresStore {
     }
 
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
-        read!(&self.inner, "looking up an event type", |conn| notifications::event_type(conn, app, event_type))
+        read!(&self.inner, "looking up an event type", |conn| event_types::declared(conn, app, event_type))
+    }
+
+    async fn put_event_type(
+        &self,
+        app: AppKey,
+        definition: Arc<Definition>,
+        now: UnixMs,
+    ) -> Result<(TypeVersion, bool)> {
+        let doing = "storing an event type";
+        let new = event_types::Declaration::new(app, definition).map_err(|fail| fail.into_store(doing))?;
+        step!(&self.inner, doing, |tx| event_types::put(tx, &new, now))
+    }
+
+    async fn get_event_type(&self, app: AppKey, name: &EventType, version: Option<u32>) -> Result<TypeVersion> {
+        read!(&self.inner, "reading an event type", |conn| event_types::get(conn, app, name, version))
+    }
+
+    async fn list_event_types(
+        &self,
+        app: AppKey,
+        after: Option<EventType>,
+        limit: usize,
+    ) -> Result<Page<TypeVersion, EventType>> {
+        read!(&self.inner, "listing event types", |conn| event_types::list(conn, app, after.as_ref(), limit))
+    }
+
+    async fn delete_event_type(&self, app: AppKey, name: &EventType, now: UnixMs) -> Result<bool> {
+        step!(&self.inner, "deleting an event type", |tx| event_types::delete(tx, app, name, now))
+    }
+
+    async fn type_definition(&self, version: TypeVersionId) -> Result<Definition> {
+        read!(&self.inner, "reading an event type's version", |conn| event_types::definition(conn, version))
     }
 
     async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted> {

@@ -67,7 +67,7 @@ pub(super) async fn ensure_routes(tx: &mut Tx, specs: &[RouteSpec], now: UnixMs)
 }
 
 /// Settings of the server that weaken what nudged promises.
-pub(super) async fn warnings(conn: &mut AsyncPgConnection) -> Attempt<Vec<String>> {
+pub(super) async fn warnings(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Vec<String>> {
     let mut warnings = Vec::new();
     let asynchronous: Vec<String> = constant!(
         Text; "SELECT coalesce(application_name, '') FROM pg_stat_replication WHERE sync_state = 'async'"

@@ -38,6 +38,19 @@ impl Database {
         (Arc::new(store), deny)
     }
 
+    /// The store's only way to the server is the proxy.
+    pub async fn open_behind_a_proxy(&self) -> (Arc<PostgresStore>, Arc<DenyFeed>, Arc<proxy::Proxy>) {
+        let (credentials, rest) = self.url.split_once('@').expect("a URL with a user");
+        let (server, path) = rest.split_once('/').expect("a URL with a database");
+        let proxy = proxy::Proxy::new(server.to_owned()).await;
+        let url = format!("{credentials}@127.0.0.1:{}/{path}", proxy.port);
+        let runtime = Runtime::production();
+        let deny = Arc::new(DenyFeed::shared(runtime.instant().into_std()));
+        let settings = Settings { url, ..self.settings() };
+        let store = PostgresStore::open(runtime, &settings, Arc::clone(&deny)).await.unwrap();
+        (Arc::new(store), deny, proxy)
+    }
+
     pub async fn connect(&self) -> AsyncPgConnection {
         connect::Target::parse(&self.url, None).unwrap().connect().await.unwrap()
     }
@@ -68,4 +81,5 @@ async fn open() -> Fixture {
 
 store_conformance!(open().await);
 
+mod proxy;
 mod replicas;

@@ -26,6 +26,7 @@ use super::{Context, Inner};
 use crate::domain::deny::{DenyKey, DenyPosition};
 use crate::domain::ids::{DeviceId, JobId, RouteId};
 use crate::domain::notification::{HandOff, HandedOver};
+use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::runtime::Instant;
@@ -111,6 +112,10 @@ impl Tx {
 
     pub fn wake_jobs(&mut self, engine: &Arc<dyn HandOff>, route: RouteId, lane: Lane) {
         self.effects.wake_jobs(engine, route, lane);
+    }
+
+    pub fn planned(&mut self, engine: &Arc<dyn HandOff>, targets: usize, suppressed: Vec<Entry>) {
+        self.effects.planned(engine, targets, suppressed);
     }
 
     pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {

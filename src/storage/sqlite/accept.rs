@@ -177,6 +177,9 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
             return Err(StoreError::IdempotencyKeyReused { notification }.into());
         }
     }
+    if event.expires_at <= now {
+        return Err(StoreError::AlreadyExpired.into());
+    }
     let id = NotificationId(tx.next_id(now));
     let resolved = resolve(tx, prepared, now)?;
     if resolved.large && !event.may_broadcast {
@@ -204,9 +207,11 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
         id,
         app: event.app,
         event_type: event.event_type.clone(),
+        type_version: event.type_version,
         default_opt_in: event.default_opt_in,
-        lane: if resolved.large { Lane::Bulk } else { Lane::Interactive },
+        lane: event.lane.unwrap_or(if resolved.large { Lane::Bulk } else { Lane::Interactive }),
         priority: event.priority,
+        on_maybe: event.on_maybe,
         collapse_key: event.collapse_key.clone(),
         actor,
         body: Arc::clone(&event.body),
@@ -283,8 +288,8 @@ fn insert_notification(tx: &mut Tx<'_>, new: &Notification, body: &str, people: 
     tx.execute(constant!(
         ();
         "INSERT INTO notification (id, app, event_type, default_opt_in, lane, priority, collapse_key, actor, subject, \
-         content, event_at, accepted_at, not_before, expires_at, people) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+         content, event_at, accepted_at, not_before, expires_at, people, type_version, on_maybe) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         BigInt => new.id.0, BigInt => new.app.0, Text => new.event_type.as_str(),
         SmallInt => i16::from(new.default_opt_in), SmallInt => new.lane.code(),
         SmallInt => priority_code(new.priority),
@@ -292,6 +297,7 @@ fn insert_notification(tx: &mut Tx<'_>, new: &Notification, body: &str, people: 
         Nullable<BigInt> => new.actor.map(|actor| actor.0), Nullable<Text> => new.body.subject.as_deref(),
         Text => body, BigInt => new.event_at.0, BigInt => new.accepted_at.0,
         Nullable<BigInt> => new.not_before.map(|at| at.0), BigInt => new.expires_at.0, Nullable<BigInt> => people,
+        Nullable<BigInt> => new.type_version.map(|version| version.0), SmallInt => new.on_maybe.code(),
     ))?;
     Ok(())
 }
@@ -335,6 +341,7 @@ fn plan_now(
     }
     let due_at = due_at(&notification, now);
     let plan = plan(&found.people, &notification.rules(), now);
+    let targets = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
     let notification = Arc::new(notification);
     for (route, targets) in plan.jobs {
         let permit = if due_at <= now { engine.try_permit(route, lane, targets.len()) } else { None };
@@ -374,5 +381,7 @@ fn plan_now(
         let notification = Arc::clone(&notification);
         tx.hand_over(engine, HandedOver { job, notification, facts, gated, gated_at, permit });
     }
-    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)
+    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)?;
+    tx.planned(engine, targets, plan.suppressed);
+    Ok(())
 }

@@ -28,10 +28,12 @@ use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{AppKey, DeviceId, IdMaker, RouteId};
 use crate::domain::notification::{HandOff, HandedOver};
+use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::storage::{BootId, Result, StoreError};
+use crate::telemetry::names;
 
 /// What every step may use beside the connection.
 pub(super) struct Context {
@@ -91,6 +93,10 @@ impl Tx<'_> {
 
     pub fn wake_jobs(&mut self, engine: &Arc<dyn HandOff>, route: RouteId, lane: Lane) {
         self.effects.wake_jobs(engine, route, lane);
+    }
+
+    pub fn planned(&mut self, engine: &Arc<dyn HandOff>, targets: usize, suppressed: Vec<Entry>) {
+        self.effects.planned(engine, targets, suppressed);
     }
 
     pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {
@@ -205,7 +211,9 @@ impl Core {
 
     /// Runs and answers every step. `Err`: the outcome of a COMMIT is unknown; the caller must stop using the
     /// database, for a guess could lose or double what was accepted.
+    #[expect(clippy::cast_precision_loss, reason = "a group has some hundred steps")]
     pub fn run(&mut self, group: Vec<Box<dyn Step>>) -> Result<(), String> {
+        metrics::histogram!(names::WRITER_GROUP_SIZE).record(group.len() as f64);
         let mut waiting = VecDeque::from([group]);
         while let Some(mut group) = waiting.pop_front() {
             if group.is_empty() {

@@ -7,6 +7,7 @@
 
 mod accept;
 mod devices;
+mod event_types;
 mod explain;
 mod fanout;
 mod group;
@@ -17,6 +18,7 @@ mod opt_in;
 mod people;
 mod readers;
 mod retain;
+mod seed;
 mod setup;
 mod subscriptions;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use diesel::sql_types::Integer;
 use diesel::sqlite::SqliteConnection;
 
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
+pub use seed::{Seed, SeedPerson, seed};
 pub use writer::QueueLimits;
 
 use self::accept::Prepared;
@@ -44,8 +47,11 @@ use super::paging::{page, page_limit};
 use super::{cache, effects, fail, rows, statement};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
+use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
-use crate::domain::ids::{AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, UserId};
+use crate::domain::ids::{
+    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId,
+};
 use crate::domain::notification::{Accepted, HandOff, NewEvent, Notification};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
@@ -231,7 +237,43 @@ impl Registry for SqliteStore {
 
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
         let name = event_type.clone();
-        self.read(Asker::Caller, "looking up an event type", move |conn| notifications::event_type(conn, app, &name))
+        self.read(Asker::Caller, "looking up an event type", move |conn| event_types::declared(conn, app, &name)).await
+    }
+
+    async fn put_event_type(
+        &self,
+        app: AppKey,
+        definition: Arc<Definition>,
+        now: UnixMs,
+    ) -> Result<(TypeVersion, bool)> {
+        let doing = "storing an event type";
+        let new = event_types::Declaration::new(app, definition).map_err(|fail| fail.into_store(doing))?;
+        self.write(Class::Consent, SMALL + new.bytes(), doing, move |tx| event_types::put(tx, &new, now)).await
+    }
+
+    async fn get_event_type(&self, app: AppKey, name: &EventType, version: Option<u32>) -> Result<TypeVersion> {
+        let name = name.clone();
+        self.read(Asker::Caller, "reading an event type", move |conn| event_types::get(conn, app, &name, version)).await
+    }
+
+    async fn list_event_types(
+        &self,
+        app: AppKey,
+        after: Option<EventType>,
+        limit: usize,
+    ) -> Result<Page<TypeVersion, EventType>> {
+        self.read(Asker::Caller, "listing event types", move |conn| event_types::list(conn, app, after.as_ref(), limit))
+            .await
+    }
+
+    async fn delete_event_type(&self, app: AppKey, name: &EventType, now: UnixMs) -> Result<bool> {
+        let name = name.clone();
+        self.write(Class::Consent, SMALL, "deleting an event type", move |tx| event_types::delete(tx, app, &name, now))
+            .await
+    }
+
+    async fn type_definition(&self, version: TypeVersionId) -> Result<Definition> {
+        self.read(Asker::Engine, "reading an event type's version", move |conn| event_types::definition(conn, version))
             .await
     }
 

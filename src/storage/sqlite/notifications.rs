@@ -14,7 +14,7 @@ use crate::domain::notification::Notification;
 use crate::domain::outcome::{self, State};
 use crate::domain::targets::Progress;
 use crate::domain::time::UnixMs;
-use crate::storage::{Counts, DeclaredType, NotificationView, Page, StoreError};
+use crate::storage::{Counts, NotificationView, Page, StoreError};
 
 pub(super) fn row(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Option<NotificationRow>> {
     Ok(constant!(
@@ -138,44 +138,6 @@ pub(super) fn list(
     };
     let items = rows.into_iter().map(NotificationRow::into_domain).collect::<Attempt<Vec<_>>>()?;
     Ok(super::page(items, limit, |notification| notification.id))
-}
-
-/// The most declared names compared with an undeclared one.
-const MAX_NAMES: i64 = 2_000;
-/// How alike (0 to 1, Jaro-Winkler) a name must be to be suggested.
-const ALIKE: f64 = 0.7;
-
-pub(super) fn event_type(conn: &mut SqliteConnection, app: AppKey, name: &EventType) -> Attempt<DeclaredType> {
-    // event_type_by_name
-    let newest: Option<(Option<i64>, Option<i16>, Option<String>)> = constant!(
-        (Nullable<BigInt>, Nullable<SmallInt>, Nullable<Text>);
-        "SELECT deleted_at, json_extract(definition, '$.default_opt_in'), json_extract(definition, '$.purpose') \
-         FROM event_type_version WHERE app = ?1 AND name = ?2 ORDER BY version DESC LIMIT 1",
-        BigInt => app.0, Text => name.as_str(),
-    )
-    .get_result(conn)
-    .optional()?;
-    if let Some((None, default_opt_in, purpose)) = newest {
-        let advertising = purpose.as_deref() == Some("ADVERTISING");
-        let default_opt_in = Some(default_opt_in != Some(0) && !advertising);
-        return Ok(DeclaredType { any_declared: true, default_opt_in, nearest: Vec::new() });
-    }
-    let names: Vec<String> = constant!(
-        Text;
-        "SELECT name FROM event_type_version WHERE app = ?1 GROUP BY name \
-         HAVING max(CASE WHEN deleted_at IS NULL THEN version END) = max(version) ORDER BY name LIMIT ?2 + 0",
-        BigInt => app.0, BigInt => MAX_NAMES,
-    )
-    .load(conn)?;
-    let any_declared = !names.is_empty();
-    let mut alike: Vec<(f64, String)> = names
-        .into_iter()
-        .map(|other| (strsim::jaro_winkler(name.as_str(), &other), other))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
-        .collect();
-    alike.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let nearest = alike.into_iter().take(3).map(|(_, other)| other).collect();
-    Ok(DeclaredType { any_declared, default_opt_in: None, nearest })
 }
 
 /// There, and not cancelled.

@@ -185,7 +185,7 @@ fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, Open
     // busy_timeout comes first: the others may meet another connection's lock.
     let pragmas = format!(
         "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; \
-         PRAGMA cache_size = -{cache_kib}; PRAGMA temp_store = MEMORY; PRAGMA mmap_size = 268435456; \
+         PRAGMA cache_size = -{cache_kib}; PRAGMA temp_store = MEMORY; PRAGMA mmap_size = 0; \
          PRAGMA foreign_keys = OFF; PRAGMA wal_autocheckpoint = 2000; PRAGMA journal_size_limit = 67108864;"
     );
     conn.batch_execute(&pragmas).map_err(|error| refused(error.to_string()))?;

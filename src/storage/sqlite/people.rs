@@ -90,21 +90,27 @@ pub(super) fn device_owners(conn: &mut SqliteConnection, app: AppKey, devices: &
     Ok(targets)
 }
 
-/// Choices of the row's user and device; `$user`, `$device` are SQL, `?2` is the event type. The device's are looked
-/// up only where `has_choice` says that there are any.
+/// Choices of the row's user and device, as columns. `?2` is the event type. The user's come from [`choice_joins`]; the
+/// device's are looked up only where `has_choice` says that there are any.
 macro_rules! choices {
+    () => {
+        "all_types.opted_in, this_type.opted_in, \
+         CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+         WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
+         CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+         WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = ?2) END"
+    };
+}
+
+/// What [`choices`] reads; `$user` is SQL. Joins, for a sub-query opens its cursor anew in every row.
+macro_rules! choice_joins {
     ($user:literal) => {
         concat!(
-            "(SELECT o.opted_in FROM opt_in o WHERE o.user_key = ",
+            " LEFT JOIN opt_in all_types ON all_types.user_key = ",
             $user,
-            " AND o.device = 0 AND o.event_type = ''), \
-             (SELECT o.opted_in FROM opt_in o WHERE o.user_key = ",
+            " AND all_types.device = 0 AND all_types.event_type = '' LEFT JOIN opt_in this_type ON this_type.user_key = ",
             $user,
-            " AND o.device = 0 AND o.event_type = ?2), \
-             CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
-             WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
-             CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
-             WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = ?2) END"
+            " AND this_type.device = 0 AND this_type.event_type = ?2"
         )
     };
 }
@@ -167,8 +173,9 @@ pub(super) fn facts_of_targets(
         FactTypes;
         concat!(
             "SELECT e.key, d.id, d.user_key, d.state, d.route, d.seal_key, d.token_sealed, d.locale, ",
-            choices!("d.user_key"),
-            " FROM json_each(?1) AS e CROSS JOIN device d ON d.id = e.value"
+            choices!(),
+            " FROM json_each(?1) AS e CROSS JOIN device d ON d.id = e.value",
+            choice_joins!("d.user_key")
         ),
         Text => json_ids(targets.iter().map(|target| target.device.0)), Text => event_type.as_str(),
     )
@@ -224,8 +231,9 @@ impl People {
             PersonTypes;
             concat!(
                 "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                choices!("e.value"),
-                " FROM json_each(?1) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1"
+                choices!(),
+                " FROM json_each(?1) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
+                choice_joins!("e.value")
             ),
             Text => json_ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
         )
@@ -320,8 +328,9 @@ pub(super) fn people_of_page(
         PageTypes;
         concat!(
             "SELECT e.value, d.id, d.route, ",
-            choices!("e.value"),
-            " FROM json_each(?1) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1"
+            choices!(),
+            " FROM json_each(?1) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
+                choice_joins!("e.value")
         ),
         Text => json_ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
     )

@@ -334,7 +334,10 @@ fn blank() -> NewEvent {
     NewEvent {
         app: AppKey(1),
         event_type: EventType::trusted("a"),
+        type_version: None,
         default_opt_in: true,
+        lane: None,
+        on_maybe: crate::domain::event_type::OnMaybe::Retry,
         idempotency: None,
         audience: crate::domain::notification::Audience::default(),
         actor: None,

@@ -1,0 +1,110 @@
+//! The handlers of AdminService: read the message, resolve the app, call the service, write the answer.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::service::{Call, Service, ServiceError};
+
+use super::auth::Caller;
+use super::proto::admin_service_server::AdminService;
+use super::status::{ApiError, status};
+use super::{access, convert, proto};
+
+/// Implements the generated trait. Cheap to clone.
+#[derive(Clone)]
+pub struct AdminApi {
+    service: Arc<Service>,
+}
+
+impl AdminApi {
+    #[must_use]
+    pub fn new(service: Arc<Service>) -> Self {
+        Self { service }
+    }
+
+    /// Who calls, and the message. The auth layer leaves a caller in every request it lets through.
+    fn open<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
+        let (_, mut extensions, message) = request.into_parts();
+        let caller = extensions.remove::<Caller>();
+        let caller = caller.ok_or_else(|| self.fail(ApiError::Internal("a request without a caller".to_owned())))?;
+        Ok((caller, message))
+    }
+
+    fn call<'a>(&'a self, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, Status> {
+        access::call(self.service.apps(), caller, app_id).map_err(|error| self.fail(error))
+    }
+
+    fn fail(&self, error: impl Into<ApiError>) -> Status {
+        status(&error.into(), self.service.runtime())
+    }
+
+    fn answer<T>(&self, answer: Result<T, ServiceError>) -> Result<Response<T>, Status> {
+        answer.map(Response::new).map_err(|error| self.fail(error))
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for AdminApi {
+    async fn put_event_type(
+        &self,
+        request: Request<proto::PutEventTypeRequest>,
+    ) -> Result<Response<proto::PutEventTypeResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let mut call = self.call(&caller, &message.app_id)?;
+        let definition = message.event_type.map(|event_type| convert::definition(call.violations(), event_type));
+        let put = self.service.put_event_type(call, definition).await;
+        self.answer(put.map(|(version, changed)| proto::PutEventTypeResponse {
+            event_type: Some(convert::event_type(&version)),
+            changed: Some(changed),
+        }))
+    }
+
+    async fn get_event_type(
+        &self,
+        request: Request<proto::GetEventTypeRequest>,
+    ) -> Result<Response<proto::GetEventTypeResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let call = self.call(&caller, &message.app_id)?;
+        let version = self.service.get_event_type(call, &message.name, message.version).await;
+        self.answer(
+            version.map(|version| proto::GetEventTypeResponse { event_type: Some(convert::event_type(&version)) }),
+        )
+    }
+
+    async fn list_event_types(
+        &self,
+        request: Request<proto::ListEventTypesRequest>,
+    ) -> Result<Response<proto::ListEventTypesResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let call = self.call(&caller, &message.app_id)?;
+        let page = self.service.list_event_types(call, message.page_size, &message.page_token).await;
+        self.answer(page.map(|(versions, next_page_token)| proto::ListEventTypesResponse {
+            event_types: versions.iter().map(convert::event_type).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn delete_event_type(
+        &self,
+        request: Request<proto::DeleteEventTypeRequest>,
+    ) -> Result<Response<proto::DeleteEventTypeResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let call = self.call(&caller, &message.app_id)?;
+        let existed = self.service.delete_event_type(call, &message.name).await;
+        self.answer(existed.map(|existed| proto::DeleteEventTypeResponse { existed: Some(existed) }))
+    }
+
+    async fn preview(
+        &self,
+        request: Request<proto::PreviewRequest>,
+    ) -> Result<Response<proto::PreviewResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let mut call = self.call(&caller, &message.app_id)?;
+        let input = convert::preview(call.violations(), message);
+        let previews = self.service.preview(call, input).await;
+        self.answer(previews.map(|previews| proto::PreviewResponse {
+            previews: previews.into_iter().map(convert::previewed).collect(),
+        }))
+    }
+}

@@ -1,0 +1,140 @@
+//! What is measured, and how large.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::bail;
+
+/// Measure the server against fake providers; bounded in time, needs nothing from outside.
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// Registered devices, one a person; 90 % opted in, half APNs, half FCM
+    #[arg(long)]
+    devices: Option<u32>,
+    /// Of them, subscribers of the topic that broadcasts go to; default: all
+    #[arg(long)]
+    subscribers: Option<u32>,
+    /// Pushes of each row about single people; calls of each row about devices and choices
+    #[arg(long)]
+    pushes: Option<u32>,
+    /// Bytes of the text of a push
+    #[arg(long)]
+    payload: Option<usize>,
+    /// Milliseconds a provider takes to answer
+    #[arg(long, default_value_t = 0)]
+    provider_latency: u64,
+    /// How often each row is measured
+    #[arg(long)]
+    repeats: Option<u32>,
+    /// Only these rows, comma-separated: broadcast, unary, stream, calls, latency, no, comment, restart, failing
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Small sizes, for continuous integration: less than a minute
+    #[arg(long)]
+    quick: bool,
+    /// Write everything measured as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where the database, logs and credentials are; default: a new directory in the working directory, removed at the
+    /// end. One that a run with the same devices left is used again
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Lines added to the server's configuration, e.g. `delivery.max_streams = 1000`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+/// A group of rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Group {
+    /// A topic of all subscribers.
+    Broadcast,
+    /// Events for one person each, one call each.
+    Unary,
+    /// … over one stream.
+    Stream,
+    /// `RegisterDevice` and `SetOptIn`.
+    Calls,
+    /// Acceptance and hand-over while idle.
+    Latency,
+    /// How fast a "no" holds.
+    No,
+    /// A comment while a broadcast runs.
+    Comment,
+    /// Memory with open work, and a start after SIGKILL.
+    Restart,
+    /// A broadcast with dead tokens. Last: it retires devices.
+    Failing,
+}
+
+impl Group {
+    const ALL: [(&'static str, Self); 9] = [
+        ("broadcast", Self::Broadcast),
+        ("unary", Self::Unary),
+        ("stream", Self::Stream),
+        ("calls", Self::Calls),
+        ("latency", Self::Latency),
+        ("no", Self::No),
+        ("comment", Self::Comment),
+        ("restart", Self::Restart),
+        ("failing", Self::Failing),
+    ];
+}
+
+/// [`BenchArgs`] with every default filled in.
+#[derive(Clone)]
+pub struct Plan {
+    pub devices: u32,
+    pub subscribers: u32,
+    pub pushes: u32,
+    pub payload: usize,
+    pub provider_latency: Duration,
+    pub repeats: u32,
+    pub groups: Vec<Group>,
+    pub json: Option<PathBuf>,
+    pub dir: Option<PathBuf>,
+    pub settings: Vec<String>,
+    /// How long one row may take.
+    pub patience: Duration,
+}
+
+impl BenchArgs {
+    pub fn plan(self) -> anyhow::Result<Plan> {
+        let (devices, pushes, repeats) = if self.quick { (20_000, 3_000, 1) } else { (1_000_000, 100_000, 3) };
+        let devices = self.devices.unwrap_or(devices);
+        if !(1_000..=100_000_000).contains(&devices) {
+            bail!("--devices must be from 1000 to 100000000");
+        }
+        let mut groups = Vec::new();
+        for name in &self.rows {
+            match Group::ALL.iter().find(|(known, _)| known == name) {
+                Some((_, group)) => groups.push(*group),
+                None => {
+                    bail!("--rows: there is no `{name}`; there are {}", Group::ALL.map(|(name, _)| name).join(", "))
+                }
+            }
+        }
+        if groups.is_empty() {
+            groups = Group::ALL.map(|(_, group)| group).to_vec();
+        }
+        Ok(Plan {
+            devices,
+            subscribers: self.subscribers.unwrap_or(devices).clamp(1, devices),
+            pushes: self.pushes.unwrap_or(pushes).clamp(256, 10_000_000),
+            payload: self.payload.unwrap_or(150).clamp(1, 3_000),
+            provider_latency: Duration::from_millis(self.provider_latency),
+            repeats: self.repeats.unwrap_or(repeats).clamp(1, 100),
+            groups,
+            json: self.json,
+            dir: self.dir,
+            settings: self.settings,
+            patience: Duration::from_secs(if self.quick { 60 } else { 600 }),
+        })
+    }
+}
+
+impl Plan {
+    pub fn has(&self, group: Group) -> bool {
+        self.groups.contains(&group)
+    }
+}

@@ -1,0 +1,78 @@
+//! Events for one person each.
+
+use tonic::Status;
+
+use super::Bench;
+use crate::commands::bench::args::Group;
+use crate::commands::bench::load;
+use crate::commands::bench::people;
+use crate::sandbox::token_hash;
+
+/// Callers at once, and the budget as ratios: must, goal.
+const UNARY: [(usize, Option<(f64, f64)>); 3] = [(1, None), (16, None), (256, Some((9.0, 7.0)))];
+
+impl Bench {
+    /// Unary calls and the stream, for scattered people who said yes.
+    pub(super) async fn events(&mut self, reference: f64) -> anyhow::Result<()> {
+        let plan = self.world.plan.clone();
+        if plan.has(Group::Unary) {
+            for (callers, budget) in UNARY {
+                // One caller waits for the disk each time.
+                let count = if callers == 1 { (plan.pushes / 20).max(256) } else { plan.pushes };
+                self.event_row(&format!("events, unary, {callers} callers"), budget, count, reference, Some(callers))
+                    .await?;
+            }
+        }
+        if plan.has(Group::Stream) {
+            self.event_row("events, stream", Some((7.0, 5.0)), plan.pushes, reference, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn event_row(
+        &mut self,
+        name: &str,
+        budget: Option<(f64, f64)>,
+        count: u32,
+        reference: f64,
+        callers: Option<usize>,
+    ) -> anyhow::Result<()> {
+        let clients = self.clients(callers.unwrap_or(1)).await?;
+        self.world.sandbox.clear().await?;
+        let prefix = self.key("event");
+        let salt = self.salt;
+        let (devices, payload, runtime) =
+            (self.world.plan.devices, self.world.plan.payload, self.world.runtime.clone());
+        let clock = runtime.clone();
+        let make = move |at: u32| {
+            let user = people::name(people::someone(devices, salt, at));
+            load::event(&clock, &user, format!("{prefix}-{at}"), payload)
+        };
+        let recorded = self.recorded().await?;
+        let mark = self.mark()?;
+        let latencies = match callers {
+            None => load::stream(&runtime, clients[0].clone(), count, make).await?,
+            Some(callers) => {
+                let call = move |mut client: load::Client, at: u32| {
+                    let event = make(at);
+                    async move { client.notify_event(event).await.map(drop) as Result<(), Status> }
+                };
+                load::calls(&runtime, &clients, callers, count, call).await?
+            }
+        };
+        let stats = self.until_sent(u64::from(count)).await?;
+        self.until_recorded(recorded + u64::from(count)).await?;
+        let mut sample = self.since(&mark, u64::from(count))?.answered(&latencies);
+        drop(mark);
+        self.check(&stats, u64::from(count))?;
+        let sum = (0..count)
+            .fold(0_u64, |sum, at| sum.wrapping_add(token_hash(&people::token(people::someone(devices, salt, at)))));
+        if self.reached_sum.is_some() && stats.tally.token_sum != sum.to_string() {
+            anyhow::bail!("{name}: the right number of pushes came, but not to the right people");
+        }
+        sample.ages = Some(stats.tally.ages);
+        sample.reference_us = Some(reference);
+        self.report.sample(name, budget, sample);
+        Ok(())
+    }
+}
