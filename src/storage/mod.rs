@@ -8,10 +8,17 @@
 //! `now` is an argument, so that tests and simulation own time; a store with a clock shared by replicas may prefer its
 //! own.
 
+mod cache;
 #[cfg(test)]
 pub mod conformance;
+mod effects;
 pub mod error;
+mod fail;
+mod paging;
+pub mod postgres;
+mod rows;
 pub mod sqlite;
+mod statement;
 
 use std::sync::Arc;
 

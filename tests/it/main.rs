@@ -2,7 +2,9 @@
 #![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests drive real processes on real time")]
 
 mod catalog;
+mod cluster;
 mod consent;
 mod crash;
 mod first_call;
+mod postgres;
 mod server;

@@ -22,7 +22,7 @@ pub struct World {
     _dir: TempDir,
     pub sandbox: Sandbox,
     pub address: String,
-    config: PathBuf,
+    pub config: PathBuf,
 }
 
 /// The running binary; killed with SIGKILL when dropped.
@@ -47,6 +47,13 @@ impl World {
 
     pub fn start(&self) -> Server {
         Server { child: spawn(&["serve", "--config"], &self.config) }
+    }
+
+    /// One of several processes on this configuration, told apart by its environment.
+    pub fn start_with(&self, environment: &[(&str, String)]) -> Server {
+        let mut command = command(&["serve", "--config"], &self.config);
+        command.envs(environment.iter().map(|(name, value)| (*name, value)));
+        Server { child: command.spawn().unwrap() }
     }
 
     /// A client, as soon as the server answers.
@@ -96,19 +103,18 @@ pub fn binary() -> Command {
 }
 
 fn spawn(arguments: &[&str], config: &Path) -> Child {
+    command(arguments, config).spawn().unwrap()
+}
+
+fn command(arguments: &[&str], config: &Path) -> Command {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name("server.log")).unwrap();
-    binary()
-        .args(arguments)
-        .arg(config)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
+    let mut command = binary();
+    command.args(arguments).arg(config).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command
 }
 
 /// A port nobody listens on now. Another process may take it before us; then the server says so and the test fails.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

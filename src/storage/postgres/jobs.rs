@@ -1,0 +1,287 @@
+//! Open work: inserting, claiming, recording, releasing. Every write of a lease's holder is guarded by its fence.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::query::RunQuery;
+use diesel::OptionalExtension;
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt, Text};
+use diesel_async::AsyncPgConnection;
+
+use super::devices;
+use super::fail::{Attempt, Fail};
+use super::ids;
+use super::rows::notification_columns;
+use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
+use super::statement::constant;
+use super::tx::Tx;
+use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
+use crate::domain::notification::{NewJob, Notification};
+use crate::domain::outcome::{self, Entry, ResultCode};
+use crate::domain::platform::Lane;
+use crate::domain::targets;
+use crate::domain::time::UnixMs;
+use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate};
+
+/// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
+const UNREADABLE_FOR_MS: i64 = 3_600_000;
+
+/// Whose a new job is.
+#[derive(Clone, Copy)]
+pub(super) struct Lease {
+    owner: i64,
+    fence: i64,
+}
+
+impl Lease {
+    pub const FREE: Self = Self { owner: 0, fence: 0 };
+
+    /// Leased from birth: counts as the first claim.
+    pub const fn first(owner: BootId) -> Self {
+        Self { owner: owner.0, fence: 1 }
+    }
+}
+
+pub(super) async fn insert(tx: &mut Tx, app: AppKey, job: &NewJob, lease: Lease, now: UnixMs) -> Attempt<JobId> {
+    let (Some(first), Some(last)) = (job.targets.first(), job.targets.last()) else {
+        return Err(Fail::corrupt("a job without targets"));
+    };
+    let id = tx.next_id(now);
+    tx.execute(constant!(
+        ();
+        "INSERT INTO job (id, app, notification_id, route, lane, format, ready_at, due_at, owner, fence, attempt, \
+         claims, first_attempt_at, first_user, last_user, target_count, targets) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        BigInt => id, BigInt => app.0, BigInt => job.notification.0, BigInt => job.route.0,
+        SmallInt => job.lane.code(), SmallInt => targets::FORMAT, BigInt => job.ready_at.0, BigInt => job.due_at.0,
+        BigInt => lease.owner, BigInt => lease.fence, Integer => stored_count(job.attempt),
+        Integer => stored_count(job.claims), Nullable<BigInt> => job.first_attempt_at.map(|at| at.0),
+        BigInt => first.user.0, BigInt => last.user.0,
+        Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(&job.targets),
+    ))
+    .await?;
+    Ok(JobId(id))
+}
+
+/// Appends blocks with these entries, which ascend by (user, device). None for none.
+pub(super) async fn insert_blocks(
+    tx: &mut Tx,
+    app: AppKey,
+    notification: NotificationId,
+    route: Option<RouteId>,
+    entries: &[Entry],
+    now: UnixMs,
+) -> Attempt<()> {
+    for chunk in entries.chunks(outcome::MAX_ENTRIES) {
+        let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
+        let id = tx.next_id(now);
+        tx.execute(constant!(
+            ();
+            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING",
+            BigInt => id, BigInt => app.0, BigInt => notification.0, Nullable<BigInt> => route.map(|route| route.0),
+            BigInt => first.user.0, BigInt => last.user.0, BigInt => now.0, Binary => outcome::pack(chunk),
+        ))
+        .await?;
+    }
+    Ok(())
+}
+
+async fn insert_detail(
+    tx: &mut Tx,
+    app: AppKey,
+    notification: NotificationId,
+    detail: &SendAttempt,
+    now: UnixMs,
+) -> Attempt<()> {
+    let code = ResultCode::ALL
+        .iter()
+        .find(|code| code.name() == detail.result)
+        .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
+    let id = tx.next_id(now);
+    tx.execute(constant!(
+        ();
+        "INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, status, reason, \
+         next_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING",
+        BigInt => id, BigInt => app.0, BigInt => notification.0, BigInt => detail.user.0, BigInt => detail.device.0,
+        Integer => stored_count(detail.attempt), BigInt => detail.at.0, SmallInt => i16::from(code.code()),
+        Integer => i32::from(detail.answer.status), Text => &*detail.answer.reason,
+        Nullable<BigInt> => detail.next_at.map(|at| at.0),
+    ))
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn claim(
+    tx: &mut Tx,
+    request: ClaimRequest,
+    owner: BootId,
+    from: i64,
+    now: UnixMs,
+) -> Attempt<Vec<Claimed>> {
+    // job_by_due. The window adds up targets in the order of the claim.
+    let mut rows: Vec<JobRow> = constant!(
+        JobTypes;
+        concat!(
+            "WITH head AS MATERIALIZED (SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = $2 \
+             AND lane = $3 AND due_at <= $4 AND due_at >= $8 AND format = $5 ORDER BY due_at, id LIMIT $6 \
+             FOR UPDATE SKIP LOCKED), \
+             chosen AS (SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
+             sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM head \
+             WINDOW claim AS (ORDER BY due_at, id)) AS head WHERE position = 1 OR total <= $7) \
+             UPDATE job SET owner = $1, fence = fence + 1, claims = claims + 1 FROM chosen \
+             WHERE job.id = chosen.id RETURNING job.",
+            job_columns!()
+        ),
+        BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
+        SmallInt => targets::FORMAT, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
+        BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX), BigInt => from,
+    )
+    .load(tx.conn())
+    .await?;
+    rows.sort_unstable_by_key(|row| (row.due_at, row.id));
+    let notifications = notifications(tx, &rows).await?;
+    let mut claimed = Vec::with_capacity(rows.len());
+    for row in rows {
+        match (row.to_domain(), notifications.get(&row.notification_id)) {
+            (Ok(job), Some(notification)) => {
+                tx.leases(job.id);
+                claimed.push(Claimed { job, notification: Arc::clone(notification) });
+            }
+            (read, _) => {
+                let detail =
+                    read.err().map_or_else(|| "its notification is gone".to_owned(), |fail| format!("{fail:?}"));
+                tracing::error!(job_id = row.id, detail, "a job cannot be read and is put off");
+                tx.execute(constant!(
+                    (); "UPDATE job SET owner = 0, fence = fence + 1, due_at = $2 WHERE id = $1",
+                    BigInt => row.id, BigInt => now.0 + UNREADABLE_FOR_MS,
+                ))
+                .await?;
+            }
+        }
+    }
+    Ok(claimed)
+}
+
+/// The notifications of these jobs, from the cache or the table; those that are gone or unreadable are left out.
+async fn notifications(tx: &mut Tx, rows: &[JobRow]) -> Attempt<HashMap<i64, Arc<Notification>>> {
+    let mut found = HashMap::with_capacity(rows.len());
+    let mut missing = Vec::new();
+    for row in rows {
+        if found.contains_key(&row.notification_id) || missing.contains(&row.notification_id) {
+            continue;
+        }
+        match tx.cache().get(NotificationId(row.notification_id)) {
+            Some(notification) => {
+                found.insert(row.notification_id, Arc::clone(notification));
+            }
+            None => missing.push(row.notification_id),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(found);
+    }
+    let loaded: Vec<NotificationRow> = constant!(
+        NotificationTypes;
+        concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1)"),
+        Array<BigInt> => ids(missing.into_iter()),
+    )
+    .load(tx.conn())
+    .await?;
+    for row in loaded {
+        let (id, bytes) = (row.id, row.content.len());
+        match row.into_domain() {
+            Ok(notification) => {
+                let notification = Arc::new(notification);
+                tx.cache().insert(Arc::clone(&notification), bytes);
+                found.insert(id, notification);
+            }
+            Err(fail) => tracing::error!(notification_id = id, detail = ?fail, "a notification cannot be read"),
+        }
+    }
+    Ok(found)
+}
+
+/// For a fan-out: from the cache or the table.
+pub(super) async fn notification(tx: &mut Tx, id: NotificationId) -> Attempt<Option<Arc<Notification>>> {
+    if let Some(notification) = tx.cache().get(id) {
+        return Ok(Some(Arc::clone(notification)));
+    }
+    let Some(row) = super::notifications::row(tx.conn(), id).await? else { return Ok(None) };
+    let bytes = row.content.len();
+    let notification = Arc::new(row.into_domain()?);
+    tx.cache().insert(Arc::clone(&notification), bytes);
+    Ok(Some(notification))
+}
+
+pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane: Lane) -> Attempt<Option<UnixMs>> {
+    // job_by_due
+    let due: Option<i64> = constant!(
+        BigInt; "SELECT due_at FROM job WHERE owner = 0 AND route = $1 AND lane = $2 ORDER BY due_at LIMIT 1",
+        BigInt => route.0, SmallInt => lane.code(),
+    )
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(due.map(UnixMs))
+}
+
+pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
+    let mut held = Vec::with_capacity(updates.len());
+    for update in updates {
+        held.push(record_one(tx, update, now).await?);
+    }
+    Ok(held)
+}
+
+async fn record_one(tx: &mut Tx, update: &JobUpdate, now: UnixMs) -> Attempt<bool> {
+    let held = match &update.progress {
+        None => tx.execute(constant!(
+            (); "DELETE FROM job WHERE id = $1 AND fence = $2", BigInt => update.job.0, BigInt => update.fence,
+        )).await?,
+        // `claims` counts claims without progress.
+        Some(progress) => tx.execute(constant!(
+            ();
+            "UPDATE job SET progress = $3, claims = CASE WHEN $4 <> 0 THEN 0 ELSE claims END WHERE id = $1 AND fence = $2",
+            BigInt => update.job.0, BigInt => update.fence, Binary => progress.as_bytes(),
+            SmallInt => i16::from(!update.entries.is_empty()),
+        )).await?,
+    };
+    if held == 0 {
+        // The run before this one may have finished it: only the holder of the fence deletes.
+        return Ok(tx.is_repeated() && update.progress.is_none() && is_gone(tx, update.job).await?);
+    }
+    insert_blocks(tx, update.app, update.notification, Some(update.route), &update.entries, now).await?;
+    for detail in &update.details {
+        insert_detail(tx, update.app, update.notification, detail, now).await?;
+    }
+    for follower in &update.followers {
+        insert(tx, update.app, follower, Lease::FREE, now).await?;
+    }
+    for dead in &update.retirements {
+        devices::retire_dead(tx, update.app, dead, now).await?;
+    }
+    Ok(true)
+}
+
+/// An orderly return is no crash: the claim does not count.
+pub(super) async fn release(tx: &mut Tx, jobs: &[(JobId, i64)], now: UnixMs) -> Attempt<()> {
+    for (job, fence) in jobs {
+        tx.execute(constant!(
+            ();
+            "UPDATE job SET owner = 0, fence = fence + 1, claims = greatest(claims - 1, 0), due_at = least(due_at, $3) \
+             WHERE id = $1 AND fence = $2 AND owner <> 0",
+            BigInt => job.0, BigInt => *fence, BigInt => now.0,
+        ))
+        .await?;
+    }
+    Ok(())
+}
+
+async fn is_gone(tx: &mut Tx, job: JobId) -> Attempt<bool> {
+    let there: Option<i64> = constant!(BigInt; "SELECT id FROM job WHERE id = $1", BigInt => job.0)
+        .get_result(tx.conn())
+        .await
+        .optional()?;
+    Ok(there.is_none())
+}
