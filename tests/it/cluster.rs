@@ -141,7 +141,7 @@ async fn nothing_acknowledged_is_lost_when_replicas_and_the_database_are_killed(
     }
 
     let mut received: BTreeMap<String, u32> = BTreeMap::new();
-    for push in cluster.world.sandbox.received() {
+    for push in cluster.world.received() {
         assert!(push.accepted, "the sandbox refused a push: {:?}", push.reason);
         *received.entry(push.nudged_id.clone().unwrap()).or_default() += 1;
     }

@@ -3,12 +3,13 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nudged::api::proto::push_service_client::PushServiceClient;
 use nudged::api::proto::{Content, NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest, device};
 use nudged::runtime::Runtime;
-use nudged::sandbox::{Options, Sandbox};
+use nudged::sandbox::{Options, Received, Sandbox};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -16,6 +17,9 @@ pub const APP: &str = "ifriendspet";
 
 /// How long anything may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pushes that the sandbox keeps: more than any test makes.
+const RECORD_LIMIT: usize = 4_000_000;
 
 pub struct World {
     /// Removed with everything in it at the end.
@@ -38,6 +42,7 @@ impl World {
             dir: Some(dir.path().to_owned()),
             grpc_listen: Some(format!("127.0.0.1:{grpc}").parse().unwrap()),
             admin_listen: Some(format!("127.0.0.1:{admin}").parse().unwrap()),
+            record_limit: RECORD_LIMIT,
             ..Options::default()
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
@@ -54,6 +59,12 @@ impl World {
         let mut command = command(&["serve", "--config"], &self.config);
         command.envs(environment.iter().map(|(name, value)| (*name, value)));
         Server { child: command.spawn().unwrap() }
+    }
+
+    /// What the providers received, all of it.
+    pub fn received(&self) -> Vec<Arc<Received>> {
+        assert_eq!(self.sandbox.totals().dropped, 0, "the record has forgotten pushes: raise RECORD_LIMIT");
+        self.sandbox.received()
     }
 
     /// A client, as soon as the server answers.
