@@ -16,9 +16,7 @@ use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::deny::DenyKey;
-use crate::domain::device::{
-    Device, DeviceRef, MAX_DEVICES_PER_USER, Registered, Registration, Retirement, UNCHANGED_FOR_MS,
-};
+use crate::domain::device::{Device, DeviceRef, MAX_DEVICES_PER_USER, Registered, Registration, UNCHANGED_FOR_MS};
 use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::domain::time::UnixMs;
@@ -291,20 +289,6 @@ pub(super) async fn unregister(
         .await?;
     }
     Ok(row.is_active())
-}
-
-/// A platform found the token dead. A registration confirmed later than it knew survives. Publishes nothing: there is
-/// no push to a dead token to hold back.
-pub(super) async fn retire_dead(tx: &mut Tx, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<()> {
-    tx.execute(constant!(
-        ();
-        "UPDATE device SET state = 2, retired_reason = $4, retired_at = $5 \
-         WHERE id = $1 AND app = $2 AND state = 1 AND confirmed_at <= $3",
-        BigInt => dead.device.0, BigInt => app.0, BigInt => dead.since.unwrap_or(now).0, Text => &*dead.reason,
-        BigInt => now.0,
-    ))
-    .await?;
-    Ok(())
 }
 
 pub(super) async fn list(

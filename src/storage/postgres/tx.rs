@@ -147,7 +147,7 @@ impl Tx {
 
 /// What to do after a failed run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Remedy {
+pub(super) enum Remedy {
     /// The server refused it for a reason of timing: it was rolled back, run it again.
     Again,
     /// The connection is gone; before COMMIT nothing happened.
@@ -155,7 +155,7 @@ enum Remedy {
     GiveUp,
 }
 
-fn remedy(error: &DieselError) -> Remedy {
+pub(super) fn remedy(error: &DieselError) -> Remedy {
     match error {
         DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure | DatabaseErrorKind::UniqueViolation, _) => {
             Remedy::Again
@@ -177,6 +177,11 @@ fn remedy(error: &DieselError) -> Remedy {
         }
         _ => Remedy::GiveUp,
     }
+}
+
+/// The server cannot be reached.
+pub(super) fn unreachable(error: &diesel::ConnectionError) -> DieselError {
+    DieselError::DatabaseError(DatabaseErrorKind::UnableToSendCommand, Box::new(error.to_string()))
 }
 
 /// Ends a run that must simply be repeated.
