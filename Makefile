@@ -2,7 +2,7 @@
 #   make test          everything, on both databases (starts a private PostgreSQL; NUDGED_TEST_POSTGRES_URL uses yours)
 #   make test ARGS='--lib config::'   a part of it
 #   make check         formatting, lints, docs, dependencies, house rules
-#   make bench         micro-benchmarks
+#   make bench         the whole pipeline against fake providers, CPU per delivery beside a bare client's
 #   make demo          the whole story against fake providers, in a minute
 
 SHELL := bash
@@ -42,7 +42,7 @@ tidy:
 	$(CARGO) test --locked --test tidy
 
 bench:
-	$(CARGO) bench --locked $(ARGS)
+	$(CARGO) run --locked --release -- bench $(ARGS)
 
 demo:
 	$(CARGO) run --locked --release -- demo $(ARGS)

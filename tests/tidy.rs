@@ -77,7 +77,7 @@ const APART: &[(&str, &str)] = &[("storage::sqlite", "storage::postgres"), ("sen
 const CRATES: &[(&str, &[&str])] = &[
     ("tonic", &["api", "app", "commands"]),
     ("tonic_prost", &["api"]),
-    ("tonic_health", &["api", "app"]),
+    ("tonic_health", &["api", "app", "commands"]),
     ("tonic_reflection", &["api"]),
     ("tonic_types", &["api"]),
     ("prost", &["api", "commands"]),
