@@ -35,7 +35,7 @@ use crate::storage::{Result, StoreError};
 /// How long a step is tried before its caller is told to come again. Below the default deadline of a call.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// One run of a step, above the server's own statement timeout only in sum.
-const RUN_LIMIT: Duration = Duration::from_secs(6);
+pub(super) const RUN_LIMIT: Duration = Duration::from_secs(6);
 /// Repeats after refusals of timing.
 const MAX_TIMING: u32 = 16;
 /// Between two tries to reach the server.
@@ -209,10 +209,6 @@ impl<'a> Runs<'a> {
         Self { inner, doing, ids, denied: Vec::new(), deadline, timing: 0, repeated: false, leases }
     }
 
-    pub fn limit(&self) -> Duration {
-        RUN_LIMIT
-    }
-
     pub async fn begin(&mut self) -> Result<Tx> {
         let context = Arc::clone(&self.inner.context);
         loop {
@@ -363,7 +359,7 @@ macro_rules! step {
             };
             let result = {
                 let $tx = &mut transaction;
-                inner.context.runtime.timeout(runs.limit(), async { $work.await }).await
+                inner.context.runtime.timeout($crate::storage::postgres::tx::RUN_LIMIT, async { $work.await }).await
             };
             if let Some(answer) = runs.end(transaction, result).await {
                 break answer;
