@@ -6,12 +6,14 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::query::RunQuery;
 use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
+use super::batch::{BlockColumns, JobColumns};
 use super::fail::{Attempt, Fail};
 use super::ids;
 use super::jobs::{self, Lease};
@@ -20,10 +22,12 @@ use super::rows::priority_code;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, DeviceId, NotificationId, Topic, UserId, UserKey};
+use crate::domain::deny::DenyPosition;
+use crate::domain::ids::{AppKey, DeviceId, JobId, NotificationId, RouteId, Topic, UserId, UserKey};
 use crate::domain::notification::{
     Accepted, HandOff, HandedOver, IDEMPOTENCY_KEPT_MS, Job, NewEvent, NewJob, Notification, SMALL_AUDIENCE,
 };
+use crate::domain::outcome::Entry;
 use crate::domain::plan::plan;
 use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
@@ -31,19 +35,19 @@ use crate::domain::time::UnixMs;
 use crate::storage::{BootId, StoreError};
 
 /// How the stored hash was made; the first byte of a later way would differ.
-const HASH_VERSION: i16 = 1;
+pub(super) const HASH_VERSION: i16 = 1;
 
 /// An event, made ready outside the writer as far as possible.
 pub(super) struct Prepared {
-    event: NewEvent,
+    pub event: NewEvent,
     /// Sorted and distinct, as are the topics and devices.
-    users: Vec<UserId>,
+    pub users: Vec<UserId>,
     topics: Vec<Topic>,
     devices: Vec<DeviceId>,
-    body: String,
+    pub body: String,
     /// Counted beforehand: more people than `max_audience`, which is beyond a small audience.
     too_many: bool,
-    engine: Arc<dyn HandOff>,
+    pub engine: Arc<dyn HandOff>,
 }
 
 impl Prepared {
@@ -62,6 +66,40 @@ impl Prepared {
 
     fn names(&self) -> Vec<&str> {
         self.users.iter().map(UserId::as_str).collect()
+    }
+
+    /// What it holds, for the queue's bound.
+    pub fn bytes(&self) -> usize {
+        512 + 2 * self.body.len() + 64 * self.users.len()
+    }
+
+    /// As it is stored.
+    pub fn notification(&self, id: NotificationId, actor: Option<UserKey>, large: bool, now: UnixMs) -> Notification {
+        let event = &self.event;
+        Notification {
+            id,
+            app: event.app,
+            event_type: event.event_type.clone(),
+            type_version: event.type_version,
+            default_opt_in: event.default_opt_in,
+            lane: event.lane.unwrap_or(if large { Lane::Bulk } else { Lane::Interactive }),
+            priority: event.priority,
+            on_maybe: event.on_maybe,
+            collapse_key: event.collapse_key.clone(),
+            actor,
+            body: Arc::clone(&event.body),
+            event_at: event.event_at,
+            accepted_at: now,
+            not_before: event.not_before,
+            expires_at: event.expires_at,
+            cancelled_at: None,
+        }
+    }
+
+    /// Named people only, few enough to be planned at once: accepted in groups.
+    pub fn is_simple(&self) -> bool {
+        let audience = &self.event.audience;
+        !audience.everyone && self.topics.is_empty() && self.devices.is_empty() && self.users.len() <= SMALL_AUDIENCE
     }
 
     /// A limit beyond a small audience, which is worth counting for on a reader rather than in the writer.
@@ -209,24 +247,7 @@ pub(super) async fn accept(tx: &mut Tx, prepared: &Prepared, now: UnixMs) -> Att
             known => known,
         },
     };
-    let notification = Notification {
-        id,
-        app: event.app,
-        event_type: event.event_type.clone(),
-        type_version: event.type_version,
-        default_opt_in: event.default_opt_in,
-        lane: event.lane.unwrap_or(if resolved.large { Lane::Bulk } else { Lane::Interactive }),
-        priority: event.priority,
-        on_maybe: event.on_maybe,
-        collapse_key: event.collapse_key.clone(),
-        actor,
-        body: Arc::clone(&event.body),
-        event_at: event.event_at,
-        accepted_at: now,
-        not_before: event.not_before,
-        expires_at: event.expires_at,
-        cancelled_at: None,
-    };
+    let notification = prepared.notification(id, actor, resolved.large, now);
     let people = (!resolved.large).then(|| i64::try_from(resolved.people).unwrap_or(i64::MAX));
     insert_notification(tx, &notification, &prepared.body, people).await?;
     if let Some((key, hash)) = &event.idempotency {
@@ -365,56 +386,109 @@ async fn plan_now(
     resolved: &Resolved<'_>,
     now: UnixMs,
 ) -> Attempt<()> {
-    let (app, id, lane) = (notification.app, notification.id, notification.lane);
-    let engine = &prepared.engine;
     let mut found = People::of_users(tx.conn(), &notification.event_type, &resolved.users).await?;
     found.add_devices(tx.conn(), &notification.event_type, &resolved.devices).await?;
-    for (_, device) in found.people.iter_mut().flat_map(|person| &mut person.devices) {
-        device.route_known = engine.knows_route(device.route);
+    let (app, id, lane, engine) = (notification.app, notification.id, notification.lane, &prepared.engine);
+    let gate = Gate { boot: tx.context.boot, gated: tx.gated, gated_at: tx.gated_at };
+    let planned = Planned::new(found, Arc::new(notification), engine, &gate, || tx.next_id(now), now);
+    let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());
+    for (id, job, lease) in &planned.jobs {
+        jobs.push(*id, app, job, *lease)?;
     }
-    let due_at = due_at(&notification, now);
-    let plan = plan(&found.people, &notification.rules(), now);
-    let targets = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
-    let notification = Arc::new(notification);
-    for (route, targets) in plan.jobs {
-        let permit = if due_at <= now { engine.try_permit(route, lane, targets.len()) } else { None };
-        let job = NewJob {
-            notification: id,
-            route,
-            lane,
-            attempt: 0,
-            claims: u32::from(permit.is_some()),
-            ready_at: due_at,
-            due_at,
-            first_attempt_at: None,
-            targets,
-        };
-        let Some(permit) = permit else {
-            jobs::insert(tx, app, &job, Lease::FREE, now).await?;
-            tx.wake_jobs(engine, route, lane);
-            continue;
-        };
-        let owner: BootId = tx.context.boot;
-        let job_id = jobs::insert(tx, app, &job, Lease::first(owner), now).await?;
-        let facts = job.targets.iter().filter_map(|target| found.facts_of(*target).cloned()).collect();
-        let job = Job {
-            id: job_id,
-            notification: id,
-            route,
-            lane,
-            progress: Progress::none(job.targets.len()),
-            targets: job.targets,
-            attempt: 0,
-            claims: 1,
-            fence: 1,
-            ready_at: due_at,
-            first_attempt_at: None,
-        };
-        let (gated, gated_at) = (tx.gated, tx.gated_at);
-        let notification = Arc::clone(&notification);
-        tx.hand_over(engine, HandedOver { job, notification, facts, gated, gated_at, permit });
+    blocks.push(|| tx.next_id(now), app, id, None, &planned.suppressed, now);
+    jobs::insert(tx, jobs).await?;
+    jobs::append(tx, blocks).await?;
+    for route in planned.unowned() {
+        tx.wake_jobs(engine, route, lane);
     }
-    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now).await?;
-    tx.planned(engine, targets, plan.suppressed);
+    for handed in planned.hand_overs {
+        tx.hand_over(engine, handed);
+    }
+    tx.planned(engine, planned.targets, planned.suppressed);
     Ok(())
+}
+
+/// What a hand-over says of its gate, and whose its lease is.
+pub(super) struct Gate {
+    pub boot: BootId,
+    pub gated: DenyPosition,
+    pub gated_at: Instant,
+}
+
+/// What becomes of a small audience.
+pub(super) struct Planned {
+    pub jobs: Vec<(JobId, NewJob, Lease)>,
+    /// Of the jobs that got a permit.
+    pub hand_overs: Vec<HandedOver>,
+    pub targets: usize,
+    pub suppressed: Vec<Entry>,
+}
+
+impl Planned {
+    pub fn new(
+        mut found: People,
+        notification: Arc<Notification>,
+        engine: &Arc<dyn HandOff>,
+        gate: &Gate,
+        mut next_id: impl FnMut() -> i64,
+        now: UnixMs,
+    ) -> Self {
+        let (id, lane) = (notification.id, notification.lane);
+        for (_, device) in found.people.iter_mut().flat_map(|person| &mut person.devices) {
+            device.route_known = engine.knows_route(device.route);
+        }
+        let due_at = due_at(&notification, now);
+        let plan = plan(&found.people, &notification.rules(), now);
+        let targets = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
+        let mut planned = Self { jobs: Vec::new(), hand_overs: Vec::new(), targets, suppressed: plan.suppressed };
+        for (route, targets) in plan.jobs {
+            let permit = if due_at <= now { engine.try_permit(route, lane, targets.len()) } else { None };
+            let job_id = JobId(next_id());
+            let job = NewJob {
+                notification: id,
+                route,
+                lane,
+                attempt: 0,
+                claims: u32::from(permit.is_some()),
+                ready_at: due_at,
+                due_at,
+                first_attempt_at: None,
+                targets,
+            };
+            let Some(permit) = permit else {
+                planned.jobs.push((job_id, job, Lease::FREE));
+                continue;
+            };
+            let facts = job.targets.iter().filter_map(|target| found.facts_of(*target).cloned()).collect();
+            let leased = Job {
+                id: job_id,
+                notification: id,
+                route,
+                lane,
+                progress: Progress::none(job.targets.len()),
+                targets: job.targets.clone(),
+                attempt: 0,
+                claims: 1,
+                fence: 1,
+                ready_at: due_at,
+                first_attempt_at: None,
+            };
+            planned.jobs.push((job_id, job, Lease::first(gate.boot)));
+            planned.hand_overs.push(HandedOver {
+                job: leased,
+                notification: Arc::clone(&notification),
+                facts,
+                gated: gate.gated,
+                gated_at: gate.gated_at,
+                permit,
+            });
+        }
+        planned
+    }
+
+    /// Routes with jobs for whoever claims them.
+    pub fn unowned(&self) -> Vec<RouteId> {
+        let free = |(_, job, lease): &(JobId, NewJob, Lease)| (lease.owner == 0).then_some(job.route);
+        self.jobs.iter().filter_map(free).collect()
+    }
 }

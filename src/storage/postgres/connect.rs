@@ -82,9 +82,8 @@ impl Target {
             "disable" => (SslMode::Disable, None),
             // As libpq: a file of authorities makes `require` check them.
             "prefer" => (SslMode::Prefer, Some(Verify::Nothing)),
-            "require" if root.is_some() => (SslMode::Require, Some(Verify::Authority)),
+            "require" | "verify-ca" if root.is_some() => (SslMode::Require, Some(Verify::Authority)),
             "require" => (SslMode::Require, Some(Verify::Nothing)),
-            "verify-ca" if root.is_some() => (SslMode::Require, Some(Verify::Authority)),
             "verify-ca" => return Err(TargetError::NoAuthority { mode: "verify-ca" }),
             "verify-full" => (SslMode::Require, Some(Verify::Full)),
             _ => return Err(TargetError::SslMode),
@@ -99,7 +98,7 @@ impl Target {
         }
         config.tcp_user_timeout(Duration::from_secs(5));
         config.keepalives_idle(Duration::from_secs(10));
-        let tls = verify.map(|verify| tls(verify, root)).transpose()?;
+        let tls = verify.map(|verify| tls(verify, root.as_ref())).transpose()?;
         Ok(Self { config, tls, password_file })
     }
 
@@ -161,13 +160,13 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-fn tls(verify: Verify, root: Option<PathBuf>) -> Result<MakeRustlsConnect, TargetError> {
+fn tls(verify: Verify, root: Option<&PathBuf>) -> Result<MakeRustlsConnect, TargetError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| TargetError::Tls(error.to_string()))?;
     let mut roots = RootCertStore::empty();
-    match &root {
+    match root {
         Some(path) => {
             let bad = |reason: String| TargetError::Authority { path: path.clone(), reason };
             let certificates = CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?;

@@ -16,9 +16,7 @@ use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::deny::DenyKey;
-use crate::domain::device::{
-    Device, DeviceRef, MAX_DEVICES_PER_USER, Registered, Registration, Retirement, UNCHANGED_FOR_MS,
-};
+use crate::domain::device::{Device, DeviceRef, MAX_DEVICES_PER_USER, Registered, Registration, UNCHANGED_FOR_MS};
 use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::domain::time::UnixMs;
@@ -92,7 +90,7 @@ pub(super) async fn register(tx: &mut Tx, registration: &Registration, now: Unix
 
     let named = match registration.device {
         None => None,
-        Some(device) => match by_id(tx.conn(), device).await? {
+        Some(device) => match by_id_locked(tx, device).await? {
             Some(row) if row.app == app.0 && is_theirs(&row) && row.platform == registration.platform.code() => {
                 Some(row)
             }
@@ -261,7 +259,7 @@ pub(super) async fn unregister(
     now: UnixMs,
 ) -> Attempt<bool> {
     let row = match device {
-        DeviceRef::Id(id) => match by_id(tx.conn(), *id).await? {
+        DeviceRef::Id(id) => match by_id_locked(tx, *id).await? {
             Some(row) if row.app != app.0 => return Err(StoreError::DeviceNotFound { devices: vec![*id] }.into()),
             row => row,
         },
@@ -291,20 +289,6 @@ pub(super) async fn unregister(
         .await?;
     }
     Ok(row.is_active())
-}
-
-/// A platform found the token dead. A registration confirmed later than it knew survives. Publishes nothing: there is
-/// no push to a dead token to hold back.
-pub(super) async fn retire_dead(tx: &mut Tx, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<()> {
-    tx.execute(constant!(
-        ();
-        "UPDATE device SET state = 2, retired_reason = $4, retired_at = $5 \
-         WHERE id = $1 AND app = $2 AND state = 1 AND confirmed_at <= $3",
-        BigInt => dead.device.0, BigInt => app.0, BigInt => dead.since.unwrap_or(now).0, Text => &*dead.reason,
-        BigInt => now.0,
-    ))
-    .await?;
-    Ok(())
 }
 
 pub(super) async fn list(
@@ -351,6 +335,14 @@ pub(super) async fn by_id(conn: &mut AsyncPgConnection, device: DeviceId) -> Att
         .optional()?)
 }
 
+/// For a change: nobody else changes the row before our transaction ends, and what is read is its newest state.
+async fn by_id_locked(tx: &mut Tx, device: DeviceId) -> Attempt<Option<DeviceRow>> {
+    Ok(constant!(DeviceTypes; select_devices!("WHERE d.id = $1 FOR NO KEY UPDATE OF d"), BigInt => device.0)
+        .get_result(tx.conn())
+        .await
+        .optional()?)
+}
+
 async fn read_row(conn: &mut AsyncPgConnection, id: i64) -> Attempt<DeviceRow> {
     by_id(conn, DeviceId(id)).await?.ok_or_else(|| Fail::corrupt("a device row vanished"))
 }
@@ -376,20 +368,29 @@ async fn active_by_token(
     .optional()?)
 }
 
-/// The active row of a token, if any, and then the retired ones, newest first.
+/// The active row of a token, if any, and then the retired ones, newest first; locked for a change.
 async fn by_token(
     conn: &mut AsyncPgConnection,
     app: AppKey,
     platform: Platform,
     hash: &[u8; 16],
 ) -> Attempt<Vec<DeviceRow>> {
-    let mut rows: Vec<DeviceRow> = active_by_token(conn, app, platform, hash).await?.into_iter().collect();
+    let mut rows: Vec<DeviceRow> = constant!(
+        DeviceTypes;
+        select_devices!(
+            "WHERE d.app = $1 AND d.platform = $2 AND d.plugin = '' AND d.token_hash = $3 AND d.state = 1 \
+             FOR NO KEY UPDATE OF d"
+        ),
+        BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..],
+    )
+    .load(conn)
+    .await?;
     // device_by_old_token
     let old: Vec<DeviceRow> = constant!(
         DeviceTypes;
         select_devices!(
             "WHERE d.app = $1 AND d.platform = $2 AND d.plugin = '' AND d.token_hash = $3 AND d.state <> 1 \
-             ORDER BY d.id DESC LIMIT $4 + 0"
+             ORDER BY d.id DESC LIMIT $4 + 0 FOR NO KEY UPDATE OF d"
         ),
         BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..], BigInt => MAX_ROWS,
     )
@@ -399,7 +400,7 @@ async fn by_token(
     Ok(rows)
 }
 
-/// Active rows of an app install, on the platform and of the kind that registers.
+/// Active rows of an app install, on the platform and of the kind that registers; locked for a change.
 async fn by_installation(
     conn: &mut AsyncPgConnection,
     app: AppKey,
@@ -411,7 +412,7 @@ async fn by_installation(
         DeviceTypes;
         select_devices!(
             "WHERE d.app = $1 AND d.installation_id = $2 AND d.state = 1 AND d.platform = $3 AND d.kind = $4 \
-             ORDER BY d.id DESC LIMIT $5 + 0"
+             ORDER BY d.id DESC LIMIT $5 + 0 FOR NO KEY UPDATE OF d"
         ),
         BigInt => app.0, Text => install, SmallInt => registration.platform.code(),
         SmallInt => registration.kind as i16, BigInt => MAX_ROWS,

@@ -9,6 +9,7 @@ use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary};
 use diesel_async::AsyncPgConnection;
 
+use super::batch::{BlockColumns, JobColumns};
 use super::fail::Attempt;
 use super::ids;
 use super::jobs::{self, Lease};
@@ -16,7 +17,7 @@ use super::people::people_of_page;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, NotificationId, UserKey};
+use crate::domain::ids::{AppKey, JobId, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::storage::{BootId, Fanout, FanoutPage, PageWrite};
@@ -195,10 +196,13 @@ pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> At
     if held == 0 {
         return Ok(tx.is_repeated() && was_written(tx, page).await?);
     }
+    let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());
     for job in &page.jobs {
-        jobs::insert(tx, page.app, job, Lease::FREE, now).await?;
+        jobs.push(JobId(tx.next_id(now)), page.app, job, Lease::FREE)?;
     }
-    jobs::insert_blocks(tx, page.app, page.notification, None, &page.suppressed, now).await?;
+    blocks.push(|| tx.next_id(now), page.app, page.notification, None, &page.suppressed, now);
+    jobs::insert(tx, jobs).await?;
+    jobs::append(tx, blocks).await?;
     Ok(true)
 }
 

@@ -1,23 +1,24 @@
 //! Open work: inserting, claiming, recording, releasing. Every write of a lease's holder is guarded by its fence.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::query::RunQuery;
 use diesel::OptionalExtension;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
-use super::devices;
+use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs};
 use super::fail::{Attempt, Fail};
 use super::ids;
+use super::query::RunQuery;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
 use super::statement::constant;
 use super::tx::Tx;
-use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
-use crate::domain::notification::{NewJob, Notification};
-use crate::domain::outcome::{self, Entry, ResultCode};
+use crate::domain::device::Retirement;
+use crate::domain::ids::{JobId, NotificationId, RouteId};
+use crate::domain::notification::Notification;
+use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
@@ -29,8 +30,8 @@ const UNREADABLE_FOR_MS: i64 = 3_600_000;
 /// Whose a new job is.
 #[derive(Clone, Copy)]
 pub(super) struct Lease {
-    owner: i64,
-    fence: i64,
+    pub owner: i64,
+    pub fence: i64,
 }
 
 impl Lease {
@@ -42,71 +43,39 @@ impl Lease {
     }
 }
 
-pub(super) async fn insert(tx: &mut Tx, app: AppKey, job: &NewJob, lease: Lease, now: UnixMs) -> Attempt<JobId> {
-    let (Some(first), Some(last)) = (job.targets.first(), job.targets.last()) else {
-        return Err(Fail::corrupt("a job without targets"));
-    };
-    let id = tx.next_id(now);
+/// Inserts jobs, each with its id and lease.
+pub(super) async fn insert(tx: &mut Tx, jobs: JobColumns) -> Attempt<()> {
+    if jobs.id.is_empty() {
+        return Ok(());
+    }
     tx.execute(constant!(
         ();
-        "INSERT INTO job (id, app, notification_id, route, lane, format, ready_at, due_at, owner, fence, attempt, \
-         claims, first_attempt_at, first_user, last_user, target_count, targets) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
-        BigInt => id, BigInt => app.0, BigInt => job.notification.0, BigInt => job.route.0,
-        SmallInt => job.lane.code(), SmallInt => targets::FORMAT, BigInt => job.ready_at.0, BigInt => job.due_at.0,
-        BigInt => lease.owner, BigInt => lease.fence, Integer => stored_count(job.attempt),
-        Integer => stored_count(job.claims), Nullable<BigInt> => job.first_attempt_at.map(|at| at.0),
-        BigInt => first.user.0, BigInt => last.user.0,
-        Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(&job.targets),
+        insert_jobs!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14", "$15",
+            "$16", "$17"),
+        Array<BigInt> => jobs.id, Array<BigInt> => jobs.app, Array<BigInt> => jobs.notification,
+        Array<BigInt> => jobs.route, Array<SmallInt> => jobs.lane, Array<BigInt> => jobs.ready_at,
+        Array<BigInt> => jobs.due_at, Array<BigInt> => jobs.owner, Array<BigInt> => jobs.fence,
+        Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
+        Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
+        Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
+        SmallInt => targets::FORMAT,
     ))
     .await?;
-    Ok(JobId(id))
-}
-
-/// Appends blocks with these entries, which ascend by (user, device). None for none.
-pub(super) async fn insert_blocks(
-    tx: &mut Tx,
-    app: AppKey,
-    notification: NotificationId,
-    route: Option<RouteId>,
-    entries: &[Entry],
-    now: UnixMs,
-) -> Attempt<()> {
-    for chunk in entries.chunks(outcome::MAX_ENTRIES) {
-        let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
-        let id = tx.next_id(now);
-        tx.execute(constant!(
-            ();
-            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING",
-            BigInt => id, BigInt => app.0, BigInt => notification.0, Nullable<BigInt> => route.map(|route| route.0),
-            BigInt => first.user.0, BigInt => last.user.0, BigInt => now.0, Binary => outcome::pack(chunk),
-        ))
-        .await?;
-    }
     Ok(())
 }
 
-async fn insert_detail(
-    tx: &mut Tx,
-    app: AppKey,
-    notification: NotificationId,
-    detail: &SendAttempt,
-    now: UnixMs,
-) -> Attempt<()> {
-    let code = ResultCode::ALL
-        .iter()
-        .find(|code| code.name() == detail.result)
-        .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
-    let id = tx.next_id(now);
+/// Appends blocks.
+pub(super) async fn append(tx: &mut Tx, blocks: BlockColumns) -> Attempt<()> {
+    if blocks.id.is_empty() {
+        return Ok(());
+    }
     tx.execute(constant!(
         ();
-        "INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, status, reason, \
-         next_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING",
-        BigInt => id, BigInt => app.0, BigInt => notification.0, BigInt => detail.user.0, BigInt => detail.device.0,
-        Integer => stored_count(detail.attempt), BigInt => detail.at.0, SmallInt => i16::from(code.code()),
-        Integer => i32::from(detail.answer.status), Text => &*detail.answer.reason,
-        Nullable<BigInt> => detail.next_at.map(|at| at.0),
+        insert_blocks!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9"),
+        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
+        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
+        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
+        Array<BigInt> => blocks.place,
     ))
     .await?;
     Ok(())
@@ -226,55 +195,145 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
     Ok(due.map(UnixMs))
 }
 
+/// Every update under its fence, all in one statement. Jobs are locked in the order of their ids, so that two
+/// statements cannot wait for each other.
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
-    let mut held = Vec::with_capacity(updates.len());
-    for update in updates {
-        held.push(record_one(tx, update, now).await?);
+    let (mut ids, mut fences, mut progress) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
+    let (mut details, mut followers, mut parents) = (DetailColumns::default(), JobColumns::default(), Vec::new());
+    let mut dead = RetirementColumns::default();
+    for (place, update) in (0_i64..).zip(updates) {
+        ids.push(update.job.0);
+        fences.push(update.fence);
+        progress.push(update.progress.as_ref().map(|progress| progress.as_bytes().to_vec()));
+        // `claims` counts claims without progress.
+        moved.push(!update.entries.is_empty());
+        let from = Some((update.route, place));
+        blocks.push(|| tx.next_id(now), update.app, update.notification, from, &update.entries, now);
+        for detail in &update.details {
+            let id = tx.next_id(now);
+            push_detail(&mut details, id, place, update, detail)?;
+        }
+        for follower in &update.followers {
+            followers.push(JobId(tx.next_id(now)), update.app, follower, Lease::FREE)?;
+            parents.push(place);
+        }
+        for retirement in &update.retirements {
+            dead.push(place, update, retirement, now);
+        }
     }
-    Ok(held)
+    let held: Vec<i64> = constant!(
+        BigInt;
+        concat!(
+            "WITH locked AS MATERIALIZED (SELECT j.id, u.place - 1 AS place, u.progress, u.moved \
+             FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, fence, progress, moved, place) JOIN job j ON j.id = u.id AND j.fence = u.fence ORDER BY j.id \
+             FOR NO KEY UPDATE OF j), \
+             ended AS (DELETE FROM job USING locked WHERE job.id = locked.id AND locked.progress IS NULL), \
+             advanced AS (UPDATE job SET progress = locked.progress, \
+             claims = CASE WHEN locked.moved THEN 0 ELSE claims END FROM locked \
+             WHERE job.id = locked.id AND locked.progress IS NOT NULL), \
+             blocks AS (",
+            insert_blocks!("$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13"),
+            " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
+             details AS (INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, \
+             status, reason, next_at) SELECT d.id, d.app, d.notification_id, d.user_key, d.device, d.attempt, d.at, \
+             d.code, d.status, d.reason, d.next_at FROM unnest($14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, \
+             $25) AS d(id, app, notification_id, user_key, device, attempt, at, code, status, reason, next_at, place) \
+             WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
+             dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at \
+             FROM unnest($26, $27, $28, $29, $30, $31) AS r(device, app, since, reason, at, place) \
+             WHERE device.id = r.device AND device.app = r.app AND device.state = 1 \
+             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE) \
+             SELECT place FROM locked"
+        ),
+        Array<BigInt> => &ids, Array<BigInt> => fences, Array<Nullable<Binary>> => progress, Array<Bool> => moved,
+        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
+        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
+        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
+        Array<BigInt> => blocks.place,
+        Array<BigInt> => details.id, Array<BigInt> => details.app, Array<BigInt> => details.notification,
+        Array<BigInt> => details.user, Array<BigInt> => details.device, Array<Integer> => details.attempt,
+        Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
+        Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
+        Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
+        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place,
+    )
+    .load(tx.conn())
+    .await?;
+    let held: HashSet<i64> = held.into_iter().collect();
+    followers.retain(|row| held.contains(&parents[row]));
+    insert(tx, followers).await?;
+    let mut answers = Vec::with_capacity(updates.len());
+    for (place, update) in (0_i64..).zip(updates) {
+        let ours = held.contains(&place)
+            // The run before this one may have finished it: only the holder of the fence deletes.
+            || (tx.is_repeated() && update.progress.is_none() && is_gone(tx, update.job).await?);
+        answers.push(ours);
+    }
+    Ok(answers)
 }
 
-async fn record_one(tx: &mut Tx, update: &JobUpdate, now: UnixMs) -> Attempt<bool> {
-    let held = match &update.progress {
-        None => tx.execute(constant!(
-            (); "DELETE FROM job WHERE id = $1 AND fence = $2", BigInt => update.job.0, BigInt => update.fence,
-        )).await?,
-        // `claims` counts claims without progress.
-        Some(progress) => tx.execute(constant!(
-            ();
-            "UPDATE job SET progress = $3, claims = CASE WHEN $4 <> 0 THEN 0 ELSE claims END WHERE id = $1 AND fence = $2",
-            BigInt => update.job.0, BigInt => update.fence, Binary => progress.as_bytes(),
-            SmallInt => i16::from(!update.entries.is_empty()),
-        )).await?,
-    };
-    if held == 0 {
-        // The run before this one may have finished it: only the holder of the fence deletes.
-        return Ok(tx.is_repeated() && update.progress.is_none() && is_gone(tx, update.job).await?);
+/// Tokens that a platform found dead. A registration confirmed later than it knew survives. Publishes nothing: there is
+/// no push to a dead token to hold back.
+#[derive(Default)]
+struct RetirementColumns {
+    device: Vec<i64>,
+    app: Vec<i64>,
+    since: Vec<i64>,
+    reason: Vec<String>,
+    at: Vec<i64>,
+    place: Vec<i64>,
+}
+
+impl RetirementColumns {
+    fn push(&mut self, place: i64, update: &JobUpdate, dead: &Retirement, now: UnixMs) {
+        self.device.push(dead.device.0);
+        self.app.push(update.app.0);
+        self.since.push(dead.since.unwrap_or(now).0);
+        self.reason.push(dead.reason.clone());
+        self.at.push(now.0);
+        self.place.push(place);
     }
-    insert_blocks(tx, update.app, update.notification, Some(update.route), &update.entries, now).await?;
-    for detail in &update.details {
-        insert_detail(tx, update.app, update.notification, detail, now).await?;
-    }
-    for follower in &update.followers {
-        insert(tx, update.app, follower, Lease::FREE, now).await?;
-    }
-    for dead in &update.retirements {
-        devices::retire_dead(tx, update.app, dead, now).await?;
-    }
-    Ok(true)
+}
+
+fn push_detail(
+    details: &mut DetailColumns,
+    id: i64,
+    place: i64,
+    update: &JobUpdate,
+    detail: &SendAttempt,
+) -> Attempt<()> {
+    let code = ResultCode::ALL
+        .iter()
+        .find(|code| code.name() == detail.result)
+        .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
+    details.id.push(id);
+    details.app.push(update.app.0);
+    details.notification.push(update.notification.0);
+    details.user.push(detail.user.0);
+    details.device.push(detail.device.0);
+    details.attempt.push(stored_count(detail.attempt));
+    details.at.push(detail.at.0);
+    details.code.push(i16::from(code.code()));
+    details.status.push(i32::from(detail.answer.status));
+    details.reason.push(detail.answer.reason.to_string());
+    details.next_at.push(detail.next_at.map(|at| at.0));
+    details.place.push(place);
+    Ok(())
 }
 
 /// An orderly return is no crash: the claim does not count.
 pub(super) async fn release(tx: &mut Tx, jobs: &[(JobId, i64)], now: UnixMs) -> Attempt<()> {
-    for (job, fence) in jobs {
-        tx.execute(constant!(
-            ();
-            "UPDATE job SET owner = 0, fence = fence + 1, claims = greatest(claims - 1, 0), due_at = least(due_at, $3) \
-             WHERE id = $1 AND fence = $2 AND owner <> 0",
-            BigInt => job.0, BigInt => *fence, BigInt => now.0,
-        ))
-        .await?;
-    }
+    let (ids, fences): (Vec<i64>, Vec<i64>) = jobs.iter().map(|(job, fence)| (job.0, *fence)).unzip();
+    tx.execute(constant!(
+        ();
+        "WITH locked AS MATERIALIZED (SELECT j.id FROM unnest($1, $2) AS u(id, fence) JOIN job j ON j.id = u.id \
+         AND j.fence = u.fence AND j.owner <> 0 ORDER BY j.id FOR NO KEY UPDATE OF j) \
+         UPDATE job SET owner = 0, fence = fence + 1, claims = greatest(claims - 1, 0), due_at = least(due_at, $3) \
+         FROM locked WHERE job.id = locked.id",
+        Array<BigInt> => ids, Array<BigInt> => fences, BigInt => now.0,
+    ))
+    .await?;
     Ok(())
 }
 

@@ -1,17 +1,19 @@
 //! The store on Postgres: any number of processes on one database.
 //!
-//! Every write is a transaction of its own ([`tx`]) and every read a statement or a snapshot ([`read`]), on pooled
-//! connections. Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from which ids take their node
+//! Events to named people are committed in groups ([`group`]). Every other write is a transaction of its own ([`tx`]) and
+//! every read a statement or a snapshot ([`read`]), on pooled connections. Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from which ids take their node
 //! number, and the log of "no"s ([`deny`]). Leases are guarded by the job's fence alone; a heartbeat only says when it
 //! is worth taking a lease away.
 
 mod accept;
+mod batch;
 mod connect;
 mod deny;
 mod devices;
 mod event_types;
 mod explain;
 mod fanout;
+mod group;
 mod jobs;
 mod notifications;
 mod open;
@@ -175,6 +177,7 @@ impl Inner {
 /// See the module. Closed by [`PostgresStore::close`]; dropping it leaves its leases to the others, ten seconds later.
 pub struct PostgresStore {
     inner: Arc<Inner>,
+    acceptor: group::Acceptor,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -222,9 +225,14 @@ impl PostgresStore {
         });
         let mut poller = deny::Poller::default();
         poller.poll(&inner).await.map_err(|reason| OpenError::Read { reason })?;
+        let (acceptor, committer) = group::Acceptor::new();
         let replica = replica::Replica { slot: opened.slot, conn: None };
-        let tasks = vec![runtime.spawn(poller.run(Arc::clone(&inner))), runtime.spawn(replica.run(Arc::clone(&inner)))];
-        Ok(Self { inner, tasks: Mutex::new(tasks) })
+        let tasks = vec![
+            runtime.spawn(poller.run(Arc::clone(&inner))),
+            runtime.spawn(replica.run(Arc::clone(&inner))),
+            runtime.spawn(committer.run(Arc::clone(&inner))),
+        ];
+        Ok(Self { inner, acceptor, tasks: Mutex::new(tasks) })
     }
 
     /// What owns the leases of this start.
@@ -417,7 +425,11 @@ impl Registry for PostgresStore {
 
     async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted> {
         let doing = "accepting an event";
+        let now = self.inner.clock(now);
         let mut prepared = Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?;
+        if prepared.is_simple() {
+            return self.acceptor.accept(prepared, now).await;
+        }
         if let Some(limit) = prepared.wide_limit() {
             let too_many = read!(snapshot; &self.inner, doing, |conn| prepared.exceeds(conn, limit))?;
             prepared.set_too_many(too_many);

@@ -1,7 +1,7 @@
 //! Users and topics by name, and people with their devices and choices: what resolving, planning and gating read.
 
 use super::query::RunQuery;
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, QueryResult};
 use diesel_async::AsyncPgConnection;
 
@@ -249,7 +249,8 @@ impl People {
                 "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
                 choices!(),
                 " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
-            choice_joins!("e.value")
+            choice_joins!("e.value"),
+                " ORDER BY e.value"
             ),
             Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
         )
@@ -257,24 +258,71 @@ impl People {
         .await?;
         let mut found = Self::default();
         for row in rows {
-            let (user, device, route, seal_key, sealed, locale, all, this_type, device_all, device_type) = row;
-            let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
-            let person = found.person(UserKey(user), user_choice);
-            let (Some(device), Some(route)) = (device, route) else { continue };
-            let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-            person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
-            found.facts.push(TargetFacts {
-                target: Target { user: UserKey(user), device: DeviceId(device) },
-                state: DeviceState::Active,
-                route: RouteId(route),
-                token: token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?,
-                locale: locale.as_deref().map(Locale::trusted),
-                user_choice,
-                device_choice,
-            });
+            found.add(row)?;
         }
         found.sort();
         Ok(found)
+    }
+
+    /// The same for many events at once: each wanted person with the place of the event and its type. In the order of
+    /// the places; an event without people is left out.
+    pub async fn of_events(
+        conn: &mut AsyncPgConnection,
+        places: &[i32],
+        users: &[i64],
+        event_types: &[&str],
+    ) -> Attempt<Vec<(usize, Self)>> {
+        let rows: Vec<(i32, PersonRow)> = constant!(
+            (Integer, PersonTypes);
+            concat!(
+                "SELECT e.place, e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, \
+                 all_types.opted_in, this_type.opted_in, \
+                 CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+                 WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
+                 CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+                 WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = e.event_type) END \
+                 FROM unnest($1, $2, $3) AS e(place, value, event_type) \
+                 LEFT JOIN device d ON d.user_key = e.value AND d.state = 1 \
+                 LEFT JOIN opt_in all_types ON all_types.user_key = e.value AND all_types.device = 0 \
+                 AND all_types.event_type = '' \
+                 LEFT JOIN opt_in this_type ON this_type.user_key = e.value AND this_type.device = 0 \
+                 AND this_type.event_type = e.event_type ORDER BY e.place, e.value"
+            ),
+            Array<Integer> => places, Array<BigInt> => users, Array<Text> => event_types,
+        )
+        .load(conn)
+        .await?;
+        let mut events: Vec<(usize, Self)> = Vec::new();
+        for (place, row) in rows {
+            let place = usize::try_from(place).map_err(|_| Fail::corrupt("a negative place"))?;
+            if events.last().is_none_or(|(last, _)| *last != place) {
+                events.push((place, Self::default()));
+            }
+            events.last_mut().expect("pushed above when it was not there").1.add(row)?;
+        }
+        for (_, found) in &mut events {
+            found.sort();
+        }
+        Ok(events)
+    }
+
+    fn add(&mut self, row: PersonRow) -> Attempt<()> {
+        let (user, device, route, seal_key, sealed, locale, all, this_type, device_all, device_type) = row;
+        let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
+        let person = self.person(UserKey(user), user_choice);
+        let (Some(device), Some(route)) = (device, route) else { return Ok(()) };
+        let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
+        person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
+        self.facts.push(TargetFacts {
+            target: Target { user: UserKey(user), device: DeviceId(device) },
+            state: DeviceState::Active,
+            route: RouteId(route),
+            token: token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?,
+            locale: locale.as_deref().map(Locale::trusted),
+            user_choice,
+            device_choice,
+        });
+        Ok(())
     }
 
     /// A left join yields one user's rows together and users in the order asked; nothing promises it for devices, and
@@ -347,7 +395,8 @@ pub(super) async fn people_of_page(
             "SELECT e.value, d.id, d.route, ",
             choices!(),
             " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
-            choice_joins!("e.value")
+            choice_joins!("e.value"),
+                " ORDER BY e.value"
         ),
         Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
     )

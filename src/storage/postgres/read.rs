@@ -14,7 +14,7 @@ use crate::runtime::Instant;
 use crate::storage::Result;
 
 const PATIENCE: Duration = Duration::from_secs(3);
-const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_millis(100);
 
 /// The runs of one read; see [`read!`].
@@ -27,10 +27,6 @@ pub(super) struct Reads<'a> {
 impl<'a> Reads<'a> {
     pub fn new(inner: &'a Inner, doing: &'static str) -> Self {
         Self { inner, doing, deadline: inner.context.runtime.instant() + PATIENCE }
-    }
-
-    pub fn limit(&self) -> Duration {
-        LIMIT
     }
 
     /// `None`: run it again.
@@ -68,7 +64,7 @@ macro_rules! read {
             };
             let result = {
                 let $conn: &mut diesel_async::AsyncPgConnection = &mut object;
-                inner.context.runtime.timeout(reads.limit(), async { $work.await }).await
+                inner.context.runtime.timeout($crate::storage::postgres::read::LIMIT, async { $work.await }).await
             };
             if let Some(answer) = reads.end(object, result).await {
                 break answer;

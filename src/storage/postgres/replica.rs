@@ -49,7 +49,7 @@ impl Replica {
             }
         }
         // Out of the way at once: what is left is free for the others.
-        if let Some(None | Some(Err(_))) = runtime.timeout(BEAT_LIMIT, self.leave(&inner)).await.map(Some) {
+        if !matches!(runtime.timeout(BEAT_LIMIT, self.leave(&inner)).await, Some(Ok(()))) {
             tracing::warn!("the replica's row could not be updated; its leases are free in ten seconds");
         }
     }
@@ -73,7 +73,7 @@ impl Replica {
         .map_err(|error| error.to_string())?;
         let Some(now) = now.first() else { return Ok(false) };
         // Half the way there and back.
-        context.skew.store(now - (before + context.runtime.now().0) / 2, Ordering::Relaxed);
+        context.skew.store(now - i64::midpoint(before, context.runtime.now().0), Ordering::Relaxed);
         if beats % 2 == 1 {
             let freed = release_dead(conn, context.boot.0).await.map_err(|error| error.to_string())?;
             if freed > 0 {
@@ -108,13 +108,13 @@ impl Replica {
         .await
         .map_err(text)?;
         constant!(
-            (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner = $1", BigInt => boot,
+            (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1", BigInt => boot,
         )
         .execute(&mut conn)
         .await
         .map_err(text)?;
         constant!(
-            (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner = $1", BigInt => boot,
+            (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1", BigInt => boot,
         )
         .execute(&mut conn)
         .await
@@ -158,13 +158,13 @@ async fn sweep(conn: &mut AsyncPgConnection, inner: &Inner) -> diesel::QueryResu
     let _alone = context.leasing.write().await;
     let held: Vec<i64> = context.held.lock().expect("no panic while held").iter().copied().collect();
     let freed = constant!(
-        (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner = $1 AND id <> ALL ($2)",
+        (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1 AND id <> ALL ($2)",
         BigInt => context.boot.0, Array<BigInt> => &held,
     )
     .execute(conn)
     .await?;
     constant!(
-        (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner = $1 AND notification_id <> ALL ($2)",
+        (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1 AND notification_id <> ALL ($2)",
         BigInt => context.boot.0, Array<BigInt> => &held,
     )
     .execute(conn)

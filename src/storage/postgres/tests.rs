@@ -81,5 +81,6 @@ async fn open() -> Fixture {
 
 store_conformance!(open().await);
 
+mod plans;
 mod proxy;
 mod replicas;

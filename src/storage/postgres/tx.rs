@@ -35,7 +35,7 @@ use crate::storage::{Result, StoreError};
 /// How long a step is tried before its caller is told to come again. Below the default deadline of a call.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// One run of a step, above the server's own statement timeout only in sum.
-const RUN_LIMIT: Duration = Duration::from_secs(6);
+pub(super) const RUN_LIMIT: Duration = Duration::from_secs(6);
 /// Repeats after refusals of timing.
 const MAX_TIMING: u32 = 16;
 /// Between two tries to reach the server.
@@ -147,7 +147,7 @@ impl Tx {
 
 /// What to do after a failed run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Remedy {
+pub(super) enum Remedy {
     /// The server refused it for a reason of timing: it was rolled back, run it again.
     Again,
     /// The connection is gone; before COMMIT nothing happened.
@@ -155,7 +155,7 @@ enum Remedy {
     GiveUp,
 }
 
-fn remedy(error: &DieselError) -> Remedy {
+pub(super) fn remedy(error: &DieselError) -> Remedy {
     match error {
         DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure | DatabaseErrorKind::UniqueViolation, _) => {
             Remedy::Again
@@ -177,6 +177,11 @@ fn remedy(error: &DieselError) -> Remedy {
         }
         _ => Remedy::GiveUp,
     }
+}
+
+/// The server cannot be reached.
+pub(super) fn unreachable(error: &diesel::ConnectionError) -> DieselError {
+    DieselError::DatabaseError(DatabaseErrorKind::UnableToSendCommand, Box::new(error.to_string()))
 }
 
 /// Ends a run that must simply be repeated.
@@ -202,10 +207,6 @@ impl<'a> Runs<'a> {
         let deadline = inner.context.runtime.instant() + PATIENCE;
         let ids = Ids::default();
         Self { inner, doing, ids, denied: Vec::new(), deadline, timing: 0, repeated: false, leases }
-    }
-
-    pub fn limit(&self) -> Duration {
-        RUN_LIMIT
     }
 
     pub async fn begin(&mut self) -> Result<Tx> {
@@ -358,7 +359,7 @@ macro_rules! step {
             };
             let result = {
                 let $tx = &mut transaction;
-                inner.context.runtime.timeout(runs.limit(), async { $work.await }).await
+                inner.context.runtime.timeout($crate::storage::postgres::tx::RUN_LIMIT, async { $work.await }).await
             };
             if let Some(answer) = runs.end(transaction, result).await {
                 break answer;

@@ -11,8 +11,10 @@ use tokio_util::sync::CancellationToken;
 struct State {
     /// New connections are refused.
     down: AtomicBool,
-    /// How many answers to a COMMIT are still to be lost: the server commits, the client's connection ends.
-    lose_commits: AtomicUsize,
+    /// What a message must hold for its answer to be lost, and how many still are: the server does it, the client's
+    /// connection ends.
+    lose: std::sync::Mutex<&'static [u8]>,
+    losses: AtomicUsize,
 }
 
 pub struct Proxy {
@@ -60,12 +62,14 @@ impl Proxy {
         self.state.down.store(false, Ordering::SeqCst);
     }
 
-    pub fn lose_commits(&self, count: usize) {
-        self.state.lose_commits.store(count, Ordering::SeqCst);
+    /// The answer to the next message that holds this is lost.
+    pub fn lose_answer_to(&self, part: &'static [u8]) {
+        *self.state.lose.lock().unwrap() = part;
+        self.state.losses.store(1, Ordering::SeqCst);
     }
 
-    pub fn commits_to_lose(&self) -> usize {
-        self.state.lose_commits.load(Ordering::SeqCst)
+    pub fn is_lost(&self) -> bool {
+        self.state.losses.load(Ordering::SeqCst) == 0
     }
 }
 
@@ -78,9 +82,10 @@ async fn carry(mut client: TcpStream, server: &str, state: &State) {
         tokio::select! {
             read = client.read(&mut up) => {
                 let Ok(count @ 1..) = read else { return };
-                let commit = up[..count].windows(6).any(|window| window == b"COMMIT");
+                let part = *state.lose.lock().unwrap();
+                let holds = !part.is_empty() && up[..count].windows(part.len()).any(|window| window == part);
                 let taken = |left: usize| left.checked_sub(1);
-                if commit && state.lose_commits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken).is_ok() {
+                if holds && state.losses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken).is_ok() {
                     losing = true;
                 }
                 if server.write_all(&up[..count]).await.is_err() {
