@@ -361,9 +361,20 @@ pub struct Fanout {
 pub struct FanoutPage {
     /// Ascending by user.
     pub people: Vec<Person>,
+    /// What a hand-over needs of each of their devices, ascending by target.
+    pub facts: Vec<TargetFacts>,
+    /// The notification was cancelled, or is gone.
+    pub cancelled: bool,
     /// The last user of the page; people after it come next.
     pub cursor: UserKey,
     pub done: bool,
+}
+
+impl FanoutPage {
+    pub fn facts_of(&self, target: Target) -> Option<&TargetFacts> {
+        let at = self.facts.binary_search_by_key(&target, |facts| facts.target).ok()?;
+        self.facts.get(at)
+    }
 }
 
 /// What the expander decided for a page, written in one transaction with the cursor.
@@ -376,6 +387,8 @@ pub struct PageWrite {
     /// Deletes the fan-out.
     pub done: bool,
     pub jobs: Vec<NewJob>,
+    /// The first so many jobs are leased to this process from birth, with fence 1: the expander hands them over.
+    pub leased: usize,
     pub suppressed: Vec<Entry>,
 }
 
@@ -423,8 +436,8 @@ pub trait Queue: Send + Sync {
     /// Reads the next page; `limit` people at most.
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage>;
 
-    /// Whether the fence still held.
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool>;
+    /// The ids of the jobs, in their order; `None`: the fence was lost and nothing was written.
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>>;
 
     /// Gives a fan-out back.
     async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()>;

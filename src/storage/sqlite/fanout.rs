@@ -10,11 +10,12 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::fail::Attempt;
 use super::group::Tx;
 use super::jobs::{self, Lease};
-use super::people::people_of_page;
+use super::notifications;
+use super::people::People;
 use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, NotificationId, UserKey};
+use crate::domain::ids::{AppKey, JobId, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::storage::{BootId, Fanout, FanoutPage, PageWrite};
@@ -162,12 +163,13 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -
         }
     }
     let event_type = &fanout.notification.event_type;
-    let mut found = people_of_page(conn, event_type, &users)?;
+    let mut found = People::of_users(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
-    Ok(FanoutPage { people: found.people, cursor, done })
+    let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
+    Ok(FanoutPage { people: found.people, facts: found.facts, cancelled, cursor, done })
 }
 
-pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<bool> {
+pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {
     let held = if page.done {
         tx.execute(constant!(
             (); "DELETE FROM fanout WHERE notification_id = ?1 AND fence = ?2",
@@ -180,13 +182,15 @@ pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Atte
         ))?
     };
     if held == 0 {
-        return Ok(false);
+        return Ok(None);
     }
-    for job in &page.jobs {
-        jobs::insert(tx, page.app, job, Lease::FREE, now)?;
+    let mut ids = Vec::with_capacity(page.jobs.len());
+    for (at, job) in page.jobs.iter().enumerate() {
+        let lease = if at < page.leased { Lease::first(tx.context.boot) } else { Lease::FREE };
+        ids.push(jobs::insert(tx, page.app, job, lease, now)?);
     }
     jobs::insert_blocks(tx, page.app, page.notification, None, &page.suppressed, now)?;
-    Ok(true)
+    Ok(Some(ids))
 }
 
 pub(super) fn release(tx: &mut Tx<'_>, notification: NotificationId, fence: i64) -> Attempt<()> {

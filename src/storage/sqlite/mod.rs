@@ -422,7 +422,7 @@ impl Queue for SqliteStore {
         .await
     }
 
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool> {
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
         let targets: usize = page.jobs.iter().map(|job| job.targets.len()).sum();
         let bytes = SMALL + 16 * (targets + page.suppressed.len());
         self.write(Class::Page, bytes, "writing a page of a fan-out", move |tx| fanout::write_page(tx, &page, now))

@@ -225,7 +225,7 @@ pub(super) struct People {
 }
 
 impl People {
-    /// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over.
+    /// `users` (ascending, distinct) on all their active devices, with tokens: most are handed over at once.
     pub fn of_users(conn: &mut SqliteConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
         let rows = constant!(
             PersonTypes;
@@ -304,49 +304,6 @@ impl People {
         }
         self.people.last_mut().expect("pushed above when it was not there")
     }
-}
-
-type PageTypes = (
-    BigInt,
-    Nullable<BigInt>,
-    Nullable<BigInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-);
-
-type PageRow = (i64, Option<i64>, Option<i64>, Option<i16>, Option<i16>, Option<i16>, Option<i16>);
-
-/// `users` (ascending, distinct) on all their active devices, without tokens: a fan-out's page.
-pub(super) fn people_of_page(
-    conn: &mut SqliteConnection,
-    event_type: &EventType,
-    users: &[UserKey],
-) -> Attempt<People> {
-    let rows = constant!(
-        PageTypes;
-        concat!(
-            "SELECT e.value, d.id, d.route, ",
-            choices!(),
-            " FROM json_each(?1) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
-                choice_joins!("e.value")
-        ),
-        Text => json_ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
-    )
-    .load_iter::<PageRow, diesel::connection::DefaultLoadingMode>(conn)?;
-    let mut found = People { people: Vec::with_capacity(users.len()), facts: Vec::new() };
-    for row in rows {
-        let (user, device, route, all, this_type, device_all, device_type) = row?;
-        let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
-        let person = found.person(UserKey(user), user_choice);
-        if let (Some(device), Some(route)) = (device, route) {
-            let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-            person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Planning decides about the route; until then it is taken for known.
