@@ -96,9 +96,6 @@ impl Expander {
     /// Whether more pages follow under our lease.
     async fn page(&mut self, fanout: &mut Fanout) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
-        // Before the query: whatever it misses has a higher position.
-        let gated = shared.deny.position();
-        let gated_at = shared.runtime.instant().into_std();
         let mut page = shared.store.fanout_page(fanout, shared.settings.page_people).await?;
         for person in &mut page.people {
             for (_, facts) in &mut person.devices {
@@ -165,6 +162,7 @@ impl Expander {
                 ready_at: due_at,
                 first_attempt_at: None,
             };
+            let (gated, gated_at) = (page.gate.position, page.gate.at);
             shared.deliver(HandedOver { job, notification: Arc::clone(&notification), facts, gated, gated_at, permit });
         }
         for (route, _) in free {

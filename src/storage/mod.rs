@@ -14,7 +14,9 @@ pub mod error;
 pub mod sqlite;
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::domain::deny::DenyPosition;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration, Retirement};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
@@ -356,11 +358,20 @@ pub struct Fanout {
     pub audience: Arc<[u8]>,
 }
 
-/// The next distinct people of a fan-out, with what the gates need.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// How much of the deny feed a read has surely seen, and when it began: held against the feed at every hand-over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gate {
+    pub position: DenyPosition,
+    pub at: Instant,
+}
+
+/// The next distinct people of a fan-out, with what the gates need. Shows at least what was answered before the fan-out
+/// was claimed.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FanoutPage {
     /// Ascending by user.
     pub people: Vec<Person>,
+    pub gate: Gate,
     /// What a hand-over needs of each of their devices, ascending by target.
     pub facts: Vec<TargetFacts>,
     /// The notification was cancelled, or is gone.

@@ -18,7 +18,7 @@ use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, JobId, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
-use crate::storage::{BootId, Fanout, FanoutPage, PageWrite};
+use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -110,7 +110,7 @@ impl Stream {
 
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
-pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -> Attempt<FanoutPage> {
+pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, gate: Gate) -> Attempt<FanoutPage> {
     let audience = PackedAudience::unpack(&fanout.audience)?;
     let after = fanout.cursor;
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
@@ -166,7 +166,7 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -
     let mut found = People::of_users(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
     let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
-    Ok(FanoutPage { people: found.people, facts: found.facts, cancelled, cursor, done })
+    Ok(FanoutPage { people: found.people, gate, facts: found.facts, cancelled, cursor, done })
 }
 
 pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {
