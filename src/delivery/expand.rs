@@ -148,7 +148,7 @@ impl Expander {
             return Ok(false);
         };
         for ((route, targets, permit), id) in leased.into_iter().zip(ids) {
-            let facts = targets.iter().filter_map(|target| page.facts_of(*target).cloned()).collect();
+            let facts = targets.iter().filter_map(|target| page.take_facts(*target)).collect();
             let job = Job {
                 id,
                 notification: notification.id,

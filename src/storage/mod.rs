@@ -372,8 +372,8 @@ pub struct FanoutPage {
     /// Ascending by user.
     pub people: Vec<Person>,
     pub gate: Gate,
-    /// What a hand-over needs of each of their devices, ascending by target.
-    pub facts: Vec<TargetFacts>,
+    /// What a hand-over needs of each of their devices, ascending by target; see [`FanoutPage::take_facts`].
+    pub facts: Vec<(Target, Option<TargetFacts>)>,
     /// The notification was cancelled, or is gone.
     pub cancelled: bool,
     /// The last user of the page; people after it come next.
@@ -382,9 +382,10 @@ pub struct FanoutPage {
 }
 
 impl FanoutPage {
-    pub fn facts_of(&self, target: Target) -> Option<&TargetFacts> {
-        let at = self.facts.binary_search_by_key(&target, |facts| facts.target).ok()?;
-        self.facts.get(at)
+    /// Once each.
+    pub fn take_facts(&mut self, target: Target) -> Option<TargetFacts> {
+        let at = self.facts.binary_search_by_key(&target, |(known, _)| *known).ok()?;
+        self.facts.get_mut(at)?.1.take()
     }
 }
 

@@ -16,6 +16,7 @@ use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, JobId, NotificationId, UserKey};
+use crate::domain::notification::TargetFacts;
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
@@ -113,6 +114,9 @@ impl Stream {
 pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, gate: Gate) -> Attempt<FanoutPage> {
     let audience = PackedAudience::unpack(&fanout.audience)?;
     let after = fanout.cursor;
+    if let Some(page) = page_of_one(conn, fanout, &audience, limit, gate)? {
+        return Ok(page);
+    }
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
         whole.push(Stream::new(Source::Everyone(fanout.notification.app), after));
@@ -166,7 +170,40 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, g
     let mut found = People::of_users(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
     let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
-    Ok(FanoutPage { people: found.people, gate, facts: found.facts, cancelled, cursor, done })
+    Ok(FanoutPage { people: found.people, gate, facts: by_target(found.facts), cancelled, cursor, done })
+}
+
+fn by_target(facts: Vec<TargetFacts>) -> Vec<(Target, Option<TargetFacts>)> {
+    facts.into_iter().map(|facts| (facts.target, Some(facts))).collect()
+}
+
+/// An audience of one source, which nearly all are: read in one go.
+fn page_of_one(
+    conn: &mut SqliteConnection,
+    fanout: &Fanout,
+    audience: &PackedAudience,
+    limit: usize,
+    gate: Gate,
+) -> Attempt<Option<FanoutPage>> {
+    let (event_type, after) = (&fanout.notification.event_type, fanout.cursor);
+    let most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX).saturating_add(1);
+    let mut found = match (audience.everyone, &audience.topics[..]) {
+        // Everyone includes whoever is named.
+        (true, _) => People::of_app(conn, event_type, fanout.notification.app, after, most)?,
+        (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => {
+            People::of_topic(conn, event_type, *topic, after, most)?
+        }
+        (false, _) => return Ok(None),
+    };
+    let done = found.people.len() <= limit;
+    if !done {
+        found.people.truncate(limit);
+    }
+    let cursor = found.people.last().map_or(after, |person| person.user);
+    let beyond = found.facts.partition_point(|facts| facts.target.user <= cursor);
+    found.facts.truncate(beyond);
+    let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
+    Ok(Some(FanoutPage { people: found.people, gate, facts: by_target(found.facts), cancelled, cursor, done }))
 }
 
 pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {
