@@ -21,7 +21,9 @@ pub mod sqlite;
 mod statement;
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::domain::deny::DenyPosition;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration, Retirement};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
@@ -363,14 +365,36 @@ pub struct Fanout {
     pub audience: Arc<[u8]>,
 }
 
-/// The next distinct people of a fan-out, with what the gates need.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// How much of the deny feed a read has surely seen, and when it began: held against the feed at every hand-over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gate {
+    pub position: DenyPosition,
+    pub at: Instant,
+}
+
+/// The next distinct people of a fan-out, with what the gates need. Shows at least what was answered before the fan-out
+/// was claimed.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FanoutPage {
     /// Ascending by user.
     pub people: Vec<Person>,
+    pub gate: Gate,
+    /// What a hand-over needs of each of their devices, ascending by target; see [`FanoutPage::take_facts`]. Empty where
+    /// the store wants a page's jobs written free, for any replica to claim.
+    pub facts: Vec<(Target, Option<TargetFacts>)>,
+    /// The notification was cancelled, or is gone.
+    pub cancelled: bool,
     /// The last user of the page; people after it come next.
     pub cursor: UserKey,
     pub done: bool,
+}
+
+impl FanoutPage {
+    /// Once each.
+    pub fn take_facts(&mut self, target: Target) -> Option<TargetFacts> {
+        let at = self.facts.binary_search_by_key(&target, |(known, _)| *known).ok()?;
+        self.facts.get_mut(at)?.1.take()
+    }
 }
 
 /// What the expander decided for a page, written in one transaction with the cursor.
@@ -383,6 +407,9 @@ pub struct PageWrite {
     /// Deletes the fan-out.
     pub done: bool,
     pub jobs: Vec<NewJob>,
+    /// The first so many jobs are leased to this process from birth, with fence 1: the expander hands them over. 0 where
+    /// the page had no facts.
+    pub leased: usize,
     pub suppressed: Vec<Entry>,
 }
 
@@ -430,8 +457,8 @@ pub trait Queue: Send + Sync {
     /// Reads the next page; `limit` people at most.
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage>;
 
-    /// Whether the fence still held.
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool>;
+    /// The ids of the jobs, in their order; `None`: the fence was lost and nothing was written.
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>>;
 
     /// Gives a fan-out back.
     async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()>;

@@ -69,8 +69,8 @@ use crate::domain::time::UnixMs;
 use crate::runtime::{Instant, Runtime};
 use crate::storage::{
     Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
-    GateFacts, JobUpdate, NewOptIn, NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, Result,
-    StoreError, Subscription,
+    Gate, GateFacts, JobUpdate, NewOptIn, NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry,
+    Result, StoreError, Subscription,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -560,15 +560,17 @@ impl Queue for PostgresStore {
     }
 
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {
-        read!(snapshot; &self.inner, "reading a page of a fan-out", |conn| fanout::page(conn, fanout, limit))
+        let context = &self.inner.context;
+        let gate = Gate { position: context.deny.position(), at: context.runtime.instant().into_std() };
+        read!(snapshot; &self.inner, "reading a page of a fan-out", |conn| fanout::page(conn, fanout, limit, gate))
     }
 
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool> {
-        let held = step!(&self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
-        if !held || page.done {
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
+        let ids = step!(&self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
+        if ids.is_none() || page.done {
             self.inner.let_go([page.notification.0]);
         }
-        Ok(held)
+        Ok(ids)
     }
 
     async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()> {

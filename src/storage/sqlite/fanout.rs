@@ -10,14 +10,16 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::fail::Attempt;
 use super::group::Tx;
 use super::jobs::{self, Lease};
-use super::people::people_of_page;
+use super::notifications;
+use super::people::People;
 use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, NotificationId, UserKey};
+use crate::domain::ids::{AppKey, JobId, NotificationId, UserKey};
+use crate::domain::notification::TargetFacts;
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
-use crate::storage::{BootId, Fanout, FanoutPage, PageWrite};
+use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -109,9 +111,12 @@ impl Stream {
 
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
-pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -> Attempt<FanoutPage> {
+pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, gate: Gate) -> Attempt<FanoutPage> {
     let audience = PackedAudience::unpack(&fanout.audience)?;
     let after = fanout.cursor;
+    if let Some(page) = page_of_one(conn, fanout, &audience, limit, gate)? {
+        return Ok(page);
+    }
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
         whole.push(Stream::new(Source::Everyone(fanout.notification.app), after));
@@ -162,12 +167,46 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -
         }
     }
     let event_type = &fanout.notification.event_type;
-    let mut found = people_of_page(conn, event_type, &users)?;
+    let mut found = People::of_users(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
-    Ok(FanoutPage { people: found.people, cursor, done })
+    let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
+    Ok(FanoutPage { people: found.people, gate, facts: by_target(found.facts), cancelled, cursor, done })
 }
 
-pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<bool> {
+fn by_target(facts: Vec<TargetFacts>) -> Vec<(Target, Option<TargetFacts>)> {
+    facts.into_iter().map(|facts| (facts.target, Some(facts))).collect()
+}
+
+/// An audience of one source, which nearly all are: read in one go.
+fn page_of_one(
+    conn: &mut SqliteConnection,
+    fanout: &Fanout,
+    audience: &PackedAudience,
+    limit: usize,
+    gate: Gate,
+) -> Attempt<Option<FanoutPage>> {
+    let (event_type, after) = (&fanout.notification.event_type, fanout.cursor);
+    let most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX).saturating_add(1);
+    let mut found = match (audience.everyone, &audience.topics[..]) {
+        // Everyone includes whoever is named.
+        (true, _) => People::of_app(conn, event_type, fanout.notification.app, after, most)?,
+        (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => {
+            People::of_topic(conn, event_type, *topic, after, most)?
+        }
+        (false, _) => return Ok(None),
+    };
+    let done = found.people.len() <= limit;
+    if !done {
+        found.people.truncate(limit);
+    }
+    let cursor = found.people.last().map_or(after, |person| person.user);
+    let beyond = found.facts.partition_point(|facts| facts.target.user <= cursor);
+    found.facts.truncate(beyond);
+    let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
+    Ok(Some(FanoutPage { people: found.people, gate, facts: by_target(found.facts), cancelled, cursor, done }))
+}
+
+pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {
     let held = if page.done {
         tx.execute(constant!(
             (); "DELETE FROM fanout WHERE notification_id = ?1 AND fence = ?2",
@@ -180,13 +219,15 @@ pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Atte
         ))?
     };
     if held == 0 {
-        return Ok(false);
+        return Ok(None);
     }
-    for job in &page.jobs {
-        jobs::insert(tx, page.app, job, Lease::FREE, now)?;
+    let mut ids = Vec::with_capacity(page.jobs.len());
+    for (at, job) in page.jobs.iter().enumerate() {
+        let lease = if at < page.leased { Lease::first(tx.context.boot) } else { Lease::FREE };
+        ids.push(jobs::insert(tx, page.app, job, lease, now)?);
     }
     jobs::insert_blocks(tx, page.app, page.notification, None, &page.suppressed, now)?;
-    Ok(true)
+    Ok(Some(ids))
 }
 
 pub(super) fn release(tx: &mut Tx<'_>, notification: NotificationId, fence: i64) -> Attempt<()> {
