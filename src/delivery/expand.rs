@@ -127,7 +127,7 @@ impl Expander {
             suppressed: plan.suppressed,
         };
         if !shared.store.write_page(write, now).await? {
-            tracing::warn!(notification_id = %notification.id, "another owner expands this audience");
+            tracing::warn!(notification_id = %shared.public_id(notification.id), "another owner expands this audience");
             return Ok(false);
         }
         for route in routes {
@@ -137,7 +137,8 @@ impl Expander {
         }
         fanout.cursor = page.cursor;
         if page.done {
-            tracing::info!(notification_id = %notification.id, "a large audience is worked out");
+            tracing::debug!(notification_id = %shared.public_id(notification.id), "a large audience is worked out");
+            shared.broadcasts.expanded(shared, notification);
         }
         Ok(!page.done)
     }

@@ -17,11 +17,15 @@ pub const APP: &str = "ifriendspet";
 /// How long anything may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+const SERVER_LOG: &str = "server.log";
+
 pub struct World {
     /// Removed with everything in it at the end.
     _dir: TempDir,
     pub sandbox: Sandbox,
     pub address: String,
+    /// Of `/metrics`.
+    pub admin: String,
     config: PathBuf,
 }
 
@@ -42,11 +46,22 @@ impl World {
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
         let config = dir.path().join("nudged.toml");
-        Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config }
+        let (address, admin) = (format!("http://127.0.0.1:{grpc}"), format!("127.0.0.1:{admin}"));
+        Self { _dir: dir, sandbox, address, admin, config }
     }
 
     pub fn start(&self) -> Server {
-        Server { child: spawn(&["serve", "--config"], &self.config) }
+        self.start_with(&[])
+    }
+
+    /// With these environment variables.
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Server {
+        Server { child: spawn(&["serve", "--config"], &self.config, environment) }
+    }
+
+    /// What the server has logged so far: JSON, a line each.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.config.with_file_name(SERVER_LOG)).unwrap_or_default()
     }
 
     /// A client, as soon as the server answers.
@@ -95,11 +110,12 @@ pub fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_nudged"))
 }
 
-fn spawn(arguments: &[&str], config: &Path) -> Child {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name("server.log")).unwrap();
+fn spawn(arguments: &[&str], config: &Path, environment: &[(&str, &str)]) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name(SERVER_LOG)).unwrap();
     binary()
         .args(arguments)
         .arg(config)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
