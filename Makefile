@@ -3,7 +3,7 @@
 #   make test ARGS='--lib config::'   a part of it
 #   make check         formatting, lints, docs, dependencies, house rules
 #   make bench         the whole pipeline against fake providers, CPU per delivery beside a bare client's
-#   make proto         buf lint and buf breaking against main, where buf is installed (part of make check)
+#   make proto         buf lint and buf breaking against the last release (or main), where buf is installed (part of make check)
 #   make examples      callers in Python, Node, Go and Java against the real binary (needs their package registries)
 #   make demo          the whole story against fake providers, in a minute
 
@@ -40,8 +40,8 @@ deny:
 		echo 'make check: SKIPPED dependency check: cargo-deny is not installed (cargo install --locked cargo-deny)' >&2; \
 	fi
 
-# What the protos are compared with: a branch or tag of this repository.
-BREAKING_AGAINST ?= main
+# What the protos are compared with: the last release, and main before the first.
+BREAKING_AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 BUF ?= $(shell command -v buf || ls "$$(go env GOPATH 2>/dev/null)/bin/buf" 2>/dev/null)
 
 proto:

@@ -4,7 +4,8 @@
 # was: everything is built in a copy below target/.
 #   examples/run.sh                 all
 #   examples/run.sh python node     some
-# NUDGED_BIN: the binary (default: built by cargo). EXAMPLES_STRICT=1: a language without its tools is a failure.
+# A language whose packages cannot be fetched is left out, too; one that does not build or run is a failure.
+# NUDGED_BIN: the binary (default: built by cargo). EXAMPLES_STRICT=1: a language that is left out is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -55,9 +56,17 @@ copy() {
     cp -R "$root/examples/$1/." "$work/$1/"
 }
 
+# What a language's run exits with when a registry does not answer.
+unfetched=75
+
+# A registry may fail once.
+fetch() {
+    "$@" || { sleep 3; "$@"; } || return $unfetched
+}
+
 python_tools() {
     [ -x "$work/python/venv/bin/python" ] || python3 -m venv "$work/python/venv"
-    "$work/python/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/examples/python/requirements.txt"
+    fetch "$work/python/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/examples/python/requirements.txt"
 }
 
 # Prints why a language cannot run here, or nothing.
@@ -79,14 +88,14 @@ missing() {
 
 run_python() {
     copy python
-    python_tools
+    python_tools || return
     (cd "$work/python" && venv/bin/python -m grpc_tools.protoc -I "$root/proto" --python_out=. --grpc_python_out=. \
         "$root"/proto/nudged/v1/*.proto && venv/bin/python example.py)
 }
 
 run_node() {
     copy node
-    (cd "$work/node" && npm install --silent --no-audit --no-fund --no-package-lock && node example.js)
+    (cd "$work/node" && fetch npm install --silent --no-audit --no-fund --no-package-lock && node example.js)
 }
 
 run_go() {
@@ -94,7 +103,7 @@ run_go() {
     local protoc=(protoc)
     if ! command -v protoc >/dev/null; then
         mkdir -p "$work/python"
-        python_tools
+        python_tools || return
         protoc=("$work/python/venv/bin/python" -m grpc_tools.protoc)
     fi
     local mapped=()
@@ -102,7 +111,7 @@ run_go() {
         mapped+=("--go_opt=Mnudged/v1/$(basename "$file")=nudged-example/nudgedv1"
             "--go-grpc_opt=Mnudged/v1/$(basename "$file")=nudged-example/nudgedv1")
     done
-    (cd "$work/go" &&
+    (cd "$work/go" && fetch go mod download &&
         go build -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc &&
         PATH="$work/go/bin:$PATH" "${protoc[@]}" -I "$root/proto" \
             --go_out=. --go_opt=module=nudged-example --go-grpc_out=. --go-grpc_opt=module=nudged-example "${mapped[@]}" \
@@ -112,7 +121,16 @@ run_go() {
 
 run_java() {
     copy java
-    (cd "$work/java" && mvn --quiet --batch-mode -Dproto.dir="$root/proto" compile exec:java)
+    local log=$work/java/build.log
+    local mvn=(mvn --quiet --batch-mode -Dstyle.color=never -Dproto.dir="$root/proto")
+    cd "$work/java"
+    # Maven fetches while it builds; its words tell a registry's failure from ours.
+    if ! "${mvn[@]}" compile >"$log" 2>&1 && ! "${mvn[@]}" -U compile >"$log" 2>&1; then
+        cat "$log" >&2
+        grep -qE 'Could not (transfer|resolve|find) |Unable to resolve artifact|could not be resolved' "$log" && return $unfetched
+        return 1
+    fi
+    "${mvn[@]}" compile exec:java
 }
 
 passed=0 failed=0 skipped=0
@@ -125,8 +143,11 @@ for language in "${@:-python node go java}"; do
             continue
         fi
         status=0
-        (set -e; "run_$language") </dev/null || status=$?
-        if [ "$status" -eq 0 ]; then
+        ("run_$language") </dev/null || status=$?
+        if [ "$status" -eq $unfetched ]; then
+            echo "examples: $language SKIPPED: its packages could not be fetched"
+            skipped=$((skipped + 1))
+        elif [ "$status" -eq 0 ]; then
             passed=$((passed + 1))
         else
             echo "examples: $language FAILED (exit $status)" >&2

@@ -1,7 +1,7 @@
 //! One log line per broadcast: a large audience from acceptance to its last result.
 //!
 //! Counting a broadcast reads its outcome blocks, so it is looked at seldom: at growing intervals, and at once when no
-//! job is open any more. A restart forgets what it was waiting for; the line is a convenience, the numbers stay in
+//! job is open any more. `finished_ms` is when that look saw it, so up to one interval late. A restart forgets what it was waiting for; the line is a convenience, the numbers stay in
 //! GetNotification.
 
 use std::sync::Mutex;
@@ -66,8 +66,8 @@ impl Broadcasts {
                         notification_id = %shared.public_id(one.notification),
                         event_type = one.event_type,
                         accepted_at = %one.accepted_at,
-                        expanded_ms = one.expanded_at.since(one.accepted_at).as_millis(),
-                        finished_ms = now.since(one.accepted_at).as_millis(),
+                        expanded_ms = millis(one.expanded_at.since(one.accepted_at)),
+                        finished_ms = millis(now.since(one.accepted_at)),
                         sent = counts.sent,
                         suppressed = counts.suppressed,
                         dead = counts.dead,
@@ -93,4 +93,9 @@ impl Broadcasts {
             }
         }
     }
+}
+
+/// As a number in the log: wider ones are written as texts.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
