@@ -80,6 +80,7 @@ pub struct Server {
     places: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    imports: Arc<Semaphore>,
     runtime: Runtime,
 }
 
@@ -94,6 +95,7 @@ impl Server {
             places: Arc::new(Semaphore::new(limits.max_connections)),
             requests: Arc::new(Semaphore::new(limits.max_concurrent_requests)),
             streams: Arc::new(Semaphore::new(limits.max_event_streams)),
+            imports: Arc::new(Semaphore::new(limits.max_import_streams)),
             limits,
             runtime,
         }
@@ -138,6 +140,7 @@ impl Server {
             Arc::clone(&self.service),
             Arc::clone(&self.keys),
             Arc::clone(&self.streams),
+            Arc::clone(&self.imports),
             limits,
             shutdown.clone(),
         );

@@ -14,7 +14,7 @@ use super::people::people_of_page;
 use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, NotificationId, UserKey};
+use crate::domain::ids::{AppKey, EventType, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::storage::{BootId, Fanout, FanoutPage, PageWrite};
@@ -109,12 +109,18 @@ impl Stream {
 
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
-pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -> Attempt<FanoutPage> {
-    let audience = PackedAudience::unpack(&fanout.audience)?;
-    let after = fanout.cursor;
+pub(super) fn page(
+    conn: &mut SqliteConnection,
+    app: AppKey,
+    event_type: &EventType,
+    packed: &[u8],
+    after: UserKey,
+    limit: usize,
+) -> Attempt<FanoutPage> {
+    let audience = PackedAudience::unpack(packed)?;
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
-        whole.push(Stream::new(Source::Everyone(fanout.notification.app), after));
+        whole.push(Stream::new(Source::Everyone(app), after));
     } else {
         // Everyone includes them: topics and names add nobody.
         whole.extend(audience.topics.iter().map(|topic| Stream::new(Source::Topic(*topic), after)));
@@ -161,7 +167,6 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -
             done = done && stream.peek(conn, 1)?.is_none();
         }
     }
-    let event_type = &fanout.notification.event_type;
     let mut found = people_of_page(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
     Ok(FanoutPage { people: found.people, cursor, done })

@@ -13,6 +13,7 @@ mod explain;
 mod fail;
 mod fanout;
 mod group;
+mod imports;
 mod jobs;
 mod notifications;
 mod open;
@@ -45,24 +46,23 @@ use self::fail::{Attempt, unavailable};
 use self::group::{Context, Core, Tx};
 use self::readers::{Asker, Readers, snapshot};
 use self::statement::constant;
-use self::subscriptions::NewSubscription;
 use self::writer::{Class, Writer};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
-    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId,
+    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
 };
-use crate::domain::notification::{Accepted, HandOff, NewEvent, Notification};
+use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::storage::{
     Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
-    GateFacts, JobUpdate, NewOptIn, NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, Result,
-    Subscription,
+    GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView, OptIn, Page,
+    PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -249,6 +249,21 @@ impl Registry for SqliteStore {
         .await
     }
 
+    async fn import_position(&self, app: AppKey, name: &str) -> Result<i64> {
+        let name = name.to_owned();
+        self.read(Asker::Caller, "looking up an import", move |conn| imports::position(conn, app, &name)).await
+    }
+
+    async fn import(&self, batch: ImportBatch, now: UnixMs) -> Result<Vec<Imported>> {
+        let bytes = SMALL + SMALL * batch.items.len();
+        self.write(Class::Import, bytes, "importing", move |tx| imports::apply(tx, &batch, now)).await
+    }
+
+    async fn assess_import(&self, items: Vec<ImportItem>) -> Result<Vec<Imported>> {
+        self.read(Asker::Caller, "checking an import", move |conn| snapshot(conn, |conn| imports::assess(conn, &items)))
+            .await
+    }
+
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
         let name = event_type.clone();
         self.read(Asker::Caller, "looking up an event type", move |conn| event_types::declared(conn, app, &name)).await
@@ -306,6 +321,39 @@ impl Registry for SqliteStore {
         }
         let bytes = prepared.bytes();
         self.write(Class::Accept, bytes, doing, move |tx| accept::accept(tx, &prepared, now)).await
+    }
+
+    async fn resolve_audience(
+        &self,
+        app: AppKey,
+        audience: &Audience,
+        actor: Option<&UserId>,
+    ) -> Result<ResolvedAudience> {
+        let (audience, actor) = (audience.clone(), actor.cloned());
+        self.read(Asker::Caller, "resolving an audience", move |conn| {
+            snapshot(conn, |conn| accept::rehearse(conn, app, &audience, actor.as_ref()))
+        })
+        .await
+    }
+
+    async fn audience_page(
+        &self,
+        app: AppKey,
+        event_type: &EventType,
+        audience: &Arc<[u8]>,
+        after: UserKey,
+        limit: usize,
+    ) -> Result<FanoutPage> {
+        let (event_type, audience) = (event_type.clone(), Arc::clone(audience));
+        self.read(Asker::Caller, "reading a page of an audience", move |conn| {
+            snapshot(conn, |conn| fanout::page(conn, app, &event_type, &audience, after, limit))
+        })
+        .await
+    }
+
+    async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        let users = users.to_vec();
+        self.read(Asker::Caller, "reading names", move |conn| Ok(people::user_names(conn, &users)?)).await
     }
 
     async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool> {
@@ -417,7 +465,11 @@ impl Queue for SqliteStore {
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {
         let fanout = fanout.clone();
         self.read(Asker::Engine, "reading a page of a fan-out", move |conn| {
-            snapshot(conn, |conn| fanout::page(conn, &fanout, limit))
+            snapshot(conn, |conn| {
+                let notification = &fanout.notification;
+                let (app, event_type) = (notification.app, &notification.event_type);
+                fanout::page(conn, app, event_type, &fanout.audience, fanout.cursor, limit)
+            })
         })
         .await
     }
