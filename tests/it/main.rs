@@ -4,5 +4,8 @@
 mod catalog;
 mod consent;
 mod crash;
+mod dry_run;
 mod first_call;
+mod imports;
 mod server;
+mod tables;

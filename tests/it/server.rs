@@ -45,6 +45,11 @@ impl World {
         Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config }
     }
 
+    /// The server's database.
+    pub fn database(&self) -> PathBuf {
+        self.config.with_file_name("nudged.db")
+    }
+
     pub fn start(&self) -> Server {
         Server { child: spawn(&["serve", "--config"], &self.config) }
     }

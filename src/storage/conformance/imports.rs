@@ -21,7 +21,13 @@ fn choice(world: &World<'_>, name: &str, opted_in: bool, ago: i64) -> ImportItem
 
 fn follows(world: &World<'_>, name: &str, to: &str, active: bool, ago: i64) -> ImportItem {
     let observed_at = UnixMs(START.0 - ago);
-    ImportItem::Subscription(NewSubscription { app: world.app, user: user(name), topic: topic(to), active, observed_at })
+    ImportItem::Subscription(NewSubscription {
+        app: world.app,
+        user: user(name),
+        topic: topic(to),
+        active,
+        observed_at,
+    })
 }
 
 async fn import(world: &World<'_>, position: i64, items: Vec<ImportItem>) -> Vec<Imported> {
@@ -82,7 +88,10 @@ pub async fn an_import_repeated_changes_nothing(fixture: &Fixture) {
             follows(&world, "mina", "author:bori", false, HOUR),
         ]
     };
-    assert_eq!(effects(import(&world, 1, items()).await), [Some(true), Some(true), Some(true), Some(true), Some(false)]);
+    assert_eq!(
+        effects(import(&world, 1, items()).await),
+        [Some(true), Some(true), Some(true), Some(true), Some(false)]
+    );
     let before = (devices(&world, "mina").await, history_lines(&world, "mina").await);
     world.pass(50 * HOUR);
     assert_eq!(effects(import(&world, 1, items()).await), [Some(false); 5]);
