@@ -15,7 +15,7 @@ collapse_key = "comments:{{ subject }}"
 
 [[event_types.templates]]
 locale = "ko"
-title = "{{ actor_id|josa('이/가') }} 댓글을 남겼어요"
+title = "{{ actor|josa('이/가') }} 댓글을 남겼어요"
 link = "ifriendspet://{{ subject }}"
 "#;
 
