@@ -8,6 +8,7 @@
 //! claiming and drains the senders, outcomes are written, leases given back, the database closed. Dropping an `App`
 //! instead is a crash: nothing is lost, the next start takes up the work.
 
+pub mod database;
 pub mod keys;
 mod readiness;
 pub mod routes;
@@ -22,19 +23,18 @@ use anyhow::Context as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::database::OpenStore;
 use crate::admin::{AdminParts, AdminServer, Heartbeat};
 use crate::api::auth::KeyRing;
 use crate::api::limits::ServerLimits;
 use crate::api::server::{Health, Server, TlsSetup};
-use crate::config::{Config, Database, Grpc, GrpcTls, Synchronous};
+use crate::config::{Config, Grpc, GrpcTls};
 use crate::delivery::{self, Engine};
-use crate::domain::deny::DenyFeed;
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::http2::SendingThreads;
 use crate::service::{AppDirectory, Service};
 use crate::storage::Store;
-use crate::storage::sqlite::{self, SqliteStore};
 use crate::telemetry::Metrics;
 
 /// A runtime silent for so long is stuck.
@@ -44,7 +44,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(10);
 pub struct App {
     grpc_address: SocketAddr,
     admin_address: SocketAddr,
-    store: Arc<SqliteStore>,
+    store: OpenStore,
     engine: Engine,
     threads: SendingThreads,
     health: Health,
@@ -60,12 +60,11 @@ pub struct App {
 impl App {
     /// Everything up and serving, or an error that says what to do.
     pub async fn start(runtime: Runtime, config: &Config, metrics: Metrics) -> anyhow::Result<Self> {
-        let deny = Arc::new(DenyFeed::default());
-        let store = open_store(&runtime, &config.database, &deny).await?;
+        let (store, deny) = OpenStore::open(&runtime, &config.database).await?;
         let threads =
             SendingThreads::new(&runtime, config.delivery.sender_threads).context("starting sending threads")?;
-        let routed = routes::build(&runtime, config, &*store, &threads, &deny).await?;
-        let dyn_store: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
+        let dyn_store: Arc<dyn Store> = store.store();
+        let routed = routes::build(&runtime, config, &*dyn_store, &threads, &deny).await?;
         let types = Arc::new(Types::default());
         types.set_default_locales(routed.default_locales);
         let engine = Engine::start(delivery::Parts {
@@ -99,8 +98,8 @@ impl App {
         heartbeats.push(engine_heartbeat.clone());
         let shutdown = readiness::Shutdown::default();
         let checks = vec![
-            Arc::new(readiness::DatabaseAnswers(Arc::clone(&store))) as _,
-            Arc::new(readiness::MigrationsFit(Arc::clone(&store))) as _,
+            Arc::new(readiness::DatabaseAnswers(store.clone())) as _,
+            Arc::new(readiness::MigrationsFit(store.clone())) as _,
             Arc::new(shutdown.clone()) as _,
         ];
         let collectors = Vec::new();
@@ -162,8 +161,7 @@ impl App {
             .await;
         self.engine.shutdown().await;
         self.threads.shutdown().await;
-        let store = self.store;
-        self.runtime.blocking(move || store.close()).await;
+        self.store.close(&self.runtime).await;
         self.stop_admin.cancel();
         for (name, task) in [("the admin server", self.admin), ("the heartbeat", self.heartbeat)] {
             if let Err(error) = task.await {
@@ -172,34 +170,6 @@ impl App {
         }
         tracing::info!("stopped");
     }
-}
-
-/// Opens the database named by the configuration, migrated.
-pub async fn open_store(
-    runtime: &Runtime,
-    database: &Database,
-    deny: &Arc<DenyFeed>,
-) -> anyhow::Result<Arc<SqliteStore>> {
-    let settings = store_settings(database);
-    let (for_store, deny) = (runtime.clone(), Arc::clone(deny));
-    let store = runtime.blocking(move || SqliteStore::open(for_store, &settings, deny)).await?;
-    Ok(Arc::new(store))
-}
-
-/// The store's part of the configuration.
-#[must_use]
-pub fn store_settings(database: &Database) -> sqlite::Settings {
-    let mut settings = sqlite::Settings::file(&database.path);
-    settings.synchronous = match database.synchronous {
-        Synchronous::Full => sqlite::Synchronous::Full,
-        Synchronous::Normal => sqlite::Synchronous::Normal,
-    };
-    settings.readers = database.readers;
-    settings.cache_kib = u32::try_from(database.cache_mib * 1024).unwrap_or(u32::MAX);
-    settings.group_max = database.group_max;
-    settings.queue.max_requests = database.queue_max_requests;
-    settings.queue.max_bytes = database.queue_max_mib * 1024 * 1024;
-    settings
 }
 
 fn engine_settings(config: &Config) -> delivery::Settings {

@@ -8,10 +8,17 @@
 //! `now` is an argument, so that tests and simulation own time; a store with a clock shared by replicas may prefer its
 //! own.
 
+mod cache;
 #[cfg(test)]
 pub mod conformance;
+mod effects;
 pub mod error;
+mod fail;
+mod paging;
+pub mod postgres;
+mod rows;
 pub mod sqlite;
+mod statement;
 
 use std::sync::Arc;
 
@@ -197,7 +204,7 @@ pub enum ImportItem {
     Subscription(NewSubscription),
 }
 
-/// Items of one transaction, and how far the import has come with them.
+/// Items to be written together, and how far the import has come with them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ImportBatch {
     pub app: AppKey,
@@ -296,8 +303,9 @@ pub trait Registry: Send + Sync {
     /// How far an import has come; 0 for one that is not known.
     async fn import_position(&self, app: AppKey, name: &str) -> Result<i64>;
 
-    /// Every item that is not refused, and the progress, in one transaction that lets live traffic go first. Each item is
-    /// held to what the calls for one are; in their order.
+    /// Every item that is not refused, in order, held to what the calls for one are, and letting live traffic go first. The
+    /// progress is never ahead of what is durable. May answer `Unavailable` with a part of it done; all of it is harmless
+    /// to repeat.
     async fn import(&self, batch: ImportBatch, now: UnixMs) -> Result<Vec<Imported>>;
 
     /// What [`Registry::import`] would make of each item by itself, without writing anything.

@@ -38,7 +38,7 @@ async fn a_client_with_reflection_only_registers_opts_in_and_notifies() {
     assert_eq!(notified["duplicate"], false, "false prints: {notified}");
 
     assert!(world.sandbox.wait_for(1, PATIENCE).await, "the push arrives");
-    let push = &world.sandbox.received()[0];
+    let push = &world.received()[0];
     assert!(push.accepted, "{:?}", push.reason);
     let body = push.json();
     assert_eq!(body["aps"]["alert"]["title"], "새 댓글");

@@ -2,10 +2,12 @@
 #![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests drive real processes on real time")]
 
 mod catalog;
+mod cluster;
 mod consent;
 mod crash;
 mod dry_run;
 mod first_call;
 mod imports;
+mod postgres;
 mod server;
 mod tables;

@@ -3,12 +3,13 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nudged::api::proto::push_service_client::PushServiceClient;
 use nudged::api::proto::{Content, NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest, device};
 use nudged::runtime::Runtime;
-use nudged::sandbox::{Options, Sandbox};
+use nudged::sandbox::{Options, Received, Sandbox};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -17,12 +18,15 @@ pub const APP: &str = "ifriendspet";
 /// How long anything may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Pushes that the sandbox keeps: more than any test makes.
+const RECORD_LIMIT: usize = 4_000_000;
+
 pub struct World {
     /// Removed with everything in it at the end.
     _dir: TempDir,
     pub sandbox: Sandbox,
     pub address: String,
-    config: PathBuf,
+    pub config: PathBuf,
 }
 
 /// The running binary; killed with SIGKILL when dropped.
@@ -38,6 +42,7 @@ impl World {
             dir: Some(dir.path().to_owned()),
             grpc_listen: Some(format!("127.0.0.1:{grpc}").parse().unwrap()),
             admin_listen: Some(format!("127.0.0.1:{admin}").parse().unwrap()),
+            record_limit: RECORD_LIMIT,
             ..Options::default()
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
@@ -52,6 +57,19 @@ impl World {
 
     pub fn start(&self) -> Server {
         Server { child: spawn(&["serve", "--config"], &self.config) }
+    }
+
+    /// One of several processes on this configuration, told apart by its environment.
+    pub fn start_with(&self, environment: &[(&str, String)]) -> Server {
+        let mut command = command(&["serve", "--config"], &self.config);
+        command.envs(environment.iter().map(|(name, value)| (*name, value)));
+        Server { child: command.spawn().unwrap() }
+    }
+
+    /// What the providers received, all of it.
+    pub fn received(&self) -> Vec<Arc<Received>> {
+        assert_eq!(self.sandbox.totals().dropped, 0, "the record has forgotten pushes: raise RECORD_LIMIT");
+        self.sandbox.received()
     }
 
     /// A client, as soon as the server answers.
@@ -101,19 +119,18 @@ pub fn binary() -> Command {
 }
 
 fn spawn(arguments: &[&str], config: &Path) -> Child {
+    command(arguments, config).spawn().unwrap()
+}
+
+fn command(arguments: &[&str], config: &Path) -> Command {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name("server.log")).unwrap();
-    binary()
-        .args(arguments)
-        .arg(config)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
+    let mut command = binary();
+    command.args(arguments).arg(config).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command
 }
 
 /// A port nobody listens on now. Another process may take it before us; then the server says so and the test fails.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -90,6 +90,8 @@ enum Decision {
         retired: Vec<(DeviceId, i16, &'static str)>,
         /// Their own row that it goes into; `None`: a new one.
         target: Option<i64>,
+        /// `None`: never seen before.
+        user: Option<UserKey>,
     },
 }
 
@@ -163,7 +165,7 @@ fn decide(
             (DeviceId(row.id), state, reason)
         })
         .collect();
-    Ok(Decision::Write { retired, target })
+    Ok(Decision::Write { retired, target, user })
 }
 
 /// The times of a row that a registration writes.
@@ -185,7 +187,7 @@ pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs
             let id = insert(tx, registration, &hash, Some(MOVED), written, now)?;
             Ok(Registered { device: read(tx.conn, id)?, created: true })
         }
-        Decision::Write { retired, target } => {
+        Decision::Write { retired, target, user: _ } => {
             let id = write(tx, registration, &hash, (retired, target), written, now)?;
             let device = read_row(tx.conn, id)?;
             evict(tx, UserKey(device.user_key), Some(id), now)?;
@@ -204,15 +206,19 @@ pub(super) fn import(
     now: UnixMs,
 ) -> Attempt<ImportEffect> {
     let hash = token_hash(&registration.token);
-    let Decision::Write { retired, target } = decide(tx.conn, registration, &hash, Repeat::SameTime)? else {
+    let Decision::Write { retired, target, user } = decide(tx.conn, registration, &hash, Repeat::SameTime)? else {
         return Ok(ImportEffect::Unchanged);
     };
     let written = Written { created_at, confirmed_at: registration.observed_at };
     write(tx, registration, &hash, (retired, target), written, now)?;
-    let user = user_key(tx.conn, registration.app, &registration.user)?;
-    let user = user.ok_or_else(|| Fail::corrupt("a user's row vanished"))?;
-    evict(tx, user, None, now)?;
-    report(tx, user, registration)?;
+    if let Some(user) = user {
+        evict(tx, user, None, now)?;
+    }
+    let user = match user {
+        None => user_key(tx.conn, registration.app, &registration.user)?,
+        known => known,
+    };
+    report(tx, user.ok_or_else(|| Fail::corrupt("a user's row vanished"))?, registration)?;
     Ok(ImportEffect::Applied)
 }
 

@@ -6,11 +6,9 @@
 //! release every lease it finds.
 
 mod accept;
-mod cache;
 mod devices;
 mod event_types;
 mod explain;
-mod fail;
 mod fanout;
 mod group;
 mod imports;
@@ -21,10 +19,8 @@ mod opt_in;
 mod people;
 mod readers;
 mod retain;
-mod rows;
 mod seed;
 mod setup;
-mod statement;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -47,6 +43,8 @@ use self::group::{Context, Core, Tx};
 use self::readers::{Asker, Readers, snapshot};
 use self::statement::constant;
 use self::writer::{Class, Writer};
+use super::paging::{page, page_limit};
+use super::{cache, effects, fail, rows, statement};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -137,18 +135,6 @@ impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// One row more than a page has, to know whether another follows.
-fn page_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
-}
-
-/// Cuts what [`page_limit`] read.
-fn page<T, C>(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> C) -> Page<T, C> {
-    let more = items.len() > limit;
-    items.truncate(limit);
-    Page { next: if more { items.last().map(cursor) } else { None }, items }
 }
 
 /// What a small request holds, roughly, for the queue's bound.

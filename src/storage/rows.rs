@@ -227,7 +227,7 @@ macro_rules! select_devices {
             "SELECT d.id, d.app, d.platform, d.user_key, d.route, d.kind, d.installation_id, d.locale, \
              d.time_zone, d.app_version, d.os_version, d.permission, d.labels, d.observed_at, d.confirmed_at, d.state, \
              d.retired_reason, d.retired_at, d.created_at, u.external_id, coalesce(r.credential, ''), \
-             coalesce(r.environment, 0), coalesce(r.bundle, '') \
+             CAST(coalesce(r.environment, 0) AS SMALLINT), coalesce(r.bundle, '') \
              FROM device d JOIN app_user u ON u.id = d.user_key LEFT JOIN route r ON r.id = d.route ",
             $tail
         )
