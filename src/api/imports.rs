@@ -390,7 +390,7 @@ impl Kind for Subscriptions {
     fn check(service: &Service, mut call: Call<'_>, (item, active): Self::Item) -> Result<Item, ServiceError> {
         let proto::SubscribeRequest { user_id, topic, observed_at, .. } = item;
         let input = convert::set_subscription(call.violations(), user_id, topic, active, observed_at);
-        service.import_subscription(call, input)
+        service.import_subscription(call, &input)
     }
 
     fn app_id(item: &Self::Item) -> &str {

@@ -87,7 +87,7 @@ impl Service {
     }
 
     /// Without the store; `Err` is a refusal of the item.
-    pub fn import_subscription(&self, mut call: Call<'_>, input: SetSubscription) -> Result<Item> {
+    pub fn import_subscription(&self, mut call: Call<'_>, input: &SetSubscription) -> Result<Item> {
         require(&mut call, input.observed_at);
         Ok(Item(ImportItem::Subscription(subscriptions::subscription(call, input, self.runtime.now())?)))
     }

@@ -28,7 +28,7 @@ impl Service {
     /// Whether anything changed.
     pub async fn set_subscription(&self, call: Call<'_>, input: SetSubscription) -> Result<bool> {
         let now = self.runtime.now();
-        let NewSubscription { app, user, topic, active, observed_at } = subscription(call, input, now)?;
+        let NewSubscription { app, user, topic, active, observed_at } = subscription(call, &input, now)?;
         self.store
             .set_subscription(app, user, topic, active, observed_at, now)
             .await
@@ -57,7 +57,7 @@ impl Service {
 }
 
 /// Everything that can be said of a subscription without the store.
-pub(super) fn subscription(mut call: Call<'_>, input: SetSubscription, now: UnixMs) -> Result<NewSubscription> {
+pub(super) fn subscription(mut call: Call<'_>, input: &SetSubscription, now: UnixMs) -> Result<NewSubscription> {
     let violations = &mut call.violations;
     let user = fields::user_id(violations, &input.user_id);
     let topic = violations.take(Topic::parse("topic", &input.topic));

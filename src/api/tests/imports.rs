@@ -229,7 +229,7 @@ async fn a_message_out_of_place_ends_the_import_after_what_came_before() {
     for first in [item(1, old_phone("mina", "t")), nothing.clone(), start(""), start(&"x".repeat(129))] {
         let mut open = Open::with(&mut client, first).await.expect("open");
         assert_eq!(open.answer().await.expect_err("refused").code(), Code::InvalidArgument);
-        assert!(open.answers.message().await.map_or(true, |more| more.is_none()), "and ends");
+        assert!(open.answers.message().await.is_ok_and(|more| more.is_none()), "and ends");
     }
     let elsewhere = start_with(ImportStart { app_id: "zoo".into(), import_id: "x".into(), dry_run: false });
     let mut open = Open::with(&mut client, elsewhere).await.expect("open");
@@ -269,7 +269,7 @@ async fn open_imports_are_bounded_and_their_keys_looked_up_anew() {
     let mut client = server.client_with("nk_mover").await;
     let mut open = Open::with(&mut client, start("one")).await.expect("open");
     open.answer().await.expect("first");
-    let refused = Open::with(&mut client, start("two")).await.err().expect("no room");
+    let Err(refused) = Open::with(&mut client, start("two")).await else { panic!("no room") };
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "TOO_MANY_STREAMS"));
     server.keys.replace(vec![key("mover", &["pets"], &[Scope::Read])]);
     open.send([item(1, old_phone("mina", "t"))]).await;

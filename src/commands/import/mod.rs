@@ -360,6 +360,7 @@ fn name_of(table: &Table) -> anyhow::Result<String> {
         }
         digest.update(&buffer[..read]);
     }
-    let hex: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("file-{hex}"))
+    let mut half = [0; 16];
+    half.copy_from_slice(&digest.finalize()[..16]);
+    Ok(format!("file-{:032x}", u128::from_be_bytes(half)))
 }

@@ -301,13 +301,11 @@ impl Row {
     /// A value's short name, in any case; 0 when absent.
     pub fn choice<E: Into<i32>>(&mut self, field: &str, read: impl Fn(&str) -> Option<E>) -> i32 {
         let Some(text) = self.optional_text(field) else { return 0 };
-        match read(&text.to_ascii_uppercase()) {
-            Some(value) => value.into(),
-            None => {
-                self.wrong(field, "is not a known value");
-                0
-            }
+        let read = read(&text.to_ascii_uppercase());
+        if read.is_none() {
+            self.wrong(field, "is not a known value");
         }
+        read.map_or(0, Into::into)
     }
 
     /// An object, or the text of one.

@@ -97,7 +97,7 @@ pub async fn an_import_repeated_changes_nothing(fixture: &Fixture) {
     assert_eq!(effects(import(&world, 1, items()).await), [Some(false); 5]);
     assert_eq!((devices(&world, "mina").await, history_lines(&world, "mina").await), before);
     assert_eq!(before.1, 2);
-    assert_eq!(world.store().list_opt_ins(world.app, &user("mina")).await.unwrap()[0].opted_in, true);
+    assert!(world.store().list_opt_ins(world.app, &user("mina")).await.unwrap()[0].opted_in);
 }
 
 pub async fn what_was_said_later_stands_against_an_import(fixture: &Fixture) {
