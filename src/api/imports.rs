@@ -105,7 +105,7 @@ enum End {
     Over,
 }
 
-/// What one transaction is made of.
+/// What is written and acknowledged at once.
 #[derive(Default)]
 struct Gathered {
     items: Vec<Item>,

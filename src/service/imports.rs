@@ -13,7 +13,7 @@ use super::subscriptions::SetSubscription;
 use super::{Call, Result, Service, ServiceError, devices, opt_in, subscriptions};
 use crate::domain::ids::AppKey;
 
-/// Items of one transaction.
+/// Items acknowledged at once.
 pub const MAX_BATCH: usize = 200;
 /// An import's name, in bytes.
 pub const MAX_ID_BYTES: usize = 128;

@@ -1,4 +1,4 @@
-//! Imports: many items in one transaction, with how far they have come.
+//! Imports: some items in one transaction, with how far they have come.
 //!
 //! An item is looked at before its first write, so that one that is refused leaves nothing although its transaction goes
 //! on; see [`super::group`] for why that matters.
@@ -13,7 +13,10 @@ use super::statement::constant;
 use super::{devices, opt_in, subscriptions};
 use crate::domain::ids::AppKey;
 use crate::domain::time::UnixMs;
-use crate::storage::{ImportBatch, ImportEffect, ImportItem, Imported};
+use crate::storage::{ImportEffect, ImportItem, Imported};
+
+/// Items of one transaction, which whoever comes next waits for: some 3 ms' worth of new devices.
+pub(super) const CHUNK: usize = 64;
 
 pub(super) fn position(conn: &mut SqliteConnection, app: AppKey, name: &str) -> Attempt<i64> {
     let position: Option<i64> = constant!(
@@ -24,21 +27,28 @@ pub(super) fn position(conn: &mut SqliteConnection, app: AppKey, name: &str) -> 
     Ok(position.unwrap_or(0))
 }
 
-pub(super) fn apply(tx: &mut Tx<'_>, batch: &ImportBatch, now: UnixMs) -> Attempt<Vec<Imported>> {
-    let mut imported = Vec::with_capacity(batch.items.len());
-    for item in &batch.items {
+/// `progress`: the import and how far it has come with these items.
+pub(super) fn apply(
+    tx: &mut Tx<'_>,
+    items: &[ImportItem],
+    progress: Option<&(AppKey, String, i64)>,
+    now: UnixMs,
+) -> Attempt<Vec<Imported>> {
+    let mut imported = Vec::with_capacity(items.len());
+    for item in items {
         imported.push(refusable(match item {
             ImportItem::Device { registration, created_at } => devices::import(tx, registration, *created_at, now),
             ImportItem::OptIn(choice) => opt_in::import(tx, choice, now),
             ImportItem::Subscription(subscription) => subscriptions::set(tx, subscription, now).map(effect),
         })?);
     }
+    let Some((app, name, position)) = progress else { return Ok(imported) };
     tx.execute(constant!(
         ();
         "INSERT INTO import_progress (app, name, position, updated_at) VALUES (?1, ?2, ?3, ?4) \
          ON CONFLICT (app, name) DO UPDATE SET position = max(position, excluded.position), \
          updated_at = excluded.updated_at",
-        BigInt => batch.app.0, Text => &*batch.name, BigInt => batch.position, BigInt => now.0,
+        BigInt => app.0, Text => &**name, BigInt => *position, BigInt => now.0,
     ))?;
     Ok(imported)
 }

@@ -241,8 +241,21 @@ impl Registry for SqliteStore {
     }
 
     async fn import(&self, batch: ImportBatch, now: UnixMs) -> Result<Vec<Imported>> {
-        let bytes = SMALL + SMALL * batch.items.len();
-        self.write(Class::Import, bytes, "importing", move |tx| imports::apply(tx, &batch, now)).await
+        let ImportBatch { app, name, position, mut items } = batch;
+        let mut imported = Vec::with_capacity(items.len());
+        loop {
+            let rest = items.split_off(items.len().min(imports::CHUNK));
+            let last = rest.is_empty();
+            let bytes = SMALL + SMALL * items.len();
+            // The progress comes with the last of them.
+            let progress = last.then(|| (app, name.clone(), position));
+            let apply = move |tx: &mut Tx<'_>| imports::apply(tx, &items, progress.as_ref(), now);
+            imported.append(&mut self.write(Class::Import, bytes, "importing", apply).await?);
+            if last {
+                return Ok(imported);
+            }
+            items = rest;
+        }
     }
 
     async fn assess_import(&self, items: Vec<ImportItem>) -> Result<Vec<Imported>> {
