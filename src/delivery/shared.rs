@@ -77,6 +77,12 @@ impl Shared {
         self.next_ticket.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Whether the route may be handed anything now.
+    pub fn can_send(&self, route: RouteId) -> bool {
+        let known = self.routes.get(&route);
+        !self.stopping.is_cancelled() && known.is_some_and(|lanes| !lanes.state.is_broken())
+    }
+
     pub fn lane(&self, route: RouteId, lane: Lane) -> Option<&LaneInbox> {
         self.routes.get(&route).map(|lanes| &lanes.lanes[lane.index()])
     }
@@ -84,8 +90,7 @@ impl Shared {
 
 impl HandOff for Shared {
     fn try_permit(&self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
-        let lanes = self.routes.get(&route)?;
-        if self.stopping.is_cancelled() || lanes.state.is_broken() {
+        if !self.can_send(route) {
             return None;
         }
         self.permits.try_take(lane, targets)

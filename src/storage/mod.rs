@@ -21,7 +21,9 @@ pub mod sqlite;
 mod statement;
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::domain::deny::DenyPosition;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration, Retirement};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
@@ -237,6 +239,16 @@ pub struct ResolvedAudience {
     pub actor: Option<UserKey>,
 }
 
+/// The next people of an audience.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AudiencePage {
+    /// Ascending by user.
+    pub people: Vec<Person>,
+    /// The last of them; people after it come next.
+    pub cursor: UserKey,
+    pub done: bool,
+}
+
 /// Devices, people, choices, subscriptions, and the notifications callers ask about.
 #[async_trait::async_trait]
 pub trait Registry: Send + Sync {
@@ -361,7 +373,7 @@ pub trait Registry: Send + Sync {
         audience: &Arc<[u8]>,
         after: UserKey,
         limit: usize,
-    ) -> Result<FanoutPage>;
+    ) -> Result<AudiencePage>;
 
     /// The names of users, in the order asked; `None` for one who was erased.
     async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>>;
@@ -454,14 +466,36 @@ pub struct Fanout {
     pub audience: Arc<[u8]>,
 }
 
-/// The next distinct people of a fan-out, with what the gates need.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// How much of the deny feed a read has surely seen, and when it began: held against the feed at every hand-over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gate {
+    pub position: DenyPosition,
+    pub at: Instant,
+}
+
+/// The next distinct people of a fan-out, with what the gates need. Shows at least what was answered before the fan-out
+/// was claimed.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FanoutPage {
     /// Ascending by user.
     pub people: Vec<Person>,
+    pub gate: Gate,
+    /// What a hand-over needs of each of their devices, ascending by target; see [`FanoutPage::take_facts`]. Empty where
+    /// the store wants a page's jobs written free, for any replica to claim.
+    pub facts: Vec<(Target, Option<TargetFacts>)>,
+    /// The notification was cancelled, or is gone.
+    pub cancelled: bool,
     /// The last user of the page; people after it come next.
     pub cursor: UserKey,
     pub done: bool,
+}
+
+impl FanoutPage {
+    /// Once each.
+    pub fn take_facts(&mut self, target: Target) -> Option<TargetFacts> {
+        let at = self.facts.binary_search_by_key(&target, |(known, _)| *known).ok()?;
+        self.facts.get_mut(at)?.1.take()
+    }
 }
 
 /// What the expander decided for a page, written in one transaction with the cursor.
@@ -474,6 +508,9 @@ pub struct PageWrite {
     /// Deletes the fan-out.
     pub done: bool,
     pub jobs: Vec<NewJob>,
+    /// The first so many jobs are leased to this process from birth, with fence 1: the expander hands them over. 0 where
+    /// the page had no facts.
+    pub leased: usize,
     pub suppressed: Vec<Entry>,
 }
 
@@ -521,8 +558,8 @@ pub trait Queue: Send + Sync {
     /// Reads the next page; `limit` people at most.
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage>;
 
-    /// Whether the fence still held.
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool>;
+    /// The ids of the jobs, in their order; `None`: the fence was lost and nothing was written.
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>>;
 
     /// Gives a fan-out back.
     async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()>;

@@ -13,6 +13,7 @@ use super::batch::{BlockColumns, JobColumns};
 use super::fail::Attempt;
 use super::ids;
 use super::jobs::{self, Lease};
+use super::notifications;
 use super::people::people_of_page;
 use super::statement::constant;
 use super::tx::Tx;
@@ -20,7 +21,7 @@ use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, EventType, JobId, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
-use crate::storage::{BootId, Fanout, FanoutPage, PageWrite};
+use crate::storage::{AudiencePage, BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -121,14 +122,14 @@ impl Stream {
 
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
-pub(super) async fn page(
+pub(super) async fn meet(
     conn: &mut AsyncPgConnection,
     app: AppKey,
     event_type: &EventType,
     packed: &[u8],
     after: UserKey,
     limit: usize,
-) -> Attempt<FanoutPage> {
+) -> Attempt<AudiencePage> {
     let audience = PackedAudience::unpack(packed)?;
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
@@ -181,10 +182,28 @@ pub(super) async fn page(
     }
     let mut found = people_of_page(conn, event_type, &users).await?;
     found.add_devices(conn, event_type, &devices).await?;
-    Ok(FanoutPage { people: found.people, cursor, done })
+    Ok(AudiencePage { people: found.people, cursor, done })
 }
 
-pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> Attempt<bool> {
+/// The next page of a fan-out. `gate` was taken before. No facts for a hand-over: a replica shares a fan-out's jobs with the
+/// others, so they are written free and claimed.
+pub(super) async fn page(
+    conn: &mut AsyncPgConnection,
+    fanout: &Fanout,
+    limit: usize,
+    gate: Gate,
+) -> Attempt<FanoutPage> {
+    let notification = &fanout.notification;
+    let (app, event_type) = (notification.app, &notification.event_type);
+    let met = meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit).await?;
+    let AudiencePage { people, cursor, done } = met;
+    let cancelled = !notifications::is_wanted(conn, notification.id).await?;
+    Ok(FanoutPage { people, gate, facts: Vec::new(), cancelled, cursor, done })
+}
+
+pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {
+    // Before anything else: a run after a lost answer takes the same ones.
+    let ids: Vec<JobId> = page.jobs.iter().map(|_| JobId(tx.next_id(now))).collect();
     let held = if page.done {
         tx.execute(constant!(
             (); "DELETE FROM fanout WHERE notification_id = $1 AND fence = $2",
@@ -199,16 +218,16 @@ pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> At
         .await?
     };
     if held == 0 {
-        return Ok(tx.is_repeated() && was_written(tx, page).await?);
+        return Ok((tx.is_repeated() && was_written(tx, page).await?).then_some(ids));
     }
     let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());
-    for job in &page.jobs {
-        jobs.push(JobId(tx.next_id(now)), page.app, job, Lease::FREE)?;
+    for (id, job) in ids.iter().zip(&page.jobs) {
+        jobs.push(*id, page.app, job, Lease::FREE)?;
     }
     blocks.push(|| tx.next_id(now), page.app, page.notification, None, &page.suppressed, now);
     jobs::insert(tx, jobs).await?;
     jobs::append(tx, blocks).await?;
-    Ok(true)
+    Ok(Some(ids))
 }
 
 /// Whether the run before this one wrote the page, though its answer was lost.

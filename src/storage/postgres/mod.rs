@@ -68,9 +68,10 @@ use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::{Instant, Runtime};
 use crate::storage::{
-    Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
-    GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView, OptIn, Page,
-    PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError, Subscription,
+    AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
+    FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
+    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
+    Subscription,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -471,8 +472,8 @@ impl Registry for PostgresStore {
         audience: &Arc<[u8]>,
         after: UserKey,
         limit: usize,
-    ) -> Result<FanoutPage> {
-        read!(snapshot; &self.inner, "reading a page of an audience", |conn| fanout::page(
+    ) -> Result<AudiencePage> {
+        read!(snapshot; &self.inner, "reading a page of an audience", |conn| fanout::meet(
             conn, app, event_type, audience, after, limit
         ))
     }
@@ -604,19 +605,17 @@ impl Queue for PostgresStore {
     }
 
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {
-        let (app, event_type) = (fanout.notification.app, &fanout.notification.event_type);
-        let (audience, after) = (&fanout.audience, fanout.cursor);
-        read!(snapshot; &self.inner, "reading a page of a fan-out", |conn| fanout::page(
-            conn, app, event_type, audience, after, limit
-        ))
+        let context = &self.inner.context;
+        let gate = Gate { position: context.deny.position(), at: context.runtime.instant().into_std() };
+        read!(snapshot; &self.inner, "reading a page of a fan-out", |conn| fanout::page(conn, fanout, limit, gate))
     }
 
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool> {
-        let held = step!(&self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
-        if !held || page.done {
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
+        let ids = step!(&self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
+        if ids.is_none() || page.done {
             self.inner.let_go([page.notification.0]);
         }
-        Ok(held)
+        Ok(ids)
     }
 
     async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()> {

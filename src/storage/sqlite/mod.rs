@@ -19,6 +19,7 @@ mod opt_in;
 mod people;
 mod readers;
 mod retain;
+mod scanner;
 mod seed;
 mod setup;
 mod subscriptions;
@@ -41,6 +42,7 @@ use self::accept::Prepared;
 use self::fail::{Attempt, unavailable};
 use self::group::{Context, Core, Tx};
 use self::readers::{Asker, Readers, snapshot};
+use self::scanner::Scanner;
 use self::statement::constant;
 use self::writer::{Class, Writer};
 use super::paging::{page, page_limit};
@@ -58,9 +60,9 @@ use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::storage::{
-    Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
-    GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView, OptIn, Page,
-    PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
+    AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
+    FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
+    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -68,6 +70,8 @@ pub struct SqliteStore {
     // Before the lock, so that the file is free only when nothing uses it any more.
     writer: Writer,
     readers: Readers,
+    /// None in simulation.
+    scanner: Option<Scanner>,
     context: Arc<Context>,
     lock: std::sync::Mutex<Option<File>>,
 }
@@ -81,7 +85,8 @@ impl SqliteStore {
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
-        Ok(Self { writer, readers, context, lock: std::sync::Mutex::new(opened.lock) })
+        let scanner = opened.scanner.map(|conn| Scanner::start(&context, conn, &settings.path)).transpose()?;
+        Ok(Self { writer, readers, scanner, context, lock: std::sync::Mutex::new(opened.lock) })
     }
 
     /// What owns the leases of this start.
@@ -104,6 +109,9 @@ impl SqliteStore {
     pub fn close(&self) {
         self.writer.stop();
         self.readers.stop();
+        if let Some(scanner) = &self.scanner {
+            scanner.stop();
+        }
         self.lock.lock().expect("no panic while held").take();
     }
 
@@ -342,10 +350,13 @@ impl Registry for SqliteStore {
         audience: &Arc<[u8]>,
         after: UserKey,
         limit: usize,
-    ) -> Result<FanoutPage> {
+    ) -> Result<AudiencePage> {
         let (event_type, audience) = (event_type.clone(), Arc::clone(audience));
         self.read(Asker::Caller, "reading a page of an audience", move |conn| {
-            snapshot(conn, |conn| fanout::page(conn, app, &event_type, &audience, after, limit))
+            snapshot(conn, |conn| {
+                let met = fanout::meet(conn, app, &event_type, &audience, after, limit)?;
+                Ok(AudiencePage { people: met.found.people, cursor: met.cursor, done: met.done })
+            })
         })
         .await
     }
@@ -458,22 +469,25 @@ impl Queue for SqliteStore {
 
     async fn claim_fanout(&self, owner: BootId, now: UnixMs, skip: &[NotificationId]) -> Result<Option<Fanout>> {
         let skip = skip.to_vec();
-        self.write(Class::Outcome, SMALL, "claiming a fan-out", move |tx| fanout::claim(tx, owner, now, &skip)).await
+        let doing = "claiming a fan-out";
+        let claimed = self.write(Class::Outcome, SMALL, doing, move |tx| fanout::claim(tx, owner, now, &skip)).await?;
+        if let (Some(_), Some(scanner)) = (&claimed, &self.scanner) {
+            scanner.renew();
+        }
+        Ok(claimed)
     }
 
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {
         let fanout = fanout.clone();
-        self.read(Asker::Engine, "reading a page of a fan-out", move |conn| {
-            snapshot(conn, |conn| {
-                let notification = &fanout.notification;
-                let (app, event_type) = (notification.app, &notification.event_type);
-                fanout::page(conn, app, event_type, &fanout.audience, fanout.cursor, limit)
-            })
-        })
-        .await
+        let doing = "reading a page of a fan-out";
+        let Some(scanner) = &self.scanner else {
+            let gate = scanner::gate_now(&self.context);
+            return self.read(Asker::Engine, doing, move |conn| fanout::page(conn, &fanout, limit, gate)).await;
+        };
+        scanner.read(doing, move |conn, gate| fanout::page(conn, &fanout, limit, gate)).await
     }
 
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool> {
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
         let targets: usize = page.jobs.iter().map(|job| job.targets.len()).sum();
         let bytes = SMALL + 16 * (targets + page.suppressed.len());
         self.write(Class::Page, bytes, "writing a page of a fan-out", move |tx| fanout::write_page(tx, &page, now))
