@@ -265,7 +265,7 @@ async fn a_shutdown_acknowledges_what_came_and_says_that_it_is_not_the_end() {
 async fn open_imports_are_bounded_and_their_keys_looked_up_anew() {
     let limits = ServerLimits { max_import_streams: 1, ..ServerLimits::default() };
     let keys = vec![key("mover", &["pets"], &[Scope::Register])];
-    let server = TestServer::with(Setup { limits, keys, ..Setup::default() }).await;
+    let server = TestServer::with(Setup { keys, limits, ..Setup::default() }).await;
     let mut client = server.client_with("nk_mover").await;
     let mut open = Open::with(&mut client, start("one")).await.expect("open");
     open.answer().await.expect("first");
