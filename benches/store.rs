@@ -171,7 +171,7 @@ fn steps(c: &mut Criterion) {
                     retirements: Vec::new(),
                 };
                 assert_eq!(store.record(vec![update], runtime.now()).await.expect("recorded"), [true]);
-            })
+            });
         });
     });
     group.finish();

@@ -76,7 +76,7 @@ impl App {
             senders: routed.senders.clone(),
             types: Arc::clone(&types),
             deny,
-            without_push_id: routed.without_push_id,
+            without_push_id: routed.without_push_id.clone(),
             settings: engine_settings(config),
         })
         .await
@@ -86,7 +86,8 @@ impl App {
         gauges.set(config, &routed.apps);
         let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
         let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone());
-        let service = Arc::new(service.with_types(types).with_senders(routed.senders));
+        let service =
+            Arc::new(service.with_types(types).with_senders(routed.senders).without_push_id(routed.without_push_id));
         let key_ring = Arc::new(KeyRing::new(keys::api_keys(&config.keys)));
         let mut server = Server::new(service, key_ring, limits(config)?, runtime.clone());
         if let Some(tls) = &config.grpc.tls {

@@ -50,5 +50,5 @@ pub fn call<'a>(apps: &'a AppDirectory, caller: &'a Caller, app_id: &str) -> Res
         Err(AppError::Invalid(violation)) => Call::without_app(violation),
         Err(AppError::Refused(error)) => return Err(error),
     };
-    Ok(call.by(caller.name()).may_broadcast(caller.has(Scope::Broadcast)))
+    Ok(call.by(caller.name()).may_broadcast(caller.has(Scope::Broadcast)).may_read(caller.has(Scope::Read)))
 }

@@ -9,6 +9,7 @@ pub mod admin_service;
 pub mod auth;
 pub mod codec;
 mod convert;
+mod imports;
 pub mod incoming;
 pub mod limits;
 pub mod proto;

@@ -41,8 +41,10 @@ pub const AUDIENCE_TOO_LARGE: &str = "AUDIENCE_TOO_LARGE";
 pub const STORE_OVERLOADED: &str = "STORE_OVERLOADED";
 /// Too many requests at once.
 pub const SERVER_OVERLOADED: &str = "SERVER_OVERLOADED";
-/// Too many NotifyEvents streams at once.
+/// Too many NotifyEvents streams, or imports, at once.
 pub const TOO_MANY_STREAMS: &str = "TOO_MANY_STREAMS";
+/// The server shuts down before a stream has ended: to be opened again.
+pub const SERVER_SHUTTING_DOWN: &str = "SERVER_SHUTTING_DOWN";
 /// The database does not answer; the call may have happened.
 pub const DATABASE_UNAVAILABLE: &str = "DATABASE_UNAVAILABLE";
 /// The caller's or the server's deadline passed; the call may have happened.
@@ -72,6 +74,7 @@ pub const ALL: &[&str] = &[
     STORE_OVERLOADED,
     SERVER_OVERLOADED,
     TOO_MANY_STREAMS,
+    SERVER_SHUTTING_DOWN,
     DATABASE_UNAVAILABLE,
     DEADLINE_EXCEEDED,
     INTERNAL,

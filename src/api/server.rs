@@ -81,6 +81,7 @@ pub struct Server {
     places: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    imports: Arc<Semaphore>,
     runtime: Runtime,
 }
 
@@ -95,6 +96,7 @@ impl Server {
             places: Arc::new(Semaphore::new(limits.max_connections)),
             requests: Arc::new(Semaphore::new(limits.max_concurrent_requests)),
             streams: Arc::new(Semaphore::new(limits.max_event_streams)),
+            imports: Arc::new(Semaphore::new(limits.max_import_streams)),
             limits,
             runtime,
         }
@@ -140,6 +142,7 @@ impl Server {
             Arc::clone(&self.service),
             Arc::clone(&self.keys),
             Arc::clone(&self.streams),
+            Arc::clone(&self.imports),
             limits,
             shutdown.clone(),
         );

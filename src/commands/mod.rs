@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod check;
 pub mod client;
 pub mod demo;
+pub mod import;
 pub mod key;
 pub mod migrate;
 pub mod sandbox;
@@ -44,6 +45,9 @@ pub enum Command {
     /// Event types as a file: apply it to a running server, or export them
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
+    /// Move devices, choices or subscriptions in from a file
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -70,6 +74,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Migrate => block_on(migrate::run(config.as_deref(), runtime)),
         Command::Check => Ok(check::run(config.as_deref(), &runtime)),
         Command::Catalog(command) => block_on(catalog::run(command)),
+        Command::Import(command) => block_on(import::run(command, runtime)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
         Command::Sandbox(arguments) => {
             telemetry::init_logs(&Log::default())?;

@@ -6,11 +6,13 @@
 pub mod apps;
 pub mod canonical;
 pub mod devices;
+pub mod dry_run;
 pub mod error;
 pub mod event_types;
 pub mod events;
 pub mod explain;
 mod fields;
+pub mod imports;
 pub mod notifications;
 pub mod opt_in;
 pub mod page_token;
@@ -19,7 +21,7 @@ pub mod subscriptions;
 use std::sync::Arc;
 
 use crate::domain::identity::IdentityKey;
-use crate::domain::ids::DeviceId;
+use crate::domain::ids::{DeviceId, RouteId};
 use crate::domain::notification::HandOff;
 use crate::domain::violation::{Violation, Violations};
 use crate::render::Types;
@@ -33,6 +35,7 @@ pub use error::ServiceError;
 /// What the store answers in the use cases' own words, for those who show it.
 pub use crate::storage::{Attempt, Counts, NotificationView, OptIn, StoreError, Subscription};
 
+use self::dry_run::LargeDryRuns;
 use self::events::UndeclaredApps;
 
 pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
@@ -47,9 +50,12 @@ pub struct Service {
     hand_off: Arc<dyn HandOff>,
     runtime: Runtime,
     types: Arc<Types>,
-    /// For previews.
+    /// For previews and dry runs.
     senders: Registry,
+    /// Whose payloads go without a `nudged_id`.
+    without_push_id: Vec<RouteId>,
     undeclared: UndeclaredApps,
+    large_dry_runs: LargeDryRuns,
 }
 
 impl Service {
@@ -63,6 +69,8 @@ impl Service {
             undeclared: UndeclaredApps::default(),
             types: Arc::default(),
             senders: Registry::default(),
+            without_push_id: Vec::new(),
+            large_dry_runs: LargeDryRuns::default(),
         }
     }
 
@@ -72,10 +80,16 @@ impl Service {
         Self { types, ..self }
     }
 
-    /// Whose payloads previews show.
+    /// Whose payloads previews and dry runs show.
     #[must_use]
     pub fn with_senders(self, senders: Registry) -> Self {
         Self { senders, ..self }
+    }
+
+    /// Routes of apps with `push_id = false`.
+    #[must_use]
+    pub fn without_push_id(self, without_push_id: Vec<RouteId>) -> Self {
+        Self { without_push_id, ..self }
     }
 
     #[must_use]
@@ -124,13 +138,14 @@ pub struct Call<'a> {
     app: Option<&'a App>,
     caller: Option<&'a str>,
     may_broadcast: bool,
+    may_read: bool,
     violations: Violations,
 }
 
 impl<'a> Call<'a> {
     #[must_use]
     pub fn new(app: &'a App) -> Self {
-        Self { app: Some(app), caller: None, may_broadcast: false, violations: Violations::default() }
+        Self { app: Some(app), caller: None, may_broadcast: false, may_read: false, violations: Violations::default() }
     }
 
     /// For a request whose `app_id` is itself wrong: the other fields are still checked, then it is refused.
@@ -138,7 +153,7 @@ impl<'a> Call<'a> {
     pub fn without_app(violation: Violation) -> Self {
         let mut violations = Violations::default();
         violations.add(violation.field, violation.description);
-        Self { app: None, caller: None, may_broadcast: false, violations }
+        Self { app: None, caller: None, may_broadcast: false, may_read: false, violations }
     }
 
     /// The API key's name, kept with the consent history.
@@ -153,9 +168,21 @@ impl<'a> Call<'a> {
         Self { may_broadcast, ..self }
     }
 
+    /// Whether the caller holds the scope `read`.
+    #[must_use]
+    pub fn may_read(self, may_read: bool) -> Self {
+        Self { may_read, ..self }
+    }
+
     /// Where whoever reads the message adds what is wrong with it.
     pub fn violations(&mut self) -> &mut Violations {
         &mut self.violations
+    }
+
+    /// Whether `app_id` is the call's app; also when that is itself wrong.
+    #[must_use]
+    pub fn is_for(&self, app_id: &str) -> bool {
+        self.app.is_none_or(|app| app.id.as_str() == app_id)
     }
 
     /// The app, unless anything is wrong.

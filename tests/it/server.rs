@@ -55,6 +55,11 @@ impl World {
         Self { _dir: dir, sandbox, address, admin, config }
     }
 
+    /// The server's database.
+    pub fn database(&self) -> PathBuf {
+        self.config.with_file_name("nudged.db")
+    }
+
     pub fn start(&self) -> Server {
         self.start_with(&[])
     }

@@ -25,14 +25,14 @@ use crate::domain::audience::PackedAudience;
 use crate::domain::deny::DenyPosition;
 use crate::domain::ids::{AppKey, DeviceId, JobId, NotificationId, RouteId, Topic, UserId, UserKey};
 use crate::domain::notification::{
-    Accepted, HandOff, HandedOver, IDEMPOTENCY_KEPT_MS, Job, NewEvent, NewJob, Notification, SMALL_AUDIENCE,
+    Accepted, Audience, HandOff, HandedOver, IDEMPOTENCY_KEPT_MS, Job, NewEvent, NewJob, Notification, SMALL_AUDIENCE,
 };
 use crate::domain::outcome::Entry;
 use crate::domain::plan::plan;
 use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
-use crate::storage::{BootId, StoreError};
+use crate::storage::{BootId, ResolvedAudience, StoreError};
 
 /// How the stored hash was made; the first byte of a later way would differ.
 pub(super) const HASH_VERSION: i16 = 1;
@@ -62,10 +62,6 @@ impl Prepared {
         devices.dedup();
         let body = serde_json::to_string(&*event.body)?;
         Ok(Self { event, users, topics, devices, body, too_many: false, engine })
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.users.iter().map(UserId::as_str).collect()
     }
 
     /// What it holds, for the queue's bound.
@@ -143,35 +139,69 @@ impl Prepared {
         self.too_many = too_many;
     }
 
-    /// Rows of the named users that have one, and the names of those that do not.
     async fn known_users(&self, conn: &mut AsyncPgConnection) -> Attempt<(Vec<UserKey>, Vec<&UserId>)> {
-        if let [user] = &self.users[..] {
-            return Ok(match user_key(conn, self.event.app, user).await? {
-                Some(key) => (vec![key], Vec::new()),
-                None => (Vec::new(), vec![user]),
-            });
-        }
-        if self.users.is_empty() {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        // app_user_by_name
-        let rows: Vec<(i64, Option<i64>)> = constant!(
-            (BigInt, Nullable<BigInt>);
-            "SELECT e.n - 1, u.id FROM unnest($1) WITH ORDINALITY AS e(value, n) LEFT JOIN app_user u \
-             ON u.app = $2 AND u.external_id = e.value",
-            Array<Text> => self.names(), BigInt => self.event.app.0,
-        )
-        .load(conn)
-        .await?;
-        let (mut known, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
-        for (position, key) in rows {
-            match key {
-                Some(key) => known.push(UserKey(key)),
-                None => unknown.extend(usize::try_from(position).ok().and_then(|at| self.users.get(at))),
-            }
-        }
-        Ok((known, unknown))
+        known_users(conn, self.event.app, &self.users).await
     }
+}
+
+/// Rows of the named users that have one, and the names of those that do not.
+async fn known_users<'a>(
+    conn: &mut AsyncPgConnection,
+    app: AppKey,
+    users: &'a [UserId],
+) -> Attempt<(Vec<UserKey>, Vec<&'a UserId>)> {
+    if let [user] = users {
+        return Ok(match user_key(conn, app, user).await? {
+            Some(key) => (vec![key], Vec::new()),
+            None => (Vec::new(), vec![user]),
+        });
+    }
+    if users.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let names: Vec<&str> = users.iter().map(UserId::as_str).collect();
+    // app_user_by_name
+    let rows: Vec<(i64, Option<i64>)> = constant!(
+        (BigInt, Nullable<BigInt>);
+        "SELECT e.n - 1, u.id FROM unnest($1) WITH ORDINALITY AS e(value, n) LEFT JOIN app_user u \
+         ON u.app = $2 AND u.external_id = e.value",
+        Array<Text> => names, BigInt => app.0,
+    )
+    .load(conn)
+    .await?;
+    let (mut known, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
+    for (position, key) in rows {
+        match key {
+            Some(key) => known.push(UserKey(key)),
+            None => unknown.extend(usize::try_from(position).ok().and_then(|at| users.get(at))),
+        }
+    }
+    Ok((known, unknown))
+}
+
+/// Who an event would be for, for those who only want to know.
+pub(super) async fn rehearse(
+    conn: &mut AsyncPgConnection,
+    app: AppKey,
+    audience: &Audience,
+    actor: Option<&UserId>,
+) -> Attempt<ResolvedAudience> {
+    let mut named = audience.user_ids.clone();
+    named.sort_unstable();
+    named.dedup();
+    let (mut users, unknown) = known_users(conn, app, &named).await?;
+    users.sort_unstable();
+    let mut devices = device_owners(conn, app, &audience.device_ids).await?;
+    devices.retain(|target| users.binary_search(&target.user).is_err());
+    let mut topics = topic_keys(conn, app, &audience.topics).await?;
+    topics.dedup();
+    let unknown = unknown.into_iter().cloned().collect();
+    let packed = PackedAudience { everyone: audience.everyone, topics, users, devices };
+    let actor = match actor {
+        None => None,
+        Some(actor) => user_key(conn, app, actor).await?,
+    };
+    Ok(ResolvedAudience { audience: packed.pack().into(), unknown, actor })
 }
 
 async fn topic_keys(conn: &mut AsyncPgConnection, app: AppKey, topics: &[Topic]) -> Attempt<Vec<i64>> {
@@ -425,6 +455,7 @@ pub(super) struct Planned {
 }
 
 impl Planned {
+    #[expect(clippy::needless_pass_by_value, reason = "hand-overs share it")]
     pub fn new(
         mut found: People,
         notification: Arc<Notification>,

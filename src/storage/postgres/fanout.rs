@@ -18,10 +18,10 @@ use super::people::people_of_page;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, JobId, NotificationId, UserKey};
+use crate::domain::ids::{AppKey, EventType, JobId, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
-use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
+use crate::storage::{AudiencePage, BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -122,20 +122,18 @@ impl Stream {
 
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
-///
-/// `gate` was taken before. No facts for a hand-over: a replica shares a fan-out's jobs with the others, so they are
-/// written free and claimed.
-pub(super) async fn page(
+pub(super) async fn meet(
     conn: &mut AsyncPgConnection,
-    fanout: &Fanout,
+    app: AppKey,
+    event_type: &EventType,
+    packed: &[u8],
+    after: UserKey,
     limit: usize,
-    gate: Gate,
-) -> Attempt<FanoutPage> {
-    let audience = PackedAudience::unpack(&fanout.audience)?;
-    let after = fanout.cursor;
+) -> Attempt<AudiencePage> {
+    let audience = PackedAudience::unpack(packed)?;
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
-        whole.push(Stream::new(Source::Everyone(fanout.notification.app), after));
+        whole.push(Stream::new(Source::Everyone(app), after));
     } else {
         // Everyone includes them: topics and names add nobody.
         whole.extend(audience.topics.iter().map(|topic| Stream::new(Source::Topic(*topic), after)));
@@ -182,11 +180,25 @@ pub(super) async fn page(
             done = done && stream.peek(conn, 1).await?.is_none();
         }
     }
-    let event_type = &fanout.notification.event_type;
     let mut found = people_of_page(conn, event_type, &users).await?;
     found.add_devices(conn, event_type, &devices).await?;
-    let cancelled = !notifications::is_wanted(conn, fanout.notification.id).await?;
-    Ok(FanoutPage { people: found.people, gate, facts: Vec::new(), cancelled, cursor, done })
+    Ok(AudiencePage { people: found.people, cursor, done })
+}
+
+/// The next page of a fan-out. `gate` was taken before. No facts for a hand-over: a replica shares a fan-out's jobs with the
+/// others, so they are written free and claimed.
+pub(super) async fn page(
+    conn: &mut AsyncPgConnection,
+    fanout: &Fanout,
+    limit: usize,
+    gate: Gate,
+) -> Attempt<FanoutPage> {
+    let notification = &fanout.notification;
+    let (app, event_type) = (notification.app, &notification.event_type);
+    let met = meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit).await?;
+    let AudiencePage { people, cursor, done } = met;
+    let cancelled = !notifications::is_wanted(conn, notification.id).await?;
+    Ok(FanoutPage { people, gate, facts: Vec::new(), cancelled, cursor, done })
 }
 
 pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {

@@ -343,21 +343,21 @@ async fn users(
     group: &mut [Waiting],
     candidates: &[Candidate],
 ) -> Attempt<HashMap<(i64, String), UserKey>> {
-    let (mut wanted, mut named) = (HashMap::new(), Vec::new());
+    let (mut wanted, mut named) = (HashSet::new(), Vec::new());
     for candidate in candidates {
         let event = &group[candidate.place].prepared.event;
         for user in &group[candidate.place].prepared.users {
             named.push((event.app.0, user.as_str().to_owned(), candidate.place));
-            wanted.insert((event.app.0, user.as_str().to_owned()), ());
+            wanted.insert((event.app.0, user.as_str().to_owned()));
         }
         if let Some(actor) = &event.actor {
-            wanted.insert((event.app.0, actor.as_str().to_owned()), ());
+            wanted.insert((event.app.0, actor.as_str().to_owned()));
         }
     }
     if wanted.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut known = look_up(conn, wanted.into_keys().collect()).await?;
+    let mut known = look_up(conn, wanted.into_iter().collect()).await?;
     let mut missing: Vec<(i64, String, i64, i64)> = Vec::new();
     let mut making = HashSet::new();
     for (app, name, place) in named {

@@ -14,6 +14,7 @@ mod event_types;
 mod explain;
 mod fanout;
 mod group;
+mod imports;
 mod jobs;
 mod notifications;
 mod open;
@@ -51,7 +52,6 @@ use self::fail::unavailable;
 use self::query::RunQuery;
 use self::read::read;
 use self::statement::constant;
-use self::subscriptions::NewSubscription;
 use self::tx::step;
 use super::paging::{page, page_limit};
 use super::{cache, effects, fail, rows, statement};
@@ -60,17 +60,18 @@ use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
-    AppId, AppKey, DeviceId, EventType, IdMaker, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId,
+    AppId, AppKey, DeviceId, EventType, IdMaker, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
 };
-use crate::domain::notification::{Accepted, HandOff, NewEvent, Notification};
+use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::{Instant, Runtime};
 use crate::storage::{
-    Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
-    Gate, GateFacts, JobUpdate, NewOptIn, NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry,
-    Result, StoreError, Subscription,
+    AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
+    FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
+    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
+    Subscription,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -387,6 +388,24 @@ impl Registry for PostgresStore {
         read!(&self.inner, "listing subscriptions", |conn| subscriptions::list(conn, app, user, after, limit))
     }
 
+    async fn import_position(&self, app: AppKey, name: &str) -> Result<i64> {
+        read!(&self.inner, "looking up an import", |conn| imports::position(conn, app, name))
+    }
+
+    async fn import(&self, batch: ImportBatch, now: UnixMs) -> Result<Vec<Imported>> {
+        let doing = "importing";
+        let mut imported = Vec::with_capacity(batch.items.len());
+        for items in batch.items.chunks(imports::CHUNK) {
+            imported.append(&mut step!(&self.inner, doing, |tx| imports::apply(tx, items, now))?);
+        }
+        step!(&self.inner, doing, |tx| imports::advance(tx, batch.app, &batch.name, batch.position, now))?;
+        Ok(imported)
+    }
+
+    async fn assess_import(&self, items: Vec<ImportItem>) -> Result<Vec<Imported>> {
+        read!(snapshot; &self.inner, "checking an import", |conn| imports::assess(conn, &items))
+    }
+
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
         read!(&self.inner, "looking up an event type", |conn| event_types::declared(conn, app, event_type))
     }
@@ -435,6 +454,32 @@ impl Registry for PostgresStore {
             prepared.set_too_many(too_many);
         }
         step!(leasing; &self.inner, doing, |tx| accept::accept(tx, &prepared, now))
+    }
+
+    async fn resolve_audience(
+        &self,
+        app: AppKey,
+        audience: &Audience,
+        actor: Option<&UserId>,
+    ) -> Result<ResolvedAudience> {
+        read!(snapshot; &self.inner, "resolving an audience", |conn| accept::rehearse(conn, app, audience, actor))
+    }
+
+    async fn audience_page(
+        &self,
+        app: AppKey,
+        event_type: &EventType,
+        audience: &Arc<[u8]>,
+        after: UserKey,
+        limit: usize,
+    ) -> Result<AudiencePage> {
+        read!(snapshot; &self.inner, "reading a page of an audience", |conn| fanout::meet(
+            conn, app, event_type, audience, after, limit
+        ))
+    }
+
+    async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        read!(&self.inner, "reading names", |conn| async { Ok(people::user_names(conn, users).await?) })
     }
 
     async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool> {

@@ -274,8 +274,7 @@ impl People {
     ) -> Attempt<Vec<(usize, Self)>> {
         let rows: Vec<(i32, PersonRow)> = constant!(
             (Integer, PersonTypes);
-            concat!(
-                "SELECT e.place, e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, \
+            "SELECT e.place, e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, \
                  all_types.opted_in, this_type.opted_in, \
                  CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
                  WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
@@ -286,8 +285,7 @@ impl People {
                  LEFT JOIN opt_in all_types ON all_types.user_key = e.value AND all_types.device = 0 \
                  AND all_types.event_type = '' \
                  LEFT JOIN opt_in this_type ON this_type.user_key = e.value AND this_type.device = 0 \
-                 AND this_type.event_type = e.event_type ORDER BY e.place, e.value"
-            ),
+                 AND this_type.event_type = e.event_type ORDER BY e.place, e.value",
             Array<Integer> => places, Array<BigInt> => users, Array<Text> => event_types,
         )
         .load(conn)

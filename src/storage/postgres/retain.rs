@@ -9,7 +9,7 @@ use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::ids::EPOCH_MS;
 use crate::domain::time::UnixMs;
-use crate::storage::Backlog;
+use crate::storage::{Backlog, IMPORT_KEPT_MS};
 
 /// Rows deleted of each table at once.
 const BATCH: i64 = 500;
@@ -56,6 +56,15 @@ pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> 
              AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = n.id) \
              AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = n.id) ORDER BY id LIMIT $2 + 0)",
             BigInt => oldest_kept, BigInt => BATCH,
+        ))
+        .await?;
+    // Few rows: one for each import.
+    rows += tx
+        .execute(constant!(
+            ();
+            "DELETE FROM import_progress WHERE (app, name) IN \
+             (SELECT app, name FROM import_progress WHERE updated_at < $1 AND name LIKE 'import/%' LIMIT $2 + 0)",
+            BigInt => now.0 - IMPORT_KEPT_MS, BigInt => BATCH,
         ))
         .await?;
     Ok(rows as u64)

@@ -15,7 +15,7 @@ use super::people::People;
 use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, JobId, NotificationId, UserKey};
+use crate::domain::ids::{AppKey, EventType, JobId, NotificationId, UserKey};
 use crate::domain::notification::TargetFacts;
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
@@ -109,17 +109,31 @@ impl Stream {
     }
 }
 
+/// What [`meet`] came to.
+pub(super) struct Met {
+    pub found: People,
+    /// The last of them.
+    pub cursor: UserKey,
+    pub done: bool,
+}
+
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
-pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, gate: Gate) -> Attempt<FanoutPage> {
-    let audience = PackedAudience::unpack(&fanout.audience)?;
-    let after = fanout.cursor;
-    if let Some(page) = page_of_one(conn, fanout, &audience, limit, gate)? {
-        return Ok(page);
+pub(super) fn meet(
+    conn: &mut SqliteConnection,
+    app: AppKey,
+    event_type: &EventType,
+    packed: &[u8],
+    after: UserKey,
+    limit: usize,
+) -> Attempt<Met> {
+    let audience = PackedAudience::unpack(packed)?;
+    if let Some(met) = meet_one_source(conn, app, event_type, &audience, after, limit)? {
+        return Ok(met);
     }
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
-        whole.push(Stream::new(Source::Everyone(fanout.notification.app), after));
+        whole.push(Stream::new(Source::Everyone(app), after));
     } else {
         // Everyone includes them: topics and names add nobody.
         whole.extend(audience.topics.iter().map(|topic| Stream::new(Source::Topic(*topic), after)));
@@ -166,30 +180,24 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, g
             done = done && stream.peek(conn, 1)?.is_none();
         }
     }
-    let event_type = &fanout.notification.event_type;
     let mut found = People::of_users(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
-    let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
-    Ok(FanoutPage { people: found.people, gate, facts: by_target(found.facts), cancelled, cursor, done })
-}
-
-fn by_target(facts: Vec<TargetFacts>) -> Vec<(Target, Option<TargetFacts>)> {
-    facts.into_iter().map(|facts| (facts.target, Some(facts))).collect()
+    Ok(Met { found, cursor, done })
 }
 
 /// An audience of one source, which nearly all are: read in one go.
-fn page_of_one(
+fn meet_one_source(
     conn: &mut SqliteConnection,
-    fanout: &Fanout,
+    app: AppKey,
+    event_type: &EventType,
     audience: &PackedAudience,
+    after: UserKey,
     limit: usize,
-    gate: Gate,
-) -> Attempt<Option<FanoutPage>> {
-    let (event_type, after) = (&fanout.notification.event_type, fanout.cursor);
+) -> Attempt<Option<Met>> {
     let most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX).saturating_add(1);
     let mut found = match (audience.everyone, &audience.topics[..]) {
         // Everyone includes whoever is named.
-        (true, _) => People::of_app(conn, event_type, fanout.notification.app, after, most)?,
+        (true, _) => People::of_app(conn, event_type, app, after, most)?,
         (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => {
             People::of_topic(conn, event_type, *topic, after, most)?
         }
@@ -202,8 +210,17 @@ fn page_of_one(
     let cursor = found.people.last().map_or(after, |person| person.user);
     let beyond = found.facts.partition_point(|facts| facts.target.user <= cursor);
     found.facts.truncate(beyond);
-    let cancelled = !notifications::is_wanted(conn, fanout.notification.id)?;
-    Ok(Some(FanoutPage { people: found.people, gate, facts: by_target(found.facts), cancelled, cursor, done }))
+    Ok(Some(Met { found, cursor, done }))
+}
+
+/// The next page of a fan-out, and what a hand-over of its jobs needs.
+pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, gate: Gate) -> Attempt<FanoutPage> {
+    let notification = &fanout.notification;
+    let (app, event_type) = (notification.app, &notification.event_type);
+    let Met { found, cursor, done } = meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit)?;
+    let cancelled = !notifications::is_wanted(conn, notification.id)?;
+    let facts = found.facts.into_iter().map(|facts: TargetFacts| (facts.target, Some(facts))).collect();
+    Ok(FanoutPage { people: found.people, gate, facts, cancelled, cursor, done })
 }
 
 pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {

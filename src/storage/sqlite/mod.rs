@@ -11,6 +11,7 @@ mod event_types;
 mod explain;
 mod fanout;
 mod group;
+mod imports;
 mod jobs;
 mod notifications;
 mod open;
@@ -43,7 +44,6 @@ use self::group::{Context, Core, Tx};
 use self::readers::{Asker, Readers, snapshot};
 use self::scanner::Scanner;
 use self::statement::constant;
-use self::subscriptions::NewSubscription;
 use self::writer::{Class, Writer};
 use super::paging::{page, page_limit};
 use super::{cache, effects, fail, rows, statement};
@@ -52,17 +52,17 @@ use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
-    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId,
+    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
 };
-use crate::domain::notification::{Accepted, HandOff, NewEvent, Notification};
+use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::storage::{
-    Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
-    GateFacts, JobUpdate, NewOptIn, NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, Result,
-    Subscription,
+    AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
+    FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
+    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -243,6 +243,34 @@ impl Registry for SqliteStore {
         .await
     }
 
+    async fn import_position(&self, app: AppKey, name: &str) -> Result<i64> {
+        let name = name.to_owned();
+        self.read(Asker::Caller, "looking up an import", move |conn| imports::position(conn, app, &name)).await
+    }
+
+    async fn import(&self, batch: ImportBatch, now: UnixMs) -> Result<Vec<Imported>> {
+        let ImportBatch { app, name, position, mut items } = batch;
+        let mut imported = Vec::with_capacity(items.len());
+        loop {
+            let rest = items.split_off(items.len().min(imports::CHUNK));
+            let last = rest.is_empty();
+            let bytes = SMALL + SMALL * items.len();
+            // The progress comes with the last of them.
+            let progress = last.then(|| (app, name.clone(), position));
+            let apply = move |tx: &mut Tx<'_>| imports::apply(tx, &items, progress.as_ref(), now);
+            imported.append(&mut self.write(Class::Import, bytes, "importing", apply).await?);
+            if last {
+                return Ok(imported);
+            }
+            items = rest;
+        }
+    }
+
+    async fn assess_import(&self, items: Vec<ImportItem>) -> Result<Vec<Imported>> {
+        self.read(Asker::Caller, "checking an import", move |conn| snapshot(conn, |conn| imports::assess(conn, &items)))
+            .await
+    }
+
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
         let name = event_type.clone();
         self.read(Asker::Caller, "looking up an event type", move |conn| event_types::declared(conn, app, &name)).await
@@ -300,6 +328,42 @@ impl Registry for SqliteStore {
         }
         let bytes = prepared.bytes();
         self.write(Class::Accept, bytes, doing, move |tx| accept::accept(tx, &prepared, now)).await
+    }
+
+    async fn resolve_audience(
+        &self,
+        app: AppKey,
+        audience: &Audience,
+        actor: Option<&UserId>,
+    ) -> Result<ResolvedAudience> {
+        let (audience, actor) = (audience.clone(), actor.cloned());
+        self.read(Asker::Caller, "resolving an audience", move |conn| {
+            snapshot(conn, |conn| accept::rehearse(conn, app, &audience, actor.as_ref()))
+        })
+        .await
+    }
+
+    async fn audience_page(
+        &self,
+        app: AppKey,
+        event_type: &EventType,
+        audience: &Arc<[u8]>,
+        after: UserKey,
+        limit: usize,
+    ) -> Result<AudiencePage> {
+        let (event_type, audience) = (event_type.clone(), Arc::clone(audience));
+        self.read(Asker::Caller, "reading a page of an audience", move |conn| {
+            snapshot(conn, |conn| {
+                let met = fanout::meet(conn, app, &event_type, &audience, after, limit)?;
+                Ok(AudiencePage { people: met.found.people, cursor: met.cursor, done: met.done })
+            })
+        })
+        .await
+    }
+
+    async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        let users = users.to_vec();
+        self.read(Asker::Caller, "reading names", move |conn| Ok(people::user_names(conn, &users)?)).await
     }
 
     async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool> {

@@ -136,18 +136,17 @@ impl Scan {
         if self.is_stale.swap(false, Ordering::AcqRel) {
             self.end("COMMIT");
         }
-        let gate = match self.snapshot {
-            Some(gate) => gate,
-            None => {
-                let gate = Gate { position: self.context.deny.position(), at: self.now() };
-                if let Err(error) = constant!((); "BEGIN DEFERRED").execute(&mut self.conn) {
-                    // The work's own statements then say what is wrong, each for itself.
-                    tracing::debug!(%error, "no snapshot can be begun");
-                } else {
-                    self.snapshot = Some(gate);
-                }
-                gate
+        let gate = if let Some(gate) = self.snapshot {
+            gate
+        } else {
+            let gate = Gate { position: self.context.deny.position(), at: self.now() };
+            if let Err(error) = constant!((); "BEGIN DEFERRED").execute(&mut self.conn) {
+                // The work's own statements then say what is wrong, each for itself.
+                tracing::debug!(%error, "no snapshot can be begun");
+            } else {
+                self.snapshot = Some(gate);
             }
+            gate
         };
         let conn = &mut self.conn;
         match catch_unwind(AssertUnwindSafe(|| work(conn, gate))) {

@@ -259,12 +259,14 @@ async fn two_replicas_that_race_for_a_person_or_a_token_agree() {
             a.register_device(world.registration(&mina, &token), world.now()),
             b.register_device(world.registration(&bori, &token), world.now()),
         );
-        (one.unwrap(), other.unwrap());
+        one.unwrap();
+        other.unwrap();
         let (yes, no) = tokio::join!(
             a.set_opt_in(world.choice(&mina, true), world.now()),
             b.set_opt_in(world.choice(&mina, false), world.now()),
         );
-        (yes.unwrap(), no.unwrap());
+        yes.unwrap();
+        no.unwrap();
         let choices = a.list_opt_ins(world.app, &crate::storage::conformance::user(&mina)).await.unwrap();
         assert!(!choices[0].opted_in, "a tie is a no, whoever came first");
     }
