@@ -8,7 +8,9 @@
 //! claiming and drains the senders, outcomes are written, leases given back, the database closed. Dropping an `App`
 //! instead is a crash: nothing is lost, the next start takes up the work.
 
+pub(crate) mod certificate;
 pub mod database;
+mod gauges;
 pub mod keys;
 mod readiness;
 pub mod routes;
@@ -80,6 +82,8 @@ impl App {
         .await
         .context("taking up open work")?;
 
+        let gauges = gauges::CredentialGauges::new(engine.route_states(), runtime.clone());
+        gauges.set(config, &routed.apps);
         let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
         let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone());
         let service =
@@ -102,7 +106,7 @@ impl App {
             Arc::new(readiness::MigrationsFit(store.clone())) as _,
             Arc::new(shutdown.clone()) as _,
         ];
-        let collectors = Vec::new();
+        let collectors = vec![gauges as _];
         let parts = AdminParts { runtime: runtime.clone(), metrics, heartbeats, checks, collectors };
         let admin_server = AdminServer::bind(config.admin.listen, parts).await?;
         let admin_address = admin_server.address();

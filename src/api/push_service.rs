@@ -225,6 +225,12 @@ impl PushService for PushApi {
             return self.answer(rehearsal.map(convert::rehearsed));
         }
         let accepted = self.service.notify(call, input).await;
+        if let Ok(accepted) = &accepted {
+            let id = accepted.notification;
+            // Looked up only where it is written.
+            tracing::debug!(notification_id = %self.service.identity().public_notification(id),
+                duplicate = accepted.duplicate, "an event was accepted");
+        }
         self.answer(accepted.map(|accepted| convert::accepted(self.service.identity(), accepted)))
     }
 

@@ -22,6 +22,7 @@ use super::proto::DESCRIPTOR;
 use super::proto::admin_service_server::{self, AdminServiceServer};
 use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use super::push_service::PushApi;
+use super::trace::TraceLayer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -133,6 +134,7 @@ impl Server {
             builder = builder.tls_config(tls).map_err(ServerError::Tls)?;
         }
         let layers = ServiceBuilder::new()
+            .layer(TraceLayer)
             .layer(AuthLayer::new(Arc::clone(&self.keys), self.runtime.clone()))
             .layer(LimitsLayer::new(limits.max_deadline, Arc::clone(&self.requests), self.runtime.clone()))
             .into_inner();

@@ -149,7 +149,7 @@ impl Expander {
             suppressed: plan.suppressed,
         };
         let Some(ids) = shared.store.write_page(write, now).await? else {
-            tracing::warn!(notification_id = %notification.id, "another owner expands this audience");
+            tracing::warn!(notification_id = %shared.public_id(notification.id), "another owner expands this audience");
             return Ok(false);
         };
         for ((route, targets, permit), id) in leased.into_iter().zip(ids) {
@@ -175,7 +175,8 @@ impl Expander {
         }
         fanout.cursor = page.cursor;
         if page.done {
-            tracing::info!(notification_id = %notification.id, "a large audience is worked out");
+            tracing::debug!(notification_id = %shared.public_id(notification.id), "a large audience is worked out");
+            shared.broadcasts.expanded(&shared, &notification);
         }
         Ok(!page.done)
     }

@@ -9,6 +9,7 @@
 //! never again once its outcome is durable. What it does not: that a push whose answer was lost was not shown; it is
 //! repeated with the same identity.
 
+mod broadcasts;
 mod expand;
 mod flight;
 mod metrics;
@@ -39,6 +40,7 @@ use crate::storage::{BootId, Store};
 
 pub use settings::Settings;
 
+use broadcasts::Broadcasts;
 use permits::Permits;
 use route_state::RouteState;
 use shared::{LaneInbox, RouteLanes, Shared};
@@ -111,6 +113,7 @@ impl Engine {
             next_ticket: AtomicU64::new(1),
             outcomes,
             settled: Notify::new(),
+            broadcasts: Broadcasts::default(),
             fanout: Notify::new(),
             isolation: Arc::new(RwLock::new(())),
             stopping: CancellationToken::new(),
@@ -131,6 +134,11 @@ impl Engine {
     /// How the store reaches this engine.
     pub fn hand_off(&self) -> Arc<dyn HandOff> {
         Arc::clone(&self.shared) as Arc<dyn HandOff>
+    }
+
+    /// Which routes are paused, for as long as anybody asks.
+    pub fn route_states(&self) -> RouteStates {
+        RouteStates(Arc::clone(&self.shared))
     }
 
     /// Routes that are paused, with the platform's words.
@@ -164,6 +172,17 @@ impl Engine {
     }
 }
 
+/// A look at the routes, apart from the engine's life.
+#[derive(Clone)]
+pub struct RouteStates(Arc<Shared>);
+
+impl RouteStates {
+    /// Its platform refuses the credential; unknown routes are not.
+    pub fn is_paused(&self, route: RouteId) -> bool {
+        self.0.routes.get(&route).is_some_and(|lanes| lanes.state.is_broken())
+    }
+}
+
 async fn join(what: &str, task: JoinHandle<()>) {
     if let Err(error) = task.await {
         tracing::error!(%error, "{what} ended badly");
@@ -174,7 +193,10 @@ async fn housekeeping(shared: Arc<Shared>) {
     loop {
         let now = shared.runtime.now();
         match shared.store.backlog(now).await {
-            Ok(backlog) => metrics::backlog(&shared, &backlog),
+            Ok(backlog) => {
+                metrics::backlog(&shared, &backlog);
+                shared.broadcasts.look(&shared, backlog.jobs == 0 && backlog.fanouts == 0).await;
+            }
             Err(error) => tracing::debug!(%error, "the backlog cannot be read"),
         }
         if let Err(error) = shared.store.retain(now.minus(shared.settings.retention), now).await {

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use super::broadcasts::Broadcasts;
 use super::flight::Flight;
 use super::metrics;
 use super::permits::Permits;
 use super::route_state::RouteState;
 use super::settings::Settings;
 use crate::domain::deny::DenyFeed;
-use crate::domain::ids::RouteId;
+use crate::domain::ids::{NotificationId, RouteId};
 use crate::domain::notification::{HandOff, HandedOver, Permit};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::{Lane, Route};
@@ -40,6 +42,8 @@ pub struct Shared {
     pub outcomes: mpsc::UnboundedSender<Outcomes>,
     /// A flight changed without an outcome (all its targets were concluded, or the sender refused it).
     pub settled: Notify,
+    /// For the line that tells of a broadcast's end.
+    pub broadcasts: Broadcasts,
     /// A fan-out was begun.
     pub fanout: Notify,
     /// Shared by ordinary jobs in flight, taken alone by a suspect one.
@@ -81,6 +85,11 @@ impl Shared {
     pub fn can_send(&self, route: RouteId) -> bool {
         let known = self.routes.get(&route);
         !self.stopping.is_cancelled() && known.is_some_and(|lanes| !lanes.state.is_broken())
+    }
+
+    /// As callers know it: what logs say.
+    pub fn public_id(&self, notification: NotificationId) -> Uuid {
+        self.store.identity().public_notification(notification)
     }
 
     pub fn lane(&self, route: RouteId, lane: Lane) -> Option<&LaneInbox> {

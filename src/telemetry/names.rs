@@ -76,6 +76,10 @@ metrics! {
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
     /// Routes paused because their credential is broken.
     ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
+    /// Whether the platform accepts the credential: 1, or 0 while its routes are paused.
+    PROVIDER_UP = Gauge "nudged_provider_up" ["app", "platform", "credential"];
+    /// Days until an APNs certificate ends; negative after it. Signing keys do not end.
+    CERTIFICATE_DAYS_LEFT = Gauge "nudged_certificate_days_left" ["app", "credential"];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.

@@ -21,12 +21,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pushes that the sandbox keeps: more than any test makes.
 const RECORD_LIMIT: usize = 4_000_000;
+const SERVER_LOG: &str = "server.log";
 
 pub struct World {
     /// Removed with everything in it at the end.
     _dir: TempDir,
     pub sandbox: Sandbox,
     pub address: String,
+    /// Of `/metrics`.
+    pub admin: String,
     pub config: PathBuf,
 }
 
@@ -48,7 +51,8 @@ impl World {
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
         let config = dir.path().join("nudged.toml");
-        Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config }
+        let (address, admin) = (format!("http://127.0.0.1:{grpc}"), format!("127.0.0.1:{admin}"));
+        Self { _dir: dir, sandbox, address, admin, config }
     }
 
     /// The server's database.
@@ -57,14 +61,17 @@ impl World {
     }
 
     pub fn start(&self) -> Server {
-        Server { child: spawn(&["serve", "--config"], &self.config) }
+        self.start_with(&[])
     }
 
-    /// One of several processes on this configuration, told apart by its environment.
+    /// With these environment variables: one of several processes on this configuration.
     pub fn start_with(&self, environment: &[(&str, String)]) -> Server {
-        let mut command = command(&["serve", "--config"], &self.config);
-        command.envs(environment.iter().map(|(name, value)| (*name, value)));
-        Server { child: command.spawn().unwrap() }
+        Server { child: spawn(&["serve", "--config"], &self.config, environment) }
+    }
+
+    /// What the server has logged so far: JSON, a line each.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.config.with_file_name(SERVER_LOG)).unwrap_or_default()
     }
 
     /// What the providers received, all of it.
@@ -119,12 +126,14 @@ pub fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_nudged"))
 }
 
-fn spawn(arguments: &[&str], config: &Path) -> Child {
-    command(arguments, config).spawn().unwrap()
+fn spawn(arguments: &[&str], config: &Path, environment: &[(&str, String)]) -> Child {
+    let mut command = command(arguments, config);
+    command.envs(environment.iter().map(|(name, value)| (*name, value)));
+    command.spawn().unwrap()
 }
 
 fn command(arguments: &[&str], config: &Path) -> Command {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name("server.log")).unwrap();
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name(SERVER_LOG)).unwrap();
     let mut command = binary();
     command.args(arguments).arg(config).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     command

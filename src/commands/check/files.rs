@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Findings;
-use super::certificate::{self, Validity};
+use crate::app::certificate::{self, Validity};
 use crate::config::values::read_bounded;
 use crate::config::{ApnsAuth, Config, Origin, SecretSource};
 use crate::domain::time::UnixMs;
