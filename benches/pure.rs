@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nudged::domain::consent::{self, DeviceChoice, DeviceFacts, DeviceState, EventRules, UserChoice};
@@ -60,7 +60,7 @@ fn decisions(c: &mut Criterion) {
     group.finish();
 
     let feed = DenyFeed::default();
-    let now = Instant::now();
+    let now = Runtime::production().instant().into_std();
     feed.publish(&(0..1000).map(|user| DenyKey::User(UserKey(user))).collect::<Vec<_>>(), now);
     let (old, new) = (nudged::domain::deny::DenyPosition(0), feed.position());
     c.bench_function("deny feed, nothing new", |b| {
