@@ -1,7 +1,7 @@
 //! The store on Postgres: any number of processes on one database.
 //!
 //! Events to named people are committed in groups ([`group`]). Every other write is a transaction of its own ([`tx`]) and
-//! every read a statement or a snapshot ([`read`]), on pooled connections. Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from which ids take their node
+//! every read a statement or a snapshot ([`mod@read`]), on pooled connections. Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from which ids take their node
 //! number, and the log of "no"s ([`deny`]). Leases are guarded by the job's fence alone; a heartbeat only says when it
 //! is worth taking a lease away.
 

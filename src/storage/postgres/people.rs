@@ -106,7 +106,7 @@ pub(super) async fn device_owners(
     Ok(targets)
 }
 
-/// Choices of the row's user and device, as columns. `$2` is the event type. The user's come from [`choice_joins`]; the
+/// Choices of the row's user and device, as columns. `$2` is the event type. The user's come from `choice_joins`; the
 /// device's are looked up only where `has_choice` says that there are any.
 macro_rules! choices {
     () => {

@@ -90,7 +90,7 @@ pub(super) fn device_owners(conn: &mut SqliteConnection, app: AppKey, devices: &
     Ok(targets)
 }
 
-/// Choices of the row's user and device, as columns. `?2` is the event type. The user's come from [`choice_joins`]; the
+/// Choices of the row's user and device, as columns. `?2` is the event type. The user's come from `choice_joins`; the
 /// device's are looked up only where `has_choice` says that there are any.
 macro_rules! choices {
     () => {
