@@ -14,7 +14,8 @@ use nudged::domain::outcome::{Entry, ResultCode};
 use nudged::domain::platform::{DeviceToken, Environment, Lane, Platform, RouteSpec};
 use nudged::domain::sending::Priority;
 use nudged::runtime::Runtime;
-use nudged::storage::sqlite::{Seed, SeedPerson, Settings, SqliteStore, seed};
+use nudged::storage::seed::{Seed, SeedPerson, SeedTopic};
+use nudged::storage::sqlite::{Settings, SqliteStore, seed};
 use nudged::storage::{ClaimRequest, JobUpdate, PageWrite, Queue as _, Registry as _};
 
 const PEOPLE: u32 = 50_000;
@@ -76,8 +77,8 @@ fn steps(c: &mut Criterion) {
     });
     store.close();
     drop(store);
-    let what =
-        Seed { app, apns: route, fcm: route, topic: TOPIC, people: PEOPLE, subscribers: PEOPLE, person: &person };
+    let topics = [SeedTopic { name: TOPIC, has: &|_| true }];
+    let what = Seed { app, apns: route, fcm: route, topics: &topics, people: PEOPLE, person: &person };
     seed(&settings.path, &what, runtime.now()).expect("seeded");
     let store = Arc::new(open());
     let boot = store.boot_id();

@@ -17,6 +17,7 @@ mod fail;
 mod paging;
 pub mod postgres;
 mod rows;
+pub mod seed;
 pub mod sqlite;
 mod statement;
 

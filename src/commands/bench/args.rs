@@ -8,7 +8,17 @@ use anyhow::bail;
 /// Measure the server against fake providers; bounded in time, needs nothing from outside.
 #[derive(clap::Args)]
 pub struct BenchArgs {
-    /// Registered devices, one a person; 90 % opted in, half APNs, half FCM
+    /// Which table: the budget's rows, or how their costs grow with the installation
+    #[arg(value_enum, default_value_t = Table::Budget)]
+    table: Table,
+    /// Where the server keeps its state. For Postgres a private server of its own is started (its programs must be
+    /// installed)
+    #[arg(long, value_enum, default_value_t = Store::Sqlite)]
+    store: Store,
+    /// Server processes on that database; more than one only on Postgres
+    #[arg(long, default_value_t = 1)]
+    replicas: u16,
+    /// Registered devices, one a person; 90 % opted in, half APNs, half FCM. For `growth`: the largest installation
     #[arg(long)]
     devices: Option<u32>,
     /// Of them, subscribers of the topic that broadcasts go to; default: all
@@ -26,15 +36,18 @@ pub struct BenchArgs {
     /// How often each row is measured
     #[arg(long)]
     repeats: Option<u32>,
-    /// Only these rows, comma-separated: broadcast, unary, stream, calls, latency, no, comment, restart, failing
+    /// Only these rows, comma-separated: broadcast, apart, unary, stream, calls, latency, no, comment, restart, failing
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Small sizes, for continuous integration: less than a minute
+    /// Small sizes, for continuous integration: about a minute
     #[arg(long)]
     quick: bool,
     /// Write everything measured as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the tables, as they are printed, to this file
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// Where the database, logs and credentials are; default: a new directory in the working directory, removed at the
     /// end. One that a run with the same devices left is used again
     #[arg(long, value_name = "DIR")]
@@ -44,11 +57,27 @@ pub struct BenchArgs {
     settings: Vec<String>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Table {
+    /// The rows of the budget.
+    Budget,
+    /// A tenth, a hundredth … of the devices; 1, 1 000 and all subscribers; an empty queue and a full one.
+    Growth,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Store {
+    Sqlite,
+    Postgres,
+}
+
 /// A group of rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Group {
     /// A topic of all subscribers.
     Broadcast,
+    /// Topics of people with devices of one platform.
+    Apart,
     /// Events for one person each, one call each.
     Unary,
     /// … over one stream.
@@ -68,8 +97,9 @@ pub enum Group {
 }
 
 impl Group {
-    const ALL: [(&'static str, Self); 9] = [
+    const ALL: [(&'static str, Self); 10] = [
         ("broadcast", Self::Broadcast),
+        ("apart", Self::Apart),
         ("unary", Self::Unary),
         ("stream", Self::Stream),
         ("calls", Self::Calls),
@@ -84,6 +114,9 @@ impl Group {
 /// [`BenchArgs`] with every default filled in.
 #[derive(Clone)]
 pub struct Plan {
+    pub table: Table,
+    pub store: Store,
+    pub replicas: u16,
     pub devices: u32,
     pub subscribers: u32,
     pub pushes: u32,
@@ -92,10 +125,13 @@ pub struct Plan {
     pub repeats: u32,
     pub groups: Vec<Group>,
     pub json: Option<PathBuf>,
+    pub markdown: Option<PathBuf>,
     pub dir: Option<PathBuf>,
     pub settings: Vec<String>,
     /// How long one row may take.
     pub patience: Duration,
+    /// Deliveries of one figure of the growth table, at least.
+    pub growth_pushes: u32,
 }
 
 impl BenchArgs {
@@ -104,6 +140,9 @@ impl BenchArgs {
         let devices = self.devices.unwrap_or(devices);
         if !(1_000..=100_000_000).contains(&devices) {
             bail!("--devices must be from 1000 to 100000000");
+        }
+        if !(1..=16).contains(&self.replicas) || (self.replicas > 1 && self.store == Store::Sqlite) {
+            bail!("--replicas must be from 1 to 16, and 1 on SQLite: only one process can have its file");
         }
         let mut groups = Vec::new();
         for name in &self.rows {
@@ -118,6 +157,9 @@ impl BenchArgs {
             groups = Group::ALL.map(|(_, group)| group).to_vec();
         }
         Ok(Plan {
+            table: self.table,
+            store: self.store,
+            replicas: self.replicas,
             devices,
             subscribers: self.subscribers.unwrap_or(devices).clamp(1, devices),
             pushes: self.pushes.unwrap_or(pushes).clamp(256, 10_000_000),
@@ -126,9 +168,11 @@ impl BenchArgs {
             repeats: self.repeats.unwrap_or(repeats).clamp(1, 100),
             groups,
             json: self.json,
+            markdown: self.markdown,
             dir: self.dir,
             settings: self.settings,
             patience: Duration::from_secs(if self.quick { 60 } else { 600 }),
+            growth_pushes: if self.quick { 20_000 } else { 300_000 },
         })
     }
 }

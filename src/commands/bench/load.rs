@@ -10,7 +10,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::world::{APP, TOPIC};
+use super::people::Topic;
+use super::world::APP;
 use crate::api::proto::notify_events_response::Outcome;
 use crate::api::proto::push_service_client::PushServiceClient;
 use crate::api::proto::{Content, NotifyEventRequest, NotifyEventsRequest};
@@ -94,13 +95,13 @@ pub fn event(runtime: &Runtime, user: &str, key: String, payload: usize) -> Noti
     }
 }
 
-/// Something happened for everybody with the topic. `sent_us`: whether pushes tell their age.
-pub fn broadcast(runtime: &Runtime, key: String, payload: usize, aged: bool) -> NotifyEventRequest {
+/// Something happened for everybody with the topic. `aged`: whether pushes tell their age.
+pub fn broadcast(runtime: &Runtime, topic: Topic, key: String, payload: usize, aged: bool) -> NotifyEventRequest {
     NotifyEventRequest {
         app_id: APP.to_owned(),
         event_type: "post.created".to_owned(),
         idempotency_key: key,
-        topics: vec![TOPIC.to_owned()],
+        topics: vec![topic.name().to_owned()],
         content: Some(content(payload)),
         data: Some(data(aged.then(|| runtime.now_us()))),
         ..NotifyEventRequest::default()
@@ -145,8 +146,29 @@ where
     Ok(Latencies::new(all))
 }
 
+/// `count` events over one stream for each client, in equal shares.
+pub async fn streams<F>(runtime: &Runtime, clients: &[Client], count: u32, make: F) -> anyhow::Result<Latencies>
+where
+    F: Fn(u32) -> NotifyEventRequest + Clone + Send + 'static,
+{
+    let shares = u32::try_from(clients.len())?.max(1);
+    let mut running = Vec::new();
+    for (share, client) in (0..shares).zip(clients) {
+        let (clock, client, make) = (runtime.clone(), client.clone(), make.clone());
+        let of_share = count / shares + u32::from(share < count % shares);
+        running.push(
+            runtime.spawn(async move { stream(&clock, client, of_share, move |at| make(at * shares + share)).await }),
+        );
+    }
+    let mut all = Vec::with_capacity(count as usize);
+    for one in running {
+        all.append(&mut one.await.context("a stream panicked")??.0);
+    }
+    Ok(Latencies::new(all))
+}
+
 /// `count` events over one stream, as many unanswered as the server allows.
-pub async fn stream<F>(runtime: &Runtime, mut client: Client, count: u32, make: F) -> anyhow::Result<Latencies>
+async fn stream<F>(runtime: &Runtime, mut client: Client, count: u32, make: F) -> anyhow::Result<Latencies>
 where
     F: Fn(u32) -> NotifyEventRequest + Send + 'static,
 {

@@ -3,7 +3,7 @@
 use crate::domain::ids::UserId;
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::sandbox::token_hash;
-use crate::storage::sqlite::SeedPerson;
+use crate::storage::seed::SeedPerson;
 use std::fmt::Write as _;
 
 /// The first so many people are watched: the fake providers keep their pushes.
@@ -84,10 +84,51 @@ pub fn seed_person(number: u32) -> SeedPerson {
     }
 }
 
-/// Who a broadcast to the first `subscribers` people reaches: how many, and the sum of their tokens' hashes.
-pub fn reached(subscribers: u32) -> (u64, u64) {
-    (0..subscribers)
-        .filter(|number| opted_in(*number))
+/// What an event can be addressed to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Topic {
+    /// The subscribers of the plan.
+    All,
+    /// Those of one platform among the first [`APART`] people.
+    Of(Platform),
+    /// One person, and a thousand.
+    One,
+    Thousand,
+}
+
+/// People among whom the topics of one platform are.
+pub const APART: u32 = 400_000;
+
+impl Topic {
+    pub const EVERY: [Self; 5] =
+        [Self::All, Self::Of(Platform::Apns), Self::Of(Platform::Fcm), Self::One, Self::Thousand];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::All => "author:choco",
+            Self::Of(Platform::Apns) => "on:apns",
+            Self::Of(Platform::Fcm) => "on:fcm",
+            Self::One => "post:one",
+            Self::Thousand => "post:thousand",
+        }
+    }
+
+    /// Whether this person has it, with so many subscribers of the largest.
+    pub fn has(self, number: u32, subscribers: u32) -> bool {
+        match self {
+            Self::All => number < subscribers,
+            Self::Of(wanted) => number < APART && platform(number) == wanted,
+            // Not the watched: nobody looks at their pushes.
+            Self::One => number == (WATCHED..).find(|number| opted_in(*number)).unwrap_or(WATCHED),
+            Self::Thousand => (WATCHED..2 * WATCHED).contains(&number),
+        }
+    }
+}
+
+/// Who of the registered an event to a topic reaches: how many, and the sum of their tokens' hashes.
+pub fn reached(topic: Topic, devices: u32, subscribers: u32) -> (u64, u64) {
+    (0..devices)
+        .filter(|number| topic.has(*number, subscribers) && opted_in(*number))
         .fold((0, 0), |(count, sum), number| (count + 1, sum.wrapping_add(token_hash(&token(number)))))
 }
 
@@ -127,6 +168,19 @@ mod tests {
             assert_eq!(token.starts_with(WATCHED_PREFIX), number < WATCHED);
             assert!(seen.insert(token));
         }
+    }
+
+    #[test]
+    fn topics_have_who_they_should() {
+        assert_eq!(reached(Topic::One, 10_000, 10_000).0, 1);
+        let (all, apns, fcm) = (
+            reached(Topic::All, 10_000, 10_000),
+            reached(Topic::Of(Platform::Apns), 10_000, 10_000),
+            reached(Topic::Of(Platform::Fcm), 10_000, 10_000),
+        );
+        assert_eq!(all.0, apns.0 + fcm.0);
+        assert_eq!(all.1, apns.1.wrapping_add(fcm.1));
+        assert!((850..=950).contains(&reached(Topic::Thousand, 10_000, 1).0));
     }
 
     #[test]

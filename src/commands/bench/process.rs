@@ -16,13 +16,13 @@ const TICK_US: u64 = 10_000;
 /// A running child; killed when dropped.
 pub struct Process {
     child: Child,
-    name: &'static str,
+    name: String,
 }
 
 impl Process {
     /// `nudged <arguments>`, logging into `directory`.
     pub fn start(
-        name: &'static str,
+        name: &str,
         directory: &Path,
         arguments: &[String],
         environment: &[(&str, String)],
@@ -38,7 +38,7 @@ impl Process {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting the {name}"))?;
-        Ok(Self { child, name })
+        Ok(Self { child, name: name.to_owned() })
     }
 
     /// User and system time since its start, in microseconds; to 10 ms.
@@ -120,14 +120,57 @@ pub fn rss_anon_kib(pid: u32) -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-/// User and system time of a process (a number, or `self`), in microseconds.
-pub fn cpu_us(pid: &str) -> anyhow::Result<u64> {
+/// CPU of a process in microseconds, to 10 ms.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    pub own: u64,
+    /// Of its children that have ended.
+    pub children: u64,
+}
+
+/// User and system time of a process (a number, or `self`).
+pub fn clock(pid: &str) -> anyhow::Result<Clock> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("reading a process clock")?;
-    // The name in parentheses may hold anything; the fields after it are numbers.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
-    match (ticks(11), ticks(12)) {
-        (Some(user), Some(system)) => Ok((user + system) * TICK_US),
+    match (field(&stat, 11), field(&stat, 12), field(&stat, 13), field(&stat, 14)) {
+        (Some(user), Some(system), Some(childrens_user), Some(childrens_system)) => {
+            Ok(Clock { own: (user + system) * TICK_US, children: (childrens_user + childrens_system) * TICK_US })
+        }
         _ => bail!("/proc/{pid}/stat has another form"),
+    }
+}
+
+/// Its own user and system time, in microseconds.
+pub fn cpu_us(pid: &str) -> anyhow::Result<u64> {
+    Ok(clock(pid)?.own)
+}
+
+/// The living children of a process.
+pub fn of_parent(parent: u32) -> Vec<u32> {
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let is_child = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        field(&stat, 1) == Some(u64::from(parent))
+    };
+    all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
+
+/// A number behind the name, which stands in parentheses and may hold anything.
+fn field(stat: &str, at: usize) -> Option<u64> {
+    stat.rsplit(')').next()?.split_whitespace().nth(at)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_clock_and_children_are_found() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let children = of_parent(std::process::id());
+        assert!(children.contains(&child.id()), "{children:?}");
+        assert!(clock("self").is_ok());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!of_parent(std::process::id()).contains(&child.id()));
     }
 }

@@ -51,6 +51,15 @@ pub struct ReferenceArgs {
     /// Requests in flight on each.
     #[arg(long)]
     streams: u32,
+    /// Only to this platform.
+    #[arg(long, value_enum)]
+    only: Option<Only>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    Apns,
+    Fcm,
 }
 
 /// What it says at its end, as JSON on standard output.
@@ -141,10 +150,15 @@ async fn send_all(args: &ReferenceArgs, runtime: &Runtime) -> anyhow::Result<Ans
     }
     // Tokens are made beforehand: a real sender has them, too.
     let queue: Rc<[Queue; 2]> = Rc::new([Queue::default(), Queue::default()]);
-    for at in 0..args.pushes {
+    let (mut left, mut at) = (args.pushes, 0);
+    while left > 0 {
         let number = people::someone(args.devices, 7, at);
-        let index = usize::from(people::platform(number) == Platform::Fcm);
-        queue[index].push(people::token(number));
+        at += 1;
+        let is_fcm = people::platform(number) == Platform::Fcm;
+        if args.only.is_none_or(|only| (only == Only::Fcm) == is_fcm) {
+            queue[usize::from(is_fcm)].push(people::token(number));
+            left -= 1;
+        }
     }
     let mut senders = Vec::new();
     for (index, (address, route)) in routes.iter().enumerate() {

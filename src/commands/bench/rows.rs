@@ -2,6 +2,7 @@
 
 mod calls;
 mod events;
+mod growth;
 mod moments;
 
 use std::collections::BTreeMap;
@@ -12,15 +13,16 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde_json::json;
 
-use super::args::{Group, Plan};
+use super::args::{Group, Plan, Store, Table};
+use super::cluster;
 use super::control::Stats;
 use super::load::{self, Client};
-use super::people;
-use super::process::Process;
+use super::people::{self, Topic};
 use super::reference::{self, Answer, Templates};
-use super::report::{Report, Sample};
+use super::report::{Budget, Report, Sample};
 use super::world::World;
 use crate::api::proto::{GetNotificationRequest, Notification};
+use crate::domain::platform::Platform;
 use crate::runtime::Runtime;
 
 /// How often progress is looked at; the look costs the server next to nothing.
@@ -43,50 +45,56 @@ pub struct Bench {
 }
 
 pub async fn run(plan: Plan, runtime: &Runtime) -> anyhow::Result<Report> {
-    let mut world = World::new(plan.clone(), runtime).await?;
-    let client = world.client().await?;
-    let (reached, sum) = people::reached(plan.subscribers);
-    let salt = runtime.random_u64();
-    let mut bench = Bench { world, client, report: Report::default(), reached, reached_sum: Some(sum), salt };
-    bench.about();
-    let idle = bench.world.server.rss_anon_kib();
-    bench.report.fact("memory (RssAnon), started, idle", mib(idle), "must 40, goal 20 MiB");
+    if plan.table == Table::Growth {
+        return growth::run(plan, runtime).await;
+    }
+    let mut bench = Bench::start(plan.clone(), runtime, Report::default()).await?;
+    let idle = bench.world.rss_anon_kib();
+    let budget = Budget::new(40.0, 20.0);
+    bench.report.fact("memory (RssAnon), started, idle", "MiB", &[("", mib(idle))], "", budget);
     bench.warm_up().await?;
     for repeat in 0..plan.repeats {
         bench.repeat(repeat).await?;
     }
-    bench.once().await?;
-    let Bench { world, report, .. } = bench;
-    world.close().await?;
-    Ok(report)
+    if plan.has(Group::Failing) {
+        for _ in 0..plan.repeats {
+            bench.failing().await?;
+        }
+    }
+    bench.end().await
 }
 
-fn mib(kib: u64) -> String {
-    format!("{:.1} MiB", f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0)
+#[expect(clippy::cast_precision_loss, reason = "memory in KiB fits 53 bits")]
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
 }
 
-/// What the server has used so far.
+/// What the servers have used so far.
 struct Mark {
     cpu_us: u64,
+    database_cpu_us: u64,
     sandbox_cpu_us: u64,
     threads: BTreeMap<String, u64>,
     at: crate::runtime::Instant,
     peak: Peak,
 }
 
-/// Samples memory until it is dropped.
+/// Samples the memory of the largest server until it is dropped.
 struct Peak {
     most: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Peak {
-    fn watch(runtime: &Runtime, server: &Process) -> Self {
-        let most = Arc::new(AtomicU64::new(server.rss_anon_kib()));
-        let (seen, clock, pid) = (Arc::clone(&most), runtime.clone(), server.id());
+    fn watch(runtime: &Runtime, world: &World) -> Self {
+        let most = Arc::new(AtomicU64::new(world.rss_anon_kib()));
+        let servers: Vec<u32> = world.replicas.iter().map(|replica| replica.process.id()).collect();
+        let (seen, clock) = (Arc::clone(&most), runtime.clone());
         let task = runtime.spawn(async move {
             loop {
-                seen.fetch_max(super::process::rss_anon_kib(pid), Ordering::Relaxed);
+                for server in &servers {
+                    seen.fetch_max(super::process::rss_anon_kib(*server), Ordering::Relaxed);
+                }
                 clock.sleep(Duration::from_millis(50)).await;
             }
         });
@@ -105,24 +113,51 @@ impl Drop for Peak {
 }
 
 impl Bench {
+    async fn start(plan: Plan, runtime: &Runtime, report: Report) -> anyhow::Result<Self> {
+        let (reached, sum) = people::reached(Topic::All, plan.devices, plan.subscribers);
+        let mut world = World::new(plan, runtime).await?;
+        let client = world.client().await?;
+        let salt = runtime.random_u64();
+        let mut bench = Self { world, client, report, reached, reached_sum: Some(sum), salt };
+        bench.about();
+        Ok(bench)
+    }
+
+    async fn end(self) -> anyhow::Result<Report> {
+        let Self { world, report, .. } = self;
+        world.close().await?;
+        Ok(report)
+    }
+
     fn about(&mut self) {
         let plan = &self.world.plan;
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
         let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-        self.report.about = BTreeMap::from([
-            ("devices".to_owned(), json!(plan.devices)),
-            ("subscribers".to_owned(), json!(plan.subscribers)),
-            ("pushes".to_owned(), json!(plan.pushes)),
-            ("repeats".to_owned(), json!(plan.repeats)),
-            ("provider latency ms".to_owned(), json!(plan.provider_latency.as_millis())),
-            ("store".to_owned(), json!("SQLite, synchronous FULL")),
-            ("settings".to_owned(), json!(plan.settings.join(" "))),
-            ("version".to_owned(), json!(env!("CARGO_PKG_VERSION"))),
-            ("at".to_owned(), json!(self.world.runtime.now().to_string())),
-            ("machine".to_owned(), json!(format!("{cores} cores, {}", model.trim_start_matches([' ', '\t', ':'])))),
-            ("build".to_owned(), json!(if cfg!(debug_assertions) { "debug: figures mean nothing" } else { "release" })),
-        ]);
+        let store = match (&self.world.cluster, plan.store) {
+            (Some(cluster), _) => format!(
+                "Postgres {}, fsync and synchronous_commit on, {}; {} replica(s)",
+                cluster.version(),
+                cluster::SETTINGS.join(", "),
+                plan.replicas
+            ),
+            (None, Store::Sqlite | Store::Postgres) => "SQLite, synchronous FULL".to_owned(),
+        };
+        for (name, value) in [
+            ("devices", json!(plan.devices)),
+            ("subscribers", json!(plan.subscribers)),
+            ("pushes", json!(plan.pushes)),
+            ("repeats", json!(plan.repeats)),
+            ("provider latency ms", json!(plan.provider_latency.as_millis())),
+            ("store", json!(store)),
+            ("settings", json!(plan.settings.join(" "))),
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
+            ("at", json!(self.world.runtime.now().to_string())),
+            ("machine", json!(format!("{cores} cores, {}", model.trim_start_matches([' ', '\t', ':'])))),
+            ("build", json!(if cfg!(debug_assertions) { "debug: figures mean nothing" } else { "release" })),
+        ] {
+            self.report.about.insert(name.to_owned(), value);
+        }
     }
 
     fn key(&mut self, what: &str) -> String {
@@ -163,25 +198,25 @@ impl Bench {
     async fn repeat(&mut self, repeat: u32) -> anyhow::Result<()> {
         let plan = self.world.plan.clone();
         if plan.has(Group::Broadcast) {
-            let reference = self.reference(u32::try_from(self.reached)?).await?;
+            let reference = self.reference(self.reached, None).await?;
             let mut sample = self.broadcast().await?;
             sample.reference_us = Some(reference);
-            self.report.sample("broadcast", Some((2.0, 1.5)), sample);
+            self.report.sample("broadcast", broadcast_budget(plan.store), sample);
+        }
+        if plan.has(Group::Apart) {
+            for platform in [Platform::Apns, Platform::Fcm] {
+                self.apart(platform).await?;
+            }
         }
         if plan.has(Group::Unary) || plan.has(Group::Stream) {
             // Its clock ticks in hundredths of a second: fewer would measure the tick.
-            let reference = self.reference(plan.pushes.max(100_000)).await?;
+            let reference = self.reference(u64::from(plan.pushes.max(100_000)), None).await?;
             self.events(reference).await?;
         }
         if plan.has(Group::Calls) {
             self.calls(repeat).await?;
         }
-        Ok(())
-    }
-
-    /// What is measured once, in an order in which one does not disturb the next.
-    async fn once(&mut self) -> anyhow::Result<()> {
-        let plan = self.world.plan.clone();
+        // One does not disturb the next in this order.
         if plan.has(Group::Latency) {
             self.latency().await?;
         }
@@ -194,29 +229,26 @@ impl Bench {
         if plan.has(Group::Restart) {
             self.restart().await?;
         }
-        if plan.has(Group::Failing) {
-            for _ in 0..plan.repeats {
-                self.failing().await?;
-            }
-        }
         Ok(())
     }
 
     fn mark(&self) -> anyhow::Result<Mark> {
         Ok(Mark {
-            cpu_us: self.world.server.cpu_us()?,
+            cpu_us: self.world.servers_cpu_us()?,
+            database_cpu_us: self.world.database_cpu_us()?,
             sandbox_cpu_us: self.world.sandbox_process.cpu_us()?,
-            threads: self.world.server.threads_us(),
+            threads: self.world.threads_us(),
             at: self.world.runtime.instant(),
-            peak: Peak::watch(&self.world.runtime, &self.world.server),
+            peak: Peak::watch(&self.world.runtime, &self.world),
         })
     }
 
     fn since(&self, mark: &Mark, units: u64) -> anyhow::Result<Sample> {
-        let threads = self.world.server.threads_us();
+        let threads = self.world.threads_us();
         Ok(Sample {
             units,
-            cpu_us: self.world.server.cpu_us()? - mark.cpu_us,
+            cpu_us: self.world.servers_cpu_us()? - mark.cpu_us,
+            database_cpu_us: self.world.database_cpu_us()?.saturating_sub(mark.database_cpu_us),
             wall_us: load::micros(self.world.runtime.instant() - mark.at),
             sandbox_cpu_us: self.world.sandbox_process.cpu_us()? - mark.sandbox_cpu_us,
             threads_us: threads
@@ -231,36 +263,54 @@ impl Bench {
         })
     }
 
-    /// A broadcast to the topic, until its last outcome is recorded.
+    /// A broadcast to all subscribers, until its last outcome is recorded.
     async fn broadcast(&mut self) -> anyhow::Result<Sample> {
+        let (sample, stats) = self.broadcast_to(Topic::All, self.reached).await?;
+        self.check_people(&stats, self.reached_sum)?;
+        Ok(sample)
+    }
+
+    /// One to the people of one platform.
+    async fn apart(&mut self, platform: Platform) -> anyhow::Result<()> {
+        let topic = Topic::Of(platform);
+        let (reached, sum) = people::reached(topic, self.world.plan.devices, self.world.plan.subscribers);
+        let reference = self.reference(reached, Some(platform)).await?;
+        let (mut sample, stats) = self.broadcast_to(topic, reached).await?;
+        self.check_people(&stats, self.reached_sum.and(Some(sum)))?;
+        sample.reference_us = Some(reference);
+        let name = match platform {
+            Platform::Apns => "broadcast, APNs alone",
+            Platform::Fcm => "broadcast, FCM alone",
+        };
+        self.report.sample(name, broadcast_budget(self.world.plan.store), sample);
+        Ok(())
+    }
+
+    async fn broadcast_to(&mut self, topic: Topic, reached: u64) -> anyhow::Result<(Sample, Stats)> {
         self.world.sandbox.clear().await?;
         let sent_before = self.recorded().await?;
         let key = self.key("broadcast");
-        let event = load::broadcast(&self.world.runtime, key, self.world.plan.payload, true);
+        let event = load::broadcast(&self.world.runtime, topic, key, self.world.plan.payload, true);
         let mark = self.mark()?;
         let id = self.client.notify_event(event).await?.into_inner().notification_id;
-        let stats = self.until_sent(self.reached).await?;
-        self.until_recorded(sent_before + self.reached - stats.tally.refused).await?;
-        let mut sample = self.since(&mark, self.reached)?;
+        let stats = self.until_sent(reached).await?;
+        self.until_recorded(sent_before + reached - stats.tally.refused).await?;
+        let mut sample = self.since(&mark, reached)?;
         drop(mark);
         sample.ages = Some(stats.tally.ages);
-        self.check(&stats, self.reached)?;
+        check_once(&stats, reached)?;
         let counts = self.notification(&id).await?.counts.context("a notification has counts")?;
         let (sent, dead, open) = (counts.sent(), counts.dead(), counts.open());
         if open != 0 || sent != stats.tally.distinct || dead != stats.tally.refused {
             bail!("the server counts {sent} sent, {dead} dead, {open} open; the providers {:?}", stats.tally);
         }
-        Ok(sample)
+        Ok((sample, stats))
     }
 
-    /// Each person once, and the right ones.
-    fn check(&self, stats: &Stats, expected: u64) -> anyhow::Result<()> {
-        let tally = &stats.tally;
-        if tally.repeated > 0 || tally.overflowed || tally.distinct + tally.refused != expected {
-            bail!("{expected} deliveries were to be made once each; the providers took {tally:?}");
-        }
-        if let Some(sum) = self.reached_sum.filter(|_| expected == self.reached && tally.refused == 0)
-            && tally.token_sum != sum.to_string()
+    /// The right people, where that can be known.
+    fn check_people(&self, stats: &Stats, sum: Option<u64>) -> anyhow::Result<()> {
+        if let Some(sum) = sum.filter(|_| stats.tally.refused == 0)
+            && stats.tally.token_sum != sum.to_string()
         {
             bail!("the right number of people was reached, but not the right ones");
         }
@@ -268,12 +318,12 @@ impl Bench {
     }
 
     /// The reference's cost of a push, in microseconds.
-    async fn reference(&mut self, pushes: u32) -> anyhow::Result<f64> {
+    async fn reference(&mut self, pushes: u64, only: Option<Platform>) -> anyhow::Result<f64> {
         let stats = self.world.sandbox.stats().await?;
-        let connections = stats.apns.open.max(stats.fcm.open).max(1);
+        let connections = self.world.per_replica(stats.apns.open.max(stats.fcm.open).max(1));
         self.world.sandbox.clear().await?;
         let program = std::env::current_exe()?;
-        let arguments = [
+        let mut arguments = vec![
             "bench-reference".to_owned(),
             format!("--dir={}", self.world.dir.display()),
             format!("--pushes={pushes}"),
@@ -281,6 +331,10 @@ impl Bench {
             format!("--connections={connections}"),
             format!("--streams={REFERENCE_STREAMS}"),
         ];
+        arguments.extend(only.map(|platform| match platform {
+            Platform::Apns => "--only=apns".to_owned(),
+            Platform::Fcm => "--only=fcm".to_owned(),
+        }));
         let output = self
             .world
             .runtime
@@ -292,7 +346,7 @@ impl Bench {
         }
         let answer: Answer = serde_json::from_slice(&output.stdout).context("reading the reference's answer")?;
         let tally = self.world.sandbox.stats().await?.tally;
-        if tally.distinct != u64::from(pushes) || tally.repeated > 0 || tally.refused > 0 {
+        if tally.distinct != pushes || tally.repeated > 0 || tally.refused > 0 {
             bail!("the reference was to send {pushes} pushes; the providers took {tally:?}");
         }
         #[expect(clippy::cast_precision_loss, reason = "microseconds of minutes fit 53 bits")]
@@ -316,8 +370,7 @@ impl Bench {
             if come >= count {
                 return Ok(stats);
             }
-            self.world.server.check()?;
-            self.world.sandbox_process.check()?;
+            self.world.check()?;
             if come > last {
                 (last, moved_at) = (come, runtime.instant());
             }
@@ -330,7 +383,7 @@ impl Bench {
 
     /// Deliveries whose outcome is durable.
     async fn recorded(&self) -> anyhow::Result<u64> {
-        let sent = self.world.admin.metric("nudged_sent_total").await?;
+        let sent = self.world.metric("nudged_sent_total").await?;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
         Ok(sent as u64)
     }
@@ -355,4 +408,20 @@ impl Bench {
         let answer = self.client.get_notification(request).await?.into_inner();
         answer.notification.context("a notification that was accepted is found")
     }
+}
+
+fn broadcast_budget(store: Store) -> Budget {
+    match store {
+        Store::Sqlite => Budget::new(2.0, 1.5),
+        Store::Postgres => Budget::new(3.0, 2.5),
+    }
+}
+
+/// Each person once.
+fn check_once(stats: &Stats, expected: u64) -> anyhow::Result<()> {
+    let tally = &stats.tally;
+    if tally.repeated > 0 || tally.overflowed || tally.distinct + tally.refused != expected {
+        bail!("{expected} deliveries were to be made once each; the providers took {tally:?}");
+    }
+    Ok(())
 }

@@ -129,7 +129,7 @@ impl Target {
 }
 
 /// The whole chain: tokio-postgres itself only says "db error" or "error connecting to server".
-fn explain(error: &tokio_postgres::Error) -> String {
+pub(super) fn explain(error: &tokio_postgres::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -24,6 +24,7 @@ mod query;
 mod read;
 mod replica;
 mod retain;
+mod seed;
 mod setup;
 mod subscriptions;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use connect::{Target as Server, TargetError};
 pub use open::{OpenError, Settings};
+pub use seed::seed;
 
 use self::accept::Prepared;
 use self::fail::unavailable;

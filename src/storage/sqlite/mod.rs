@@ -35,7 +35,7 @@ use diesel::sql_types::Integer;
 use diesel::sqlite::SqliteConnection;
 
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
-pub use seed::{Seed, SeedPerson, seed};
+pub use seed::seed;
 pub use writer::QueueLimits;
 
 use self::accept::Prepared;

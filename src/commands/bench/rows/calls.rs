@@ -9,9 +9,11 @@ use super::Bench;
 use crate::api::proto::{RegisterDeviceRequest, SetOptInRequest, device};
 use crate::commands::bench::load::{self, Client};
 use crate::commands::bench::people;
+use crate::commands::bench::report::Budget;
 use crate::commands::bench::world::APP;
 use crate::domain::platform::Platform;
 
+/// Callers at once.
 const CALLERS: usize = 64;
 
 /// As the seeder wrote it, so that a second call changes nothing.
@@ -38,11 +40,12 @@ impl Bench {
         let salt = self.salt;
 
         let channel: Channel = self.world.channel().await?;
-        self.call_row("empty call (health)", count, move |_, _| {
-            let mut client = HealthClient::new(channel.clone());
-            async move { client.check(HealthCheckRequest::default()).await.map(drop) }
-        })
-        .await?;
+        let empty = self
+            .call_row("empty call (health)", count, move |_, _| {
+                let mut client = HealthClient::new(channel.clone());
+                async move { client.check(HealthCheckRequest::default()).await.map(drop) }
+            })
+            .await?;
         let register = move |mut client: Client, at: u32| {
             let number = people::someone(devices, salt, at);
             let request = registration(people::name(number), people::platform(number), people::token(number));
@@ -50,7 +53,7 @@ impl Bench {
         };
         // A registration seen long ago is written anew; the second time within the hour nothing is.
         self.call_row("RegisterDevice, seen long ago", count, register).await?;
-        self.call_row("RegisterDevice, unchanged", count, register).await?;
+        let unchanged = self.call_row("RegisterDevice, unchanged", count, register).await?;
         let first = devices + repeat * count;
         let register_new = move |mut client: Client, at: u32| {
             let number = first + at;
@@ -58,7 +61,7 @@ impl Bench {
             let request = registration(format!("new-{number}"), platform, token);
             async move { client.register_device(request).await.map(drop) }
         };
-        self.call_row("RegisterDevice, new", count, register_new).await?;
+        let new = self.call_row("RegisterDevice, new", count, register_new).await?;
         let set = move |mut client: Client, at: u32| {
             let request = SetOptInRequest {
                 app_id: APP.to_owned(),
@@ -70,10 +73,18 @@ impl Bench {
             };
             async move { client.set_opt_in(request).await.map(drop) }
         };
-        self.call_row("SetOptIn", count, set).await
+        let choice = self.call_row("SetOptIn", count, set).await?;
+        for (name, cost, goal) in [
+            ("RegisterDevice, unchanged, beyond an empty call", unchanged, 5.0),
+            ("RegisterDevice, new, beyond an empty call", new, 20.0),
+            ("SetOptIn, beyond an empty call", choice, 15.0),
+        ] {
+            self.report.fact(name, "us CPU", &[("", cost - empty)], "", Budget::goal(goal));
+        }
+        Ok(())
     }
 
-    async fn call_row<F, Called>(&mut self, name: &str, count: u32, call: F) -> anyhow::Result<()>
+    async fn call_row<F, Called>(&mut self, name: &str, count: u32, call: F) -> anyhow::Result<f64>
     where
         F: Fn(Client, u32) -> Called + Clone + Send + 'static,
         Called: Future<Output = Result<(), Status>> + Send,
@@ -84,7 +95,8 @@ impl Bench {
         let latencies = load::calls(&runtime, &clients, CALLERS, count, call).await?;
         let sample = self.since(&mark, u64::from(count))?.answered(&latencies);
         drop(mark);
-        self.report.sample(name, None, sample);
-        Ok(())
+        let cost = sample.cost();
+        self.report.sample(name, Budget::default(), sample);
+        Ok(cost)
     }
 }

@@ -2,42 +2,60 @@
 
 use tonic::Status;
 
-use super::Bench;
-use crate::commands::bench::args::Group;
+use super::{Bench, check_once};
+use crate::commands::bench::args::{Group, Store};
 use crate::commands::bench::load;
 use crate::commands::bench::people;
+use crate::commands::bench::report::Budget;
 use crate::sandbox::token_hash;
 
-/// Callers at once, and the budget as ratios: must, goal.
-const UNARY: [(usize, Option<(f64, f64)>); 3] = [(1, None), (16, None), (256, Some((9.0, 7.0)))];
+/// Callers at once.
+const UNARY: [usize; 3] = [1, 16, 256];
+
+fn unary_budget(store: Store, callers: usize) -> Budget {
+    if store == Store::Sqlite && callers == 256 { Budget::new(9.0, 7.0) } else { Budget::default() }
+}
+
+pub(super) fn stream_budget(store: Store) -> Budget {
+    match store {
+        Store::Sqlite => Budget::new(7.0, 5.0),
+        Store::Postgres => Budget::new(12.0, 9.0),
+    }
+}
 
 impl Bench {
     /// Unary calls and the stream, for scattered people who said yes.
     pub(super) async fn events(&mut self, reference: f64) -> anyhow::Result<()> {
         let plan = self.world.plan.clone();
         if plan.has(Group::Unary) {
-            for (callers, budget) in UNARY {
+            for callers in UNARY {
                 // One caller waits for the disk each time.
                 let count = if callers == 1 { (plan.pushes / 20).max(256) } else { plan.pushes };
-                self.event_row(&format!("events, unary, {callers} callers"), budget, count, reference, Some(callers))
-                    .await?;
+                let name = format!("events, unary, {callers} callers");
+                self.event_row(&name, unary_budget(plan.store, callers), count, reference, Some(callers)).await?;
             }
         }
         if plan.has(Group::Stream) {
-            self.event_row("events, stream", Some((7.0, 5.0)), plan.pushes, reference, None).await?;
+            self.event_row("events, stream", stream_budget(plan.store), plan.pushes, reference, None).await?;
         }
         Ok(())
     }
 
-    async fn event_row(
+    pub(super) async fn event_row(
         &mut self,
         name: &str,
-        budget: Option<(f64, f64)>,
+        budget: Budget,
         count: u32,
         reference: f64,
         callers: Option<usize>,
     ) -> anyhow::Result<()> {
-        let clients = self.clients(callers.unwrap_or(1)).await?;
+        let mut clients = self.clients(callers.unwrap_or(1)).await?;
+        if callers.is_none() && clients.len() < self.world.replicas.len() {
+            // A stream for each replica.
+            for _ in clients.len()..self.world.replicas.len() {
+                clients.push(self.world.client().await?);
+            }
+        }
         self.world.sandbox.clear().await?;
         let prefix = self.key("event");
         let salt = self.salt;
@@ -51,7 +69,7 @@ impl Bench {
         let recorded = self.recorded().await?;
         let mark = self.mark()?;
         let latencies = match callers {
-            None => load::stream(&runtime, clients[0].clone(), count, make).await?,
+            None => load::streams(&runtime, &clients, count, make).await?,
             Some(callers) => {
                 let call = move |mut client: load::Client, at: u32| {
                     let event = make(at);
@@ -64,7 +82,7 @@ impl Bench {
         self.until_recorded(recorded + u64::from(count)).await?;
         let mut sample = self.since(&mark, u64::from(count))?.answered(&latencies);
         drop(mark);
-        self.check(&stats, u64::from(count))?;
+        check_once(&stats, u64::from(count))?;
         let sum = (0..count)
             .fold(0_u64, |sum, at| sum.wrapping_add(token_hash(&people::token(people::someone(devices, salt, at)))));
         if self.reached_sum.is_some() && stats.tally.token_sum != sum.to_string() {
