@@ -114,12 +114,7 @@ impl Expander {
         // What there is room for is leased in the same transaction and sent at once, with the tokens already read;
         // that spares a claim and a second look at every device.
         let (mut leased, mut free) = (Vec::new(), Vec::new());
-        let may_lease = !page.facts.is_empty();
         for (route, targets) in plan.jobs {
-            if !may_lease {
-                free.push((route, targets));
-                continue;
-            }
             match self.permit(route, notification.lane, targets.len()).await {
                 Some(permit) => leased.push((route, targets, permit)),
                 None => free.push((route, targets)),
@@ -182,11 +177,12 @@ impl Expander {
     }
 
     /// Room for a job, waited for a little where there is none: as long as the route keeps up, expanding at its pace is
-    /// cheaper than a detour through the queue. Once that was in vain, not again until there is room.
+    /// cheaper than a detour through the queue. Once that was in vain, not again until there is room. Not at all where
+    /// other processes may have room: the queue is how they get their share.
     async fn permit(&mut self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
         let shared = &self.shared;
         let mut permit = shared.try_permit(route, lane, targets);
-        if permit.is_none() && !self.is_full && shared.can_send(route) {
+        if permit.is_none() && !self.is_full && !shared.store.is_shared() && shared.can_send(route) {
             permit = shared.runtime.timeout(ROOM_PATIENCE, shared.permits.take(lane, targets)).await.flatten();
         }
         self.is_full = permit.is_none();

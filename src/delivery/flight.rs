@@ -47,7 +47,7 @@ pub struct Flight {
     /// since then survives.
     read_at: UnixMs,
     /// Keeps suspect jobs and the others apart.
-    kept: Option<Box<dyn Any + Send>>,
+    kept: Option<Arc<dyn Any + Send + Sync>>,
     split: Vec<NewJob>,
 }
 
@@ -104,8 +104,8 @@ impl Flight {
     }
 
     /// Holds `guard` until the flight has ended.
-    pub fn keep(&mut self, guard: impl Any + Send) {
-        self.kept = Some(Box::new(guard));
+    pub fn keep(&mut self, guard: Arc<dyn Any + Send + Sync>) {
+        self.kept = Some(guard);
     }
 
     pub fn is_kept(&self) -> bool {

@@ -71,7 +71,8 @@ pub struct LaneInbox {
 
 /// Work that a lane's worker did not claim itself.
 pub enum Work {
-    HandedOver(HandedOver),
+    /// Of one commit.
+    HandedOver(Vec<HandedOver>),
     /// Some of its targets must pass the gate again.
     Regate(Box<Flight>),
 }
@@ -114,13 +115,26 @@ impl HandOff for Shared {
     }
 
     fn deliver(&self, handed: HandedOver) {
-        let (route, lane) = (handed.job.route, handed.job.lane);
-        if let Some(inbox) = self.lane(route, lane)
-            && let Err(returned) = inbox.work.send(Work::HandedOver(handed))
-            && let Work::HandedOver(handed) = returned.0
-        {
-            // The worker has ended: the lease is given back by the shutdown, or freed at the next start.
-            tracing::debug!(job_id = %handed.job.id, "a job was handed over during shutdown");
+        self.deliver_all(vec![handed]);
+    }
+
+    fn deliver_all(&self, jobs: Vec<HandedOver>) {
+        let mut inboxes: Vec<((RouteId, Lane), Vec<HandedOver>)> = Vec::new();
+        for handed in jobs {
+            let to = (handed.job.route, handed.job.lane);
+            match inboxes.iter_mut().find(|(known, _)| *known == to) {
+                Some((_, jobs)) => jobs.push(handed),
+                None => inboxes.push((to, vec![handed])),
+            }
+        }
+        for ((route, lane), jobs) in inboxes {
+            if let Some(inbox) = self.lane(route, lane)
+                && let Err(returned) = inbox.work.send(Work::HandedOver(jobs))
+                && let Work::HandedOver(jobs) = returned.0
+            {
+                // The worker has ended: the lease is given back by the shutdown, or freed at the next start.
+                tracing::debug!(jobs = jobs.len(), "jobs were handed over during shutdown");
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! One route and lane: claim, gate, render, hand to the sender.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::domain::time::UnixMs;
 use crate::render::{self, Templates, Variant};
 use crate::runtime::Instant;
 use crate::senders::{Batch, EncodeError, Encoded, SendTarget, Sink};
-use crate::storage::{ClaimRequest, Claimed, StoreError};
+use crate::storage::{ClaimRequest, Claimed, GateFacts, GateQuestion, StoreError};
 
 /// Encoded variants kept per lane: a broadcast's jobs share theirs.
 const ENCODED_KEPT: usize = 64;
@@ -136,10 +137,16 @@ impl Worker {
             };
         }
         let mut trouble = None;
+        let mut together = Vec::with_capacity(claimed.len());
+        let mut suspects = Vec::new();
         for Claimed { job, notification } in claimed {
             let permit = room.split(job.targets.len());
             let flight = self.flight(job, notification, permit);
-            match self.gate_and_send(flight).await {
+            if flight.job.claims >= SUSPECT_CLAIMS { suspects.push(flight) } else { together.push(flight) }
+        }
+        let groups = std::iter::once(together).chain(suspects.into_iter().map(|flight| vec![flight]));
+        for flights in groups.filter(|flights| !flights.is_empty()) {
+            match self.gate_and_send(flights).await {
                 Ok(true) => {}
                 Ok(false) => trouble = Some(Round::Trouble(SENDER_PAUSE)),
                 // The jobs after this one fail alike and give their leases back.
@@ -162,67 +169,126 @@ impl Worker {
     /// Whether the sender and the store went along.
     async fn take(&mut self, work: Work) -> bool {
         match work {
-            Work::Regate(flight) => match self.gate_and_send(*flight).await {
+            Work::Regate(flight) => match self.gate_and_send(vec![*flight]).await {
                 Ok(taken) => taken,
                 Err(error) => {
                     tracing::warn!(route_id = %self.route, %error, "the store failed while gating again");
                     false
                 }
             },
-            Work::HandedOver(handed) => {
-                let HandedOver { job, notification, facts, gated, gated_at, permit } = handed;
-                let mut flight = self.flight(job, notification, permit);
-                flight.keep(self.shared.isolation.clone().read_owned().await);
-                let templates = match self.templates(&flight.notification).await {
-                    Ok(templates) => templates,
-                    Err(error) => {
-                        tracing::warn!(route_id = %self.route, %error, "an event type's version cannot be read");
-                        let pending = flight.take_pending().len();
-                        flight.put_back(pending);
-                        self.settle(flight);
-                        return false;
+            Work::HandedOver(jobs) => {
+                let (mut batches, mut taken) = (Vec::with_capacity(jobs.len()), true);
+                let guard = self.beside_others().await;
+                for handed in jobs {
+                    match self.prepare_handed(handed, Arc::clone(&guard)).await {
+                        Ok(batch) => batches.extend(batch),
+                        Err(error) => {
+                            tracing::warn!(route_id = %self.route, %error, "an event type's version cannot be read");
+                            taken = false;
+                        }
                     }
-                };
-                let allowed: Vec<(u32, TargetFacts)> = flight.take_pending().into_iter().zip(facts).collect();
-                self.send(flight, templates.as_deref(), allowed, gated, gated_at)
+                }
+                self.submit(batches) && taken
             }
         }
     }
 
-    /// The gate before each send: asks the database, ends what is forbidden and sends the rest. `Ok(false)`: the sender
-    /// took nothing. Either way the job goes back to the queue with what was already known written.
-    async fn gate_and_send(&mut self, mut flight: Flight) -> Result<bool, StoreError> {
+    /// To be held while jobs are in flight that are not suspect. One for all that are sent together: to wait for a second
+    /// one while holding the first could be for ever, with a suspect job waiting in between.
+    async fn beside_others(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::new(self.shared.isolation.clone().read_owned().await)
+    }
+
+    async fn prepare_handed(
+        &mut self,
+        handed: HandedOver,
+        guard: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Option<Batch>, StoreError> {
+        let HandedOver { job, notification, facts, gated, gated_at, permit } = handed;
+        let mut flight = self.flight(job, notification, permit);
+        flight.keep(guard);
+        let templates = match self.templates(&flight.notification).await {
+            Ok(templates) => templates,
+            Err(error) => {
+                let pending = flight.take_pending().len();
+                flight.put_back(pending);
+                self.settle(flight);
+                return Err(error);
+            }
+        };
+        let allowed: Vec<(u32, TargetFacts)> = flight.take_pending().into_iter().zip(facts).collect();
+        Ok(self.prepare(flight, templates.as_deref(), allowed, gated, gated_at))
+    }
+
+    /// The gate before each send: asks the database about all of them at once, ends what is forbidden and sends the
+    /// rest. `Ok(false)`: the sender did not take everything. Either way such a job goes back to the queue with what was
+    /// already known written. A suspect job comes alone.
+    async fn gate_and_send(&mut self, mut flights: Vec<Flight>) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
-        if flight.job.claims > SUSPECT_CLAIMS && self.isolate(&mut flight) {
-            self.settle(flight);
+        if let [flight] = &mut flights[..]
+            && flight.job.claims > SUSPECT_CLAIMS
+            && self.isolate(flight)
+        {
+            flights.into_iter().for_each(|flight| self.settle(flight));
             return Ok(true);
         }
-        if !flight.is_kept() {
-            if flight.job.claims >= SUSPECT_CLAIMS {
-                flight.keep(shared.isolation.clone().write_owned().await);
+        if flights.iter().any(|flight| !flight.is_kept()) {
+            let guard: Arc<dyn Any + Send + Sync> = if flights.iter().any(|flight| flight.job.claims >= SUSPECT_CLAIMS)
+            {
+                Arc::new(shared.isolation.clone().write_owned().await)
             } else {
-                flight.keep(shared.isolation.clone().read_owned().await);
+                self.beside_others().await
+            };
+            for flight in flights.iter_mut().filter(|flight| !flight.is_kept()) {
+                flight.keep(Arc::clone(&guard));
             }
         }
         // Before the query: whatever it misses has a higher position.
         let gated = shared.deny.position();
         let gated_at = shared.runtime.instant().into_std();
-        let pending = flight.take_pending();
-        let targets: Vec<_> = pending.iter().map(|index| flight.job.targets[*index as usize]).collect();
-        let notification = Arc::clone(&flight.notification);
-        let read = async {
-            let templates = self.templates(&notification).await?;
-            Ok((templates, shared.store.gate_facts(notification.id, &notification.event_type, &targets).await?))
+        let pending: Vec<Vec<u32>> = flights.iter_mut().map(Flight::take_pending).collect();
+        let question = |(flight, pending): (&Flight, &Vec<u32>)| GateQuestion {
+            notification: flight.notification.id,
+            event_type: flight.notification.event_type.clone(),
+            targets: pending.iter().map(|index| flight.job.targets[*index as usize]).collect(),
         };
-        let (templates, read) = match read.await {
+        let questions: Vec<GateQuestion> = flights.iter().zip(&pending).map(question).collect();
+        let notifications = flights.iter().map(|flight| Arc::clone(&flight.notification)).collect();
+        let read = self.ask_gates(questions, notifications).await;
+        let (templates, read) = match read {
             Ok(read) => read,
             Err(error) => {
-                flight.put_back(pending.len());
-                self.settle(flight);
+                for (mut flight, pending) in flights.into_iter().zip(pending) {
+                    flight.put_back(pending.len());
+                    self.settle(flight);
+                }
                 return Err(error);
             }
         };
-        let mut rules = notification.rules();
+        let mut batches = Vec::with_capacity(flights.len());
+        for (((flight, pending), templates), facts) in flights.into_iter().zip(pending).zip(templates).zip(read) {
+            let (flight, allowed) = self.gate(flight, pending, facts);
+            batches.extend(self.prepare(flight, templates.as_deref(), allowed, gated, gated_at));
+        }
+        Ok(self.submit(batches))
+    }
+
+    async fn ask_gates(
+        &self,
+        questions: Vec<GateQuestion>,
+        notifications: Vec<Arc<Notification>>,
+    ) -> Result<(Vec<Option<Arc<Templates>>>, Vec<GateFacts>), StoreError> {
+        let mut templates = Vec::with_capacity(notifications.len());
+        for notification in notifications {
+            templates.push(self.templates(&notification).await?);
+        }
+        Ok((templates, self.shared.store.gates(questions).await?))
+    }
+
+    /// Ends what the gate forbids; the rest with what sending needs.
+    fn gate(&self, mut flight: Flight, pending: Vec<u32>, read: GateFacts) -> (Flight, Vec<(u32, TargetFacts)>) {
+        let shared = &self.shared;
+        let mut rules = flight.notification.rules();
         rules.cancelled |= read.cancelled;
         let (now, instant) = (shared.runtime.now(), shared.runtime.instant());
         let mut allowed = Vec::with_capacity(pending.len());
@@ -242,7 +308,7 @@ impl Worker {
                 None => allowed.push((index, facts)),
             }
         }
-        Ok(self.send(flight, templates.as_deref(), allowed, gated, gated_at))
+        (flight, allowed)
     }
 
     /// The templates of the version that the notification was accepted with.
@@ -280,15 +346,15 @@ impl Worker {
         true
     }
 
-    /// Renders, encodes and hands over. Whether the sender took it.
-    fn send(
+    /// Renders and encodes; the flight is then known by the batch's ticket. `None`: there is nothing to send.
+    fn prepare(
         &mut self,
         mut flight: Flight,
         templates: Option<&Templates>,
         allowed: Vec<(u32, TargetFacts)>,
         gated: DenyPosition,
         gated_at: std::time::Instant,
-    ) -> bool {
+    ) -> Option<Batch> {
         let shared = Arc::clone(&self.shared);
         let lanes = &shared.routes[&self.route];
         let now = shared.runtime.instant();
@@ -324,7 +390,7 @@ impl Worker {
         }
         if targets.is_empty() {
             self.settle(flight);
-            return true;
+            return None;
         }
         let count = targets.len();
         let read_at = shared.runtime.now().minus(now.into_std().saturating_duration_since(gated_at));
@@ -342,14 +408,26 @@ impl Worker {
             sink: Sink { ticket, outcomes: shared.outcomes.clone() },
         };
         shared.flights.lock().expect("no panic while held").insert(ticket, flight);
-        if let Err(_batch) = lanes.sender.submit(batch) {
-            if let Some(flight) = shared.flights.lock().expect("no panic while held").get_mut(&ticket) {
-                flight.not_taken(count);
-            }
-            shared.settled.notify_one();
-            return false;
+        Some(batch)
+    }
+
+    /// Whether the sender took all of them.
+    fn submit(&self, batches: Vec<Batch>) -> bool {
+        if batches.is_empty() {
+            return true;
         }
-        true
+        let left = self.shared.routes[&self.route].sender.submit_all(batches);
+        if left.is_empty() {
+            return true;
+        }
+        for batch in left {
+            let mut flights = self.shared.flights.lock().expect("no panic while held");
+            if let Some(flight) = flights.get_mut(&batch.sink.ticket) {
+                flight.not_taken(batch.targets.len());
+            }
+        }
+        self.shared.settled.notify_one();
+        false
     }
 
     /// Hands a flight without outstanding targets to the writer of outcomes.
@@ -404,7 +482,9 @@ impl Worker {
         let mut jobs = Vec::new();
         while let Ok(work) = self.work.try_recv() {
             match work {
-                Work::HandedOver(handed) => jobs.push((handed.job.id, handed.job.fence)),
+                Work::HandedOver(handed) => {
+                    jobs.extend(handed.into_iter().map(|handed| (handed.job.id, handed.job.fence)));
+                }
                 // Some of its targets have answers that must be written first.
                 Work::Regate(mut flight) => {
                     let pending = flight.take_pending().len();

@@ -214,6 +214,12 @@ pub trait HandOff: Send + Sync {
     fn planned(&self, _targets: usize, _suppressed: &[Entry]) {}
     /// After the commit. The store must not drop a leased job on any path after this.
     fn deliver(&self, job: HandedOver);
+    /// Several at once, of one commit: so much cheaper than one by one as they share wake-ups and writes.
+    fn deliver_all(&self, jobs: Vec<HandedOver>) {
+        for job in jobs {
+            self.deliver(job);
+        }
+    }
     /// Unowned jobs became due on this route.
     fn wake_jobs(&self, route: RouteId, lane: Lane);
     /// A fan-out was begun.

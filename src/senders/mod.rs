@@ -149,6 +149,11 @@ pub trait Sender: Send + Sync {
     /// of it was sent.
     fn submit(&self, batch: Batch) -> Result<(), Batch>;
 
+    /// Several batches of one route, with one wake-up; those that the sender cannot take come back.
+    fn submit_all(&self, batches: Vec<Batch>) -> Vec<Batch> {
+        batches.into_iter().filter_map(|batch| self.submit(batch).err()).collect()
+    }
+
     /// Stops taking batches, waits for answers up to `deadline`, answers the rest with `NotAttempted` (never handed
     /// over) or `MaybeSent` (handed over, no answer), closes connections and joins the threads.
     async fn drain(&self, deadline: Duration);

@@ -80,8 +80,14 @@ impl Effects {
 
     pub fn apply(self, deny: &DenyFeed, runtime: &Runtime) {
         deny.publish(&self.deny, runtime.instant().into_std());
-        for (engine, job) in self.hand_overs {
-            guarded("handing a job over", || engine.deliver(job));
+        let mut hand_overs = self.hand_overs.into_iter().peekable();
+        while let Some((engine, first)) = hand_overs.next() {
+            let mut jobs = Vec::with_capacity(hand_overs.len() + 1);
+            jobs.push(first);
+            while let Some((_, job)) = hand_overs.next_if(|(other, _)| Arc::ptr_eq(other, &engine)) {
+                jobs.push(job);
+            }
+            guarded("handing jobs over", || engine.deliver_all(jobs));
         }
         for (engine, route, lane) in self.wake_jobs {
             guarded("waking a route", || engine.wake_jobs(route, lane));

@@ -481,8 +481,7 @@ pub struct FanoutPage {
     /// Ascending by user.
     pub people: Vec<Person>,
     pub gate: Gate,
-    /// What a hand-over needs of each of their devices, ascending by target; see [`FanoutPage::take_facts`]. Empty where
-    /// the store wants a page's jobs written free, for any replica to claim.
+    /// What a hand-over needs of each of their devices, ascending by target; see [`FanoutPage::take_facts`].
     pub facts: Vec<(Target, Option<TargetFacts>)>,
     /// The notification was cancelled, or is gone.
     pub cancelled: bool,
@@ -509,8 +508,7 @@ pub struct PageWrite {
     /// Deletes the fan-out.
     pub done: bool,
     pub jobs: Vec<NewJob>,
-    /// The first so many jobs are leased to this process from birth, with fence 1: the expander hands them over. 0 where
-    /// the page had no facts.
+    /// The first so many jobs are leased to this process from birth, with fence 1: the expander hands them over.
     pub leased: usize,
     pub suppressed: Vec<Entry>,
 }
@@ -534,14 +532,20 @@ pub trait Queue: Send + Sync {
     /// When the next free job of a route and lane is due, `None` without any.
     async fn next_due(&self, route: RouteId, lane: Lane) -> Result<Option<UnixMs>>;
 
-    /// What the gate needs of each target, in one query and in their order; a missing device row is `None`. Reads
-    /// `cancelled_at` too.
+    /// What the gate needs of each target, and whether the notification was cancelled: everything asked at once, for a
+    /// read costs a round trip or a fresh snapshot. Answers in the order of the questions and their targets.
+    async fn gates(&self, questions: Vec<GateQuestion>) -> Result<Vec<GateFacts>>;
+
+    /// [`Queue::gates`] for one notification.
     async fn gate_facts(
         &self,
         notification: NotificationId,
         event_type: &EventType,
         targets: &[Target],
-    ) -> Result<GateFacts>;
+    ) -> Result<GateFacts> {
+        let question = GateQuestion { notification, event_type: event_type.clone(), targets: targets.to_vec() };
+        Ok(self.gates(vec![question]).await?.pop().unwrap_or_default())
+    }
 
     /// Writes blocks, details, followers and retirements and advances or deletes the jobs, all under their fences, in
     /// one transaction. For each update: whether its fence still held (otherwise nothing of it was written).
@@ -555,6 +559,9 @@ pub trait Queue: Send + Sync {
 
     /// Leases the next due fan-out that this process may expand, fairly between apps: at most one per call.
     async fn claim_fanout(&self, owner: BootId, now: UnixMs, skip: &[NotificationId]) -> Result<Option<Fanout>>;
+
+    /// Whether other processes may be at this queue, and claim what this one leaves free.
+    fn is_shared(&self) -> bool;
 
     /// Reads the next page; `limit` people at most.
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage>;
@@ -571,10 +578,20 @@ pub trait Queue: Send + Sync {
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
 
-/// See [`Queue::gate_facts`].
+/// See [`Queue::gates`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GateQuestion {
+    pub notification: NotificationId,
+    pub event_type: EventType,
+    pub targets: Vec<Target>,
+}
+
+/// See [`Queue::gates`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct GateFacts {
+    /// Or gone.
     pub cancelled: bool,
+    /// A missing device row is `None`.
     pub facts: Vec<Option<TargetFacts>>,
 }
 

@@ -112,6 +112,18 @@ impl Sender for ApnsSender {
         self.driver(&batch.route).submit(batch)
     }
 
+    fn submit_all(&self, batches: Vec<Batch>) -> Vec<Batch> {
+        let Some(first) = batches.first() else { return batches };
+        let route = Arc::clone(&first.route);
+        let (same, mut others): (Vec<_>, Vec<_>) = batches.into_iter().partition(|batch| batch.route.id == route.id);
+        let mut left = self.driver(&route).submit_all(same);
+        if !others.is_empty() {
+            others = self.submit_all(others);
+            left.append(&mut others);
+        }
+        left
+    }
+
     async fn drain(&self, deadline: Duration) {
         tokio::join!(self.production.drain(deadline), self.sandbox.drain(deadline));
     }

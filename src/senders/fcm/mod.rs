@@ -97,6 +97,10 @@ impl Sender for FcmSender {
         self.driver.submit(batch)
     }
 
+    fn submit_all(&self, batches: Vec<Batch>) -> Vec<Batch> {
+        self.driver.submit_all(batches)
+    }
+
     async fn drain(&self, deadline: Duration) {
         self.driver.drain(deadline).await;
     }

@@ -49,7 +49,7 @@ pub(in crate::senders) struct Parts {
 }
 
 pub(super) enum Command {
-    Batch(Batch),
+    Batches(Vec<Batch>),
     Drain { deadline: Duration, done: oneshot::Sender<()> },
 }
 
@@ -181,7 +181,9 @@ impl<W: Wire> Core<W> {
     fn take_commands(&mut self, cx: &mut Context<'_>, now: Instant) {
         while !self.is_inbox_closed {
             match self.inbox.poll_recv(cx) {
-                Poll::Ready(Some(Command::Batch(batch))) => self.accept(batch, now),
+                Poll::Ready(Some(Command::Batches(batches))) => {
+                    batches.into_iter().for_each(|batch| self.accept(batch, now));
+                }
                 Poll::Ready(Some(Command::Drain { deadline, done })) => self.stop(now, deadline, Some(done)),
                 Poll::Ready(None) => {
                     // The sender was dropped without a drain: what it took is still answered.

@@ -52,25 +52,34 @@ impl Driver {
     }
 
     pub(in crate::senders) fn submit(&self, batch: Batch) -> Result<(), Batch> {
-        let targets = batch.targets.len();
-        if targets == 0 {
-            return Ok(());
-        }
+        self.submit_all(vec![batch]).pop().map_or(Ok(()), Err)
+    }
+
+    /// With one wake-up for all. Those that it cannot take come back.
+    pub(in crate::senders) fn submit_all(&self, batches: Vec<Batch>) -> Vec<Batch> {
         if self.is_draining.load(Ordering::Acquire) {
-            return Err(batch);
+            return batches;
         }
-        let before = self.shared.queued.fetch_add(targets, Ordering::Relaxed);
-        let give_back = |batch| {
-            self.shared.queued.fetch_sub(targets, Ordering::Relaxed);
-            Err(batch)
-        };
-        if before.saturating_add(targets) > self.max_queued {
-            return give_back(batch);
+        let (mut taken, mut left) = (Vec::with_capacity(batches.len()), Vec::new());
+        for batch in batches {
+            let targets = batch.targets.len();
+            let before = self.shared.queued.fetch_add(targets, Ordering::Relaxed);
+            if before.saturating_add(targets) > self.max_queued {
+                self.shared.queued.fetch_sub(targets, Ordering::Relaxed);
+                left.push(batch);
+            } else if targets > 0 {
+                taken.push(batch);
+            }
         }
-        match self.commands.send(Command::Batch(batch)) {
-            Err(mpsc::error::SendError(Command::Batch(batch))) => give_back(batch),
-            Ok(()) | Err(mpsc::error::SendError(Command::Drain { .. })) => Ok(()),
+        if !taken.is_empty()
+            && let Err(mpsc::error::SendError(Command::Batches(batches))) = self.commands.send(Command::Batches(taken))
+        {
+            for batch in batches {
+                self.shared.queued.fetch_sub(batch.targets.len(), Ordering::Relaxed);
+                left.push(batch);
+            }
         }
+        left
     }
 
     /// Cancelling the wait does not cancel the drain.

@@ -14,14 +14,14 @@ use super::fail::Attempt;
 use super::ids;
 use super::jobs::{self, Lease};
 use super::notifications;
-use super::people::people_of_page;
+use super::people::People;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, EventType, JobId, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
-use crate::storage::{AudiencePage, BootId, Fanout, FanoutPage, Gate, PageWrite};
+use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -120,6 +120,14 @@ impl Stream {
     }
 }
 
+/// What [`meet`] came to.
+pub(super) struct Met {
+    pub found: People,
+    /// The last of them.
+    pub cursor: UserKey,
+    pub done: bool,
+}
+
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
 pub(super) async fn meet(
@@ -129,8 +137,11 @@ pub(super) async fn meet(
     packed: &[u8],
     after: UserKey,
     limit: usize,
-) -> Attempt<AudiencePage> {
+) -> Attempt<Met> {
     let audience = PackedAudience::unpack(packed)?;
+    if let Some(met) = meet_one_source(conn, app, event_type, &audience, after, limit).await? {
+        return Ok(met);
+    }
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
         whole.push(Stream::new(Source::Everyone(app), after));
@@ -180,13 +191,40 @@ pub(super) async fn meet(
             done = done && stream.peek(conn, 1).await?.is_none();
         }
     }
-    let mut found = people_of_page(conn, event_type, &users).await?;
+    let mut found = People::of_users(conn, event_type, &users).await?;
     found.add_devices(conn, event_type, &devices).await?;
-    Ok(AudiencePage { people: found.people, cursor, done })
+    Ok(Met { found, cursor, done })
 }
 
-/// The next page of a fan-out. `gate` was taken before. No facts for a hand-over: a replica shares a fan-out's jobs with the
-/// others, so they are written free and claimed.
+/// An audience of one source, which nearly all are: read by one statement.
+async fn meet_one_source(
+    conn: &mut AsyncPgConnection,
+    app: AppKey,
+    event_type: &EventType,
+    audience: &PackedAudience,
+    after: UserKey,
+    limit: usize,
+) -> Attempt<Option<Met>> {
+    let most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX).saturating_add(1);
+    let mut found = match (audience.everyone, &audience.topics[..]) {
+        // Everyone includes whoever is named.
+        (true, _) => People::of_app(conn, event_type, app, after, most).await?,
+        (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => {
+            People::of_topic(conn, event_type, *topic, after, most).await?
+        }
+        (false, _) => return Ok(None),
+    };
+    let done = found.people.len() <= limit;
+    if !done {
+        found.people.truncate(limit);
+    }
+    let cursor = found.people.last().map_or(after, |person| person.user);
+    let beyond = found.facts.partition_point(|facts| facts.target.user <= cursor);
+    found.facts.truncate(beyond);
+    Ok(Some(Met { found, cursor, done }))
+}
+
+/// The next page of a fan-out, and what a hand-over of its jobs needs. `gate` was taken before.
 pub(super) async fn page(
     conn: &mut AsyncPgConnection,
     fanout: &Fanout,
@@ -195,10 +233,10 @@ pub(super) async fn page(
 ) -> Attempt<FanoutPage> {
     let notification = &fanout.notification;
     let (app, event_type) = (notification.app, &notification.event_type);
-    let met = meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit).await?;
-    let AudiencePage { people, cursor, done } = met;
+    let Met { found, cursor, done } = meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit).await?;
     let cancelled = !notifications::is_wanted(conn, notification.id).await?;
-    Ok(FanoutPage { people, gate, facts: Vec::new(), cancelled, cursor, done })
+    let facts = found.facts.into_iter().map(|facts| (facts.target, Some(facts))).collect();
+    Ok(FanoutPage { people: found.people, gate, facts, cancelled, cursor, done })
 }
 
 pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {
@@ -218,11 +256,21 @@ pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> At
         .await?
     };
     if held == 0 {
-        return Ok((tx.is_repeated() && was_written(tx, page).await?).then_some(ids));
+        let ours = tx.is_repeated() && was_written(tx, page).await?;
+        if ours {
+            // The run before this one leased them to us.
+            ids.iter().take(page.leased).for_each(|id| tx.leases(*id));
+        }
+        return Ok(ours.then_some(ids));
     }
     let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());
-    for (id, job) in ids.iter().zip(&page.jobs) {
-        jobs.push(*id, page.app, job, Lease::FREE)?;
+    for (at, (id, job)) in ids.iter().zip(&page.jobs).enumerate() {
+        let is_leased = at < page.leased;
+        let lease = if is_leased { Lease::first(tx.context.boot) } else { Lease::FREE };
+        jobs.push(*id, page.app, job, lease)?;
+        if is_leased {
+            tx.leases(*id);
+        }
     }
     blocks.push(|| tx.next_id(now), page.app, page.notification, None, &page.suppressed, now);
     jobs::insert(tx, jobs).await?;

@@ -66,12 +66,11 @@ use crate::domain::ids::{
 };
 use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
 use crate::domain::platform::{Lane, Route, RouteSpec};
-use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::{Instant, Runtime};
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
-    FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
+    FanoutPage, Gate, GateFacts, GateQuestion, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
     NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
     Subscription,
 };
@@ -97,6 +96,8 @@ struct Context {
     held: tx::Held,
     /// Leases may have been taken that nobody knows of.
     sweep: AtomicBool,
+    /// Other replicas live.
+    others: AtomicBool,
     /// Shared by whoever takes leases.
     leasing: RwLock<()>,
     /// The server's clock less ours, in milliseconds.
@@ -213,6 +214,7 @@ impl PostgresStore {
             last_fanout_app: AtomicI64::new(0),
             held: Mutex::default(),
             sweep: AtomicBool::new(false),
+            others: AtomicBool::new(false),
             leasing: RwLock::new(()),
             skew: AtomicI64::new(0),
             stopping: CancellationToken::new(),
@@ -475,9 +477,10 @@ impl Registry for PostgresStore {
         after: UserKey,
         limit: usize,
     ) -> Result<AudiencePage> {
-        read!(snapshot; &self.inner, "reading a page of an audience", |conn| fanout::meet(
+        let met = read!(snapshot; &self.inner, "reading a page of an audience", |conn| fanout::meet(
             conn, app, event_type, audience, after, limit
-        ))
+        ))?;
+        Ok(AudiencePage { people: met.found.people, cursor: met.cursor, done: met.done })
     }
 
     async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>> {
@@ -557,18 +560,8 @@ impl Queue for PostgresStore {
         read!(&self.inner, "looking for due jobs", |conn| jobs::next_due(conn, route, lane))
     }
 
-    async fn gate_facts(
-        &self,
-        notification: NotificationId,
-        event_type: &EventType,
-        targets: &[Target],
-    ) -> Result<GateFacts> {
-        read!(&self.inner, "asking the gates", |conn| async {
-            let facts = people::facts_of_targets(conn, event_type, targets).await?;
-            // A notification that is gone must not be sent.
-            let cancelled = !notifications::is_wanted(conn, notification).await?;
-            Ok(GateFacts { cancelled, facts })
-        })
+    async fn gates(&self, questions: Vec<GateQuestion>) -> Result<Vec<GateFacts>> {
+        read!(&self.inner, "asking the gates", |conn| people::gates(conn, &questions))
     }
 
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
@@ -592,7 +585,7 @@ impl Queue for PostgresStore {
     async fn release_others(&self, owner: BootId, _now: UnixMs) -> Result<u64> {
         self.inner.forget_bounds();
         step!(&self.inner, "releasing other owners' jobs", |tx| async {
-            Ok(replica::release_dead(tx.conn(), owner.0).await?)
+            Ok(replica::release_dead(tx.conn(), owner.0).await?.0)
         })
     }
 
@@ -609,11 +602,16 @@ impl Queue for PostgresStore {
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {
         let context = &self.inner.context;
         let gate = Gate { position: context.deny.position(), at: context.runtime.instant().into_std() };
-        read!(snapshot; &self.inner, "reading a page of a fan-out", |conn| fanout::page(conn, fanout, limit, gate))
+        // No snapshot: nothing is read twice, and what changes after `gate` is met at the hand-over.
+        read!(&self.inner, "reading a page of a fan-out", |conn| fanout::page(conn, fanout, limit, gate))
+    }
+
+    fn is_shared(&self) -> bool {
+        self.inner.context.others.load(Ordering::Relaxed)
     }
 
     async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
-        let ids = step!(&self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
+        let ids = step!(leasing; &self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
         if ids.is_none() || page.done {
             self.inner.let_go([page.notification.0]);
         }

@@ -16,7 +16,7 @@ use crate::domain::notification::TargetFacts;
 use crate::domain::plan::Person;
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
-use crate::storage::StoreError;
+use crate::storage::{GateFacts, GateQuestion, StoreError};
 
 pub(super) async fn user_key(conn: &mut AsyncPgConnection, app: AppKey, user: &UserId) -> QueryResult<Option<UserKey>> {
     // app_user_by_name
@@ -207,6 +207,36 @@ pub(super) async fn facts_of_targets(
     Ok(facts)
 }
 
+/// What the gate needs for several notifications: a query for each event type there is, and one for the notifications.
+pub(super) async fn gates(conn: &mut AsyncPgConnection, questions: &[GateQuestion]) -> Attempt<Vec<GateFacts>> {
+    let mut types: Vec<&EventType> = questions.iter().map(|asked| &asked.event_type).collect();
+    types.sort_unstable();
+    types.dedup();
+    let mut facts: Vec<Vec<Option<TargetFacts>>> = questions.iter().map(|_| Vec::new()).collect();
+    for event_type in types {
+        let of_type = || questions.iter().zip(0..).filter(|(asked, _)| asked.event_type == *event_type);
+        let targets: Vec<Target> = of_type().flat_map(|(asked, _)| asked.targets.iter().copied()).collect();
+        if targets.is_empty() {
+            continue;
+        }
+        let mut found = facts_of_targets(conn, event_type, &targets).await?.into_iter();
+        for (asked, place) in of_type() {
+            let place: usize = place;
+            facts[place] = found.by_ref().take(asked.targets.len()).collect();
+        }
+    }
+    // A notification that is gone must not be sent. notification's primary key
+    let mut wanted: Vec<i64> = constant!(
+        BigInt; "SELECT id FROM notification WHERE id = ANY ($1) AND cancelled_at IS NULL",
+        Array<BigInt> => ids(questions.iter().map(|asked| asked.notification.0)),
+    )
+    .load(conn)
+    .await?;
+    wanted.sort_unstable();
+    let is_wanted = |asked: &GateQuestion| wanted.binary_search(&asked.notification.0).is_ok();
+    Ok(questions.iter().zip(facts).map(|(asked, facts)| GateFacts { cancelled: !is_wanted(asked), facts }).collect())
+}
+
 type PersonTypes = (
     BigInt,
     Nullable<BigInt>,
@@ -241,6 +271,58 @@ pub(super) struct People {
 }
 
 impl People {
+    /// The subscribers of a topic after `after`, `most` of them, on all their active devices, with tokens.
+    pub async fn of_topic(
+        conn: &mut AsyncPgConnection,
+        event_type: &EventType,
+        topic: i64,
+        after: UserKey,
+        most: i64,
+    ) -> Attempt<Self> {
+        // subscription's primary key, device_by_user, opt_in's primary key
+        let rows = constant!(
+            PersonTypes;
+            concat!(
+                "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                choices!(),
+                " FROM (SELECT user_key AS value FROM subscription WHERE topic = $1 AND user_key > $3 AND active = 1 \
+                 ORDER BY user_key LIMIT $4 + 0) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
+                    choice_joins!("e.value"),
+                " ORDER BY e.value"
+            ),
+            BigInt => topic, Text => event_type.as_str(), BigInt => after.0, BigInt => most,
+        )
+        .load::<PersonRow>(conn)
+        .await?;
+        Self::collect(rows)
+    }
+
+    /// The same of everyone in the app.
+    pub async fn of_app(
+        conn: &mut AsyncPgConnection,
+        event_type: &EventType,
+        app: AppKey,
+        after: UserKey,
+        most: i64,
+    ) -> Attempt<Self> {
+        // app_user_by_app, device_by_user, opt_in's primary key
+        let rows = constant!(
+            PersonTypes;
+            concat!(
+                "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                choices!(),
+                " FROM (SELECT id AS value FROM app_user WHERE app = $1 AND id > $3 ORDER BY id LIMIT $4 + 0) AS e \
+                 LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
+                    choice_joins!("e.value"),
+                " ORDER BY e.value"
+            ),
+            BigInt => app.0, Text => event_type.as_str(), BigInt => after.0, BigInt => most,
+        )
+        .load::<PersonRow>(conn)
+        .await?;
+        Self::collect(rows)
+    }
+
     /// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over.
     pub async fn of_users(conn: &mut AsyncPgConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
         let rows = constant!(
@@ -249,14 +331,18 @@ impl People {
                 "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
                 choices!(),
                 " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
-            choice_joins!("e.value"),
+                choice_joins!("e.value"),
                 " ORDER BY e.value"
             ),
             Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
         )
         .load::<PersonRow>(conn)
         .await?;
-        let mut found = Self::default();
+        Self::collect(rows)
+    }
+
+    fn collect(rows: Vec<PersonRow>) -> Attempt<Self> {
+        let mut found = Self { people: Vec::with_capacity(rows.len()), facts: Vec::with_capacity(rows.len()) };
         for row in rows {
             found.add(row)?;
         }
@@ -367,51 +453,6 @@ impl People {
         }
         self.people.last_mut().expect("pushed above when it was not there")
     }
-}
-
-type PageTypes = (
-    BigInt,
-    Nullable<BigInt>,
-    Nullable<BigInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-);
-
-type PageRow = (i64, Option<i64>, Option<i64>, Option<i16>, Option<i16>, Option<i16>, Option<i16>);
-
-/// `users` (ascending, distinct) on all their active devices, without tokens: a fan-out's page.
-pub(super) async fn people_of_page(
-    conn: &mut AsyncPgConnection,
-    event_type: &EventType,
-    users: &[UserKey],
-) -> Attempt<People> {
-    let rows = constant!(
-        PageTypes;
-        concat!(
-            "SELECT e.value, d.id, d.route, ",
-            choices!(),
-            " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
-            choice_joins!("e.value"),
-                " ORDER BY e.value"
-        ),
-        Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
-    )
-    .load::<PageRow>(conn)
-    .await?;
-    let mut found = People { people: Vec::with_capacity(users.len()), facts: Vec::new() };
-    for row in rows {
-        let (user, device, route, all, this_type, device_all, device_type) = row;
-        let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
-        let person = found.person(UserKey(user), user_choice);
-        if let (Some(device), Some(route)) = (device, route) {
-            let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-            person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Planning decides about the route; until then it is taken for known.

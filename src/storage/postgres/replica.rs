@@ -75,7 +75,8 @@ impl Replica {
         // Half the way there and back.
         context.skew.store(now - i64::midpoint(before, context.runtime.now().0), Ordering::Relaxed);
         if beats % 2 == 1 {
-            let freed = release_dead(conn, context.boot.0).await.map_err(|error| error.to_string())?;
+            let (freed, alive) = release_dead(conn, context.boot.0).await.map_err(|error| error.to_string())?;
+            context.others.store(alive > 0, Ordering::Relaxed);
             if freed > 0 {
                 inner.forget_bounds();
                 tracing::info!(jobs = freed, "took up the work of a replica that is gone");
@@ -123,8 +124,8 @@ impl Replica {
     }
 }
 
-/// Frees what is leased to nobody alive. `boot` is alive.
-pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> diesel::QueryResult<u64> {
+/// Frees what is leased to nobody alive. `boot` is alive. How many jobs that were, and how many others live.
+pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> diesel::QueryResult<(u64, usize)> {
     let alive: Vec<i64> = constant!(
         BigInt;
         "SELECT boot_id FROM replica WHERE boot_id <> 0 \
@@ -133,6 +134,7 @@ pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> die
     )
     .load(conn)
     .await?;
+    let others = alive.iter().filter(|other| **other != boot).count();
     let alive: Vec<i64> = alive.into_iter().chain([boot, 0]).collect();
     // job_by_owner
     let jobs = constant!(
@@ -149,7 +151,7 @@ pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> die
     )
     .execute(conn)
     .await?;
-    Ok(jobs as u64)
+    Ok((jobs as u64, others))
 }
 
 /// Frees what is leased to us by transactions whose answer was lost. While it looks, nobody takes new leases.

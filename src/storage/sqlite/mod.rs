@@ -56,13 +56,12 @@ use crate::domain::ids::{
 };
 use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
 use crate::domain::platform::{Lane, Route, RouteSpec};
-use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
-    FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
-    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
+    FanoutPage, GateFacts, GateQuestion, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
+    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -436,18 +435,20 @@ impl Queue for SqliteStore {
         self.read(Asker::Engine, "looking for due jobs", move |conn| jobs::next_due(conn, route, lane)).await
     }
 
-    async fn gate_facts(
-        &self,
-        notification: NotificationId,
-        event_type: &EventType,
-        targets: &[Target],
-    ) -> Result<GateFacts> {
-        let (event_type, targets) = (event_type.clone(), targets.to_vec());
+    async fn gates(&self, questions: Vec<GateQuestion>) -> Result<Vec<GateFacts>> {
         self.read(Asker::Engine, "asking the gates", move |conn| {
-            let facts = people::facts_of_targets(conn, &event_type, &targets)?;
-            // A notification that is gone must not be sent.
-            let cancelled = !notifications::is_wanted(conn, notification)?;
-            Ok(GateFacts { cancelled, facts })
+            // One transaction: each begins by dropping the reader's cache when anything was written since its last.
+            snapshot(conn, |conn| {
+                questions
+                    .iter()
+                    .map(|asked| {
+                        let facts = people::facts_of_targets(conn, &asked.event_type, &asked.targets)?;
+                        // A notification that is gone must not be sent.
+                        let cancelled = !notifications::is_wanted(conn, asked.notification)?;
+                        Ok(GateFacts { cancelled, facts })
+                    })
+                    .collect()
+            })
         })
         .await
     }
@@ -475,6 +476,10 @@ impl Queue for SqliteStore {
             scanner.renew();
         }
         Ok(claimed)
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {

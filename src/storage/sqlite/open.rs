@@ -130,13 +130,17 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
     migrate(&mut writer, settings.migrate)?;
     let identity = identity(&mut writer, runtime)?;
     let ids = id_maker(&mut writer)?;
+    if !settings.is_memory() {
+        // Nobody else writes, so its map stands, and what is not in the WAL is read without a call or a copy.
+        writer.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
+    }
     let (mut readers, mut scanner) = (Vec::new(), None);
     if !runtime.is_simulated() {
         for _ in 0..settings.readers.clamp(1, 16) {
             readers.push(connect(settings, settings.cache_kib / 4)?);
         }
         let mut conn = connect(settings, settings.cache_kib / 4)?;
-        // As much as the build allows. The others go without: each new snapshot would drop the map.
+        // As much as the build allows. The readers go without: each new snapshot would drop the map.
         conn.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
         scanner = Some(conn);
     }

@@ -136,10 +136,12 @@ impl<W: Wire> Drop for Core<W> {
 /// Answers a command that nobody will carry out.
 pub(in crate::senders::http2) fn refuse(command: Command, shared: &Shared) {
     match command {
-        Command::Batch(batch) => {
-            shared.queued.fetch_sub(batch.targets.len(), Ordering::Relaxed);
-            let results = batch.targets.iter().map(|target| (target.index, SendOutcome::NotAttempted)).collect();
-            batch.sink.send(results);
+        Command::Batches(batches) => {
+            for batch in batches {
+                shared.queued.fetch_sub(batch.targets.len(), Ordering::Relaxed);
+                let results = batch.targets.iter().map(|target| (target.index, SendOutcome::NotAttempted)).collect();
+                batch.sink.send(results);
+            }
         }
         Command::Drain { done, .. } => {
             let _ = done.send(());

@@ -16,6 +16,7 @@ use crate::domain::ids::UserId;
 use crate::domain::notification::{Audience, NewEvent};
 use crate::domain::outcome::State;
 use crate::domain::platform::{DeviceToken, Platform};
+use crate::domain::targets::Target;
 use crate::storage::conformance::{World, user};
 use crate::storage::{DeliveryFilter, NewOptIn};
 
