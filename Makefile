@@ -2,7 +2,8 @@
 #   make test          everything, on both databases (starts a private PostgreSQL; NUDGED_TEST_POSTGRES_URL uses yours)
 #   make test ARGS='--lib config::'   a part of it
 #   make check         formatting, lints, docs, dependencies, house rules
-#   make bench         the whole pipeline against fake providers, CPU per delivery beside a bare client's
+#   make bench         the whole pipeline against fake providers, CPU per delivery beside a bare client's, on both stores;
+#                      the tables of docs/performance.md (half an hour; ARGS=--quick: a few minutes, and worthless figures)
 #   make proto         buf lint and buf breaking against the last release (or main), where buf is installed (part of make check)
 #   make examples      callers in Python, Node, Go and Java against the real binary (needs their package registries)
 #   make demo          the whole story against fake providers, in a minute
@@ -60,7 +61,7 @@ tidy:
 	$(CARGO) test --locked --test tidy
 
 bench:
-	$(CARGO) run --locked --release -- bench $(ARGS)
+	CARGO='$(CARGO)' scripts/performance.sh $(ARGS)
 
 examples:
 	examples/run.sh $(ARGS)
