@@ -29,7 +29,7 @@ CREATE TABLE app_user (
     badge INTEGER,
     created_at BIGINT NOT NULL
 );
-CREATE UNIQUE INDEX app_user_by_name ON app_user (app, external_id);
+CREATE UNIQUE INDEX app_user_by_name ON app_user (app, external_id) INCLUDE (id);
 -- Fan-out to everyone pages by this.
 CREATE INDEX app_user_by_app ON app_user (app, id);
 
@@ -93,7 +93,8 @@ CREATE TABLE opt_in (
     source TEXT,
     policy_version TEXT,
     evidence TEXT,
-    PRIMARY KEY (user_key, device, event_type)
+    -- With the answer, so that the gates need not come to the row.
+    PRIMARY KEY (user_key, device, event_type) INCLUDE (opted_in)
 );
 
 -- Every change ever asked for, also those that lost to a later one (applied 0). Outlives other retention as proof.

@@ -129,7 +129,8 @@ pub(super) struct Met {
 }
 
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
-/// their keys. Who is in several is met once.
+/// their keys. Who is in several is met once. `is_thin`: many others lie between them, as an earlier page showed or this
+/// one shows.
 pub(super) async fn meet(
     conn: &mut AsyncPgConnection,
     app: AppKey,
@@ -137,9 +138,10 @@ pub(super) async fn meet(
     packed: &[u8],
     after: UserKey,
     limit: usize,
+    is_thin: &mut bool,
 ) -> Attempt<Met> {
     let audience = PackedAudience::unpack(packed)?;
-    if let Some(met) = meet_one_source(conn, app, event_type, &audience, after, limit).await? {
+    if let Some(met) = meet_one_source(conn, app, event_type, &audience, after, limit, is_thin).await? {
         return Ok(met);
     }
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
@@ -196,7 +198,7 @@ pub(super) async fn meet(
     Ok(Met { found, cursor, done })
 }
 
-/// An audience of one source, which nearly all are: read by one statement.
+/// An audience of one source, which nearly all are: read in one go.
 async fn meet_one_source(
     conn: &mut AsyncPgConnection,
     app: AppKey,
@@ -204,23 +206,29 @@ async fn meet_one_source(
     audience: &PackedAudience,
     after: UserKey,
     limit: usize,
+    is_thin: &mut bool,
 ) -> Attempt<Option<Met>> {
-    let most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX).saturating_add(1);
-    let mut found = match (audience.everyone, &audience.topics[..]) {
+    let mut stream = match (audience.everyone, &audience.topics[..]) {
         // Everyone includes whoever is named.
-        (true, _) => People::of_app(conn, event_type, app, after, most).await?,
+        (true, _) => Stream::new(Source::Everyone(app), after),
         (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => {
-            People::of_topic(conn, event_type, *topic, after, most).await?
+            Stream::new(Source::Topic(*topic), after)
         }
         (false, _) => return Ok(None),
     };
-    let done = found.people.len() <= limit;
-    if !done {
-        found.people.truncate(limit);
-    }
-    let cursor = found.people.last().map_or(after, |person| person.user);
-    let beyond = found.facts.partition_point(|facts| facts.target.user <= cursor);
-    found.facts.truncate(beyond);
+    let limit = limit.max(1);
+    stream.peek(conn, limit + 1).await?;
+    let done = stream.buffer.len() <= limit;
+    let mut users = Vec::from(stream.buffer);
+    users.truncate(limit);
+    let cursor = users.last().copied().unwrap_or(after);
+    let range = if *is_thin { None } else { People::of_range(conn, event_type, &users).await? };
+    let found = if let Some(found) = range {
+        found
+    } else {
+        *is_thin = true;
+        People::of_users(conn, event_type, &users).await?
+    };
     Ok(Some(Met { found, cursor, done }))
 }
 
@@ -230,10 +238,12 @@ pub(super) async fn page(
     fanout: &Fanout,
     limit: usize,
     gate: Gate,
+    is_thin: &mut bool,
 ) -> Attempt<FanoutPage> {
     let notification = &fanout.notification;
     let (app, event_type) = (notification.app, &notification.event_type);
-    let Met { found, cursor, done } = meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit).await?;
+    let Met { found, cursor, done } =
+        meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit, is_thin).await?;
     let cancelled = !notifications::is_wanted(conn, notification.id).await?;
     let facts = found.facts.into_iter().map(|facts| (facts.target, Some(facts))).collect();
     Ok(FanoutPage { people: found.people, gate, facts, cancelled, cursor, done })

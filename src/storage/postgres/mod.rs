@@ -96,6 +96,8 @@ struct Context {
     held: tx::Held,
     /// Leases may have been taken that nobody knows of.
     sweep: AtomicBool,
+    /// The last fan-out that was found thin: see [`fanout::meet`].
+    thin_fanout: AtomicI64,
     /// Other replicas live.
     others: AtomicBool,
     /// Shared by whoever takes leases.
@@ -214,6 +216,7 @@ impl PostgresStore {
             last_fanout_app: AtomicI64::new(0),
             held: Mutex::default(),
             sweep: AtomicBool::new(false),
+            thin_fanout: AtomicI64::new(0),
             others: AtomicBool::new(false),
             leasing: RwLock::new(()),
             skew: AtomicI64::new(0),
@@ -478,7 +481,13 @@ impl Registry for PostgresStore {
         limit: usize,
     ) -> Result<AudiencePage> {
         let met = read!(snapshot; &self.inner, "reading a page of an audience", |conn| fanout::meet(
-            conn, app, event_type, audience, after, limit
+            conn,
+            app,
+            event_type,
+            audience,
+            after,
+            limit,
+            &mut false
         ))?;
         Ok(AudiencePage { people: met.found.people, cursor: met.cursor, done: met.done })
     }
@@ -603,7 +612,15 @@ impl Queue for PostgresStore {
         let context = &self.inner.context;
         let gate = Gate { position: context.deny.position(), at: context.runtime.instant().into_std() };
         // No snapshot: nothing is read twice, and what changes after `gate` is met at the hand-over.
-        read!(&self.inner, "reading a page of a fan-out", |conn| fanout::page(conn, fanout, limit, gate))
+        let id = fanout.notification.id.0;
+        let was_thin = context.thin_fanout.load(Ordering::Relaxed) == id;
+        let mut is_thin = was_thin;
+        let doing = "reading a page of a fan-out";
+        let page = read!(&self.inner, doing, |conn| fanout::page(conn, fanout, limit, gate, &mut is_thin))?;
+        if is_thin != was_thin {
+            context.thin_fanout.store(id, Ordering::Relaxed);
+        }
+        Ok(page)
     }
 
     fn is_shared(&self) -> bool {
