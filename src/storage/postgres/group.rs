@@ -324,7 +324,8 @@ async fn used_keys(
     let rows: Vec<(i32, Vec<u8>, i64)> = constant!(
         (Integer, Binary, BigInt);
         "SELECT e.place, i.hash, i.notification_id FROM unnest($1, $2, $3, $4) AS e(place, app, key, now) \
-         JOIN idempotency i ON i.app = e.app AND i.key = e.key AND i.expires_at > e.now",
+         CROSS JOIN LATERAL (SELECT hash, notification_id FROM idempotency WHERE app = e.app AND key = e.key \
+         AND expires_at > e.now OFFSET 0) AS i",
         Array<Integer> => at, Array<BigInt> => apps, Array<Text> => keys, Array<BigInt> => nows,
     )
     .load(conn)

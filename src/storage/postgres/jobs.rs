@@ -98,8 +98,8 @@ pub(super) async fn claim(
              chosen AS (SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM head \
              WINDOW claim AS (ORDER BY due_at, id)) AS head WHERE position = 1 OR total <= $7) \
-             UPDATE job SET owner = $1, fence = fence + 1, claims = claims + 1 FROM chosen \
-             WHERE job.id = chosen.id RETURNING job.",
+             UPDATE job SET owner = $1, fence = fence + 1, claims = claims + 1 \
+             WHERE job.id = ANY (ARRAY(SELECT id FROM chosen)) RETURNING job.",
             job_columns!()
         ),
         BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
@@ -197,6 +197,10 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
 
 /// Every update under its fence, all in one statement. Jobs are locked in the order of their ids, so that two
 /// statements cannot wait for each other.
+///
+/// The queue is empty most of the time, and that is what the planner then believes for the life of a prepared statement:
+/// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)) here and
+/// wherever jobs are found by a list: they leave it nothing but the primary key.
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
     let (mut ids, mut fences, mut progress) = (Vec::new(), Vec::new(), Vec::new());
     let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
@@ -226,12 +230,13 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
         BigInt;
         concat!(
             "WITH locked AS MATERIALIZED (SELECT j.id, u.place - 1 AS place, u.progress, u.moved \
-             FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, fence, progress, moved, place) JOIN job j ON j.id = u.id AND j.fence = u.fence ORDER BY j.id \
-             FOR NO KEY UPDATE OF j), \
-             ended AS (DELETE FROM job USING locked WHERE job.id = locked.id AND locked.progress IS NULL), \
+             FROM (SELECT * FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, fence, progress, moved, place) \
+             ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
+             FOR NO KEY UPDATE) AS j), \
+             ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
              advanced AS (UPDATE job SET progress = locked.progress, \
              claims = CASE WHEN locked.moved THEN 0 ELSE claims END FROM locked \
-             WHERE job.id = locked.id AND locked.progress IS NOT NULL), \
+             WHERE job.id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL)) AND job.id = locked.id), \
              blocks AS (",
             insert_blocks!("$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13"),
             " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
@@ -242,7 +247,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
              WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at \
              FROM unnest($26, $27, $28, $29, $30, $31) AS r(device, app, since, reason, at, place) \
-             WHERE device.id = r.device AND device.app = r.app AND device.state = 1 \
+             WHERE device.id = ANY ($26) AND device.id = r.device AND device.app = r.app AND device.state = 1 \
              AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE) \
              SELECT place FROM locked"
         ),
@@ -327,10 +332,11 @@ pub(super) async fn release(tx: &mut Tx, jobs: &[(JobId, i64)], now: UnixMs) -> 
     let (ids, fences): (Vec<i64>, Vec<i64>) = jobs.iter().map(|(job, fence)| (job.0, *fence)).unzip();
     tx.execute(constant!(
         ();
-        "WITH locked AS MATERIALIZED (SELECT j.id FROM unnest($1, $2) AS u(id, fence) JOIN job j ON j.id = u.id \
-         AND j.fence = u.fence AND j.owner <> 0 ORDER BY j.id FOR NO KEY UPDATE OF j) \
+        "WITH locked AS MATERIALIZED (SELECT j.id FROM (SELECT * FROM unnest($1, $2) AS u(id, fence) ORDER BY id) AS u \
+         CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence AND owner <> 0 \
+         FOR NO KEY UPDATE) AS j) \
          UPDATE job SET owner = 0, fence = fence + 1, claims = greatest(claims - 1, 0), due_at = least(due_at, $3) \
-         FROM locked WHERE job.id = locked.id",
+         WHERE id = ANY (ARRAY(SELECT id FROM locked))",
         Array<BigInt> => ids, Array<BigInt> => fences, BigInt => now.0,
     ))
     .await?;

@@ -139,8 +139,8 @@ pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> die
     // job_by_owner
     let jobs = constant!(
         ();
-        "UPDATE job SET owner = 0, fence = fence + 1 WHERE id IN \
-         (SELECT id FROM job WHERE owner <> 0 AND owner <> ALL ($1) ORDER BY id FOR UPDATE SKIP LOCKED)",
+        "UPDATE job SET owner = 0, fence = fence + 1 WHERE id = ANY (ARRAY( \
+         SELECT id FROM job WHERE owner <> 0 AND owner <> ALL ($1) ORDER BY id FOR UPDATE SKIP LOCKED))",
         Array<BigInt> => &alive,
     )
     .execute(conn)

@@ -175,3 +175,47 @@ async fn the_hot_statements_scan_nothing_among_a_million_people() {
     // Five pages of a thousand people: subscription, device, two choices. The rest is small.
     assert!(fetched < 40_000, "{fetched} rows were read through indexes");
 }
+
+#[tokio::test]
+async fn a_plan_made_for_an_empty_queue_serves_a_full_one() {
+    const JOBS: i64 = 20_000;
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let boot = store.boot_id();
+    let fixture = Fixture { store: Arc::<PostgresStore>::clone(&store), deny, boot, kept: Box::new(()) };
+    let world = World::new(&fixture).await;
+    let update = |job: i64| JobUpdate {
+        job: JobId(job),
+        fence: 0,
+        app: world.app,
+        notification: NotificationId(1),
+        route: world.apns,
+        progress: None,
+        entries: Vec::new(),
+        details: Vec::new(),
+        followers: Vec::new(),
+        retirements: Vec::new(),
+    };
+    let mut conn = database.connect().await;
+    conn.batch_execute("VACUUM ANALYZE job").await.unwrap();
+    // Planned now; nothing is there.
+    assert_eq!(store.record(vec![update(1)], world.now()).await.unwrap(), [false]);
+    store.release(vec![(JobId(1), 0)], world.now()).await.unwrap();
+    let (app, apns, now) = (world.app.0, world.apns.0, START.0);
+    conn.batch_execute(&format!(
+        "INSERT INTO job (id, app, notification_id, route, lane, format, ready_at, due_at, first_user, last_user, \
+         target_count, targets) SELECT n, {app}, 1, {apns}, 0, 1, {now}, {now}, 1, 2, 1, ''::BYTEA \
+         FROM generate_series(1, {JOBS}) AS n"
+    ))
+    .await
+    .unwrap();
+    drop(conn);
+    let before = settled(&database).await;
+    let updates: Vec<JobUpdate> = (1..=200).map(update).collect();
+    assert!(store.record(updates, world.now()).await.unwrap().iter().all(|held| *held));
+    store.release((201..=400).map(|job| (JobId(job), 0)).collect(), world.now()).await.unwrap();
+    store.close().await;
+    let read = |counts: &HashMap<String, (i64, i64)>| counts["job"].0 + counts["job"].1;
+    let rows = read(&settled(&database).await) - read(&before);
+    assert!(rows < JOBS / 2, "{rows} rows of a queue of {JOBS} were read to find 400 by their ids");
+}
