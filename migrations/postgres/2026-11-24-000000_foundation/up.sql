@@ -252,7 +252,9 @@ CREATE TABLE job (
 );
 -- The claim: free jobs of a route and lane, earliest due first.
 ALTER TABLE job ALTER COLUMN targets SET STORAGE EXTERNAL;
-ALTER TABLE job SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+-- Emptied it keeps its pages: of a table without any the planner believes that reading the whole is as cheap as a look-up.
+ALTER TABLE job SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0,
+    vacuum_truncate = false);
 CREATE INDEX job_by_due ON job (route, lane, due_at) WHERE owner = 0;
 CREATE INDEX job_by_owner ON job (owner) WHERE owner <> 0;
 CREATE INDEX job_by_notification ON job (notification_id, first_user);

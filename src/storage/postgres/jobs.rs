@@ -200,7 +200,7 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
 ///
 /// The queue is empty most of the time, and that is what the planner then believes for the life of a prepared statement:
 /// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)) here and
-/// wherever jobs are found by a list: they leave it nothing but the primary key.
+/// wherever jobs are found by a list: at worst all of the queue is then read once a statement, not once a job.
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
     let (mut ids, mut fences, mut progress) = (Vec::new(), Vec::new(), Vec::new());
     let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
