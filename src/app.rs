@@ -10,8 +10,10 @@
 
 pub mod keys;
 mod readiness;
+mod reload;
 pub mod routes;
 pub mod senders;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{AdminParts, AdminServer, Heartbeat};
 use crate::api::auth::KeyRing;
 use crate::api::limits::ServerLimits;
-use crate::api::server::{Health, Server, TlsSetup};
+use crate::api::server::{Health, Server};
+use crate::api::tls::TlsSetup;
 use crate::config::{Config, Database, Grpc, GrpcTls, Synchronous};
 use crate::delivery::{self, Engine};
 use crate::domain::deny::DenyFeed;
@@ -55,6 +58,13 @@ pub struct App {
     stop_admin: CancellationToken,
     readiness: readiness::Shutdown,
     runtime: Runtime,
+    // What a reload replaces, or needs.
+    live: tokio::sync::Mutex<reload::Live>,
+    service: Arc<Service>,
+    keys: Arc<KeyRing>,
+    server: Arc<Server>,
+    types: Arc<Types>,
+    deny: Arc<DenyFeed>,
 }
 
 impl App {
@@ -64,18 +74,21 @@ impl App {
         let store = open_store(&runtime, &config.database, &deny).await?;
         let threads =
             SendingThreads::new(&runtime, config.delivery.sender_threads).context("starting sending threads")?;
-        let routed = routes::build(&runtime, config, &*store, &threads, &deny).await?;
+        let known = routes::Credentials::new();
+        let workshop =
+            routes::Workshop { runtime: &runtime, store: &*store, threads: &threads, deny: &deny, known: &known };
+        let routed = routes::build(config, &workshop).await?;
         let dyn_store: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         let types = Arc::new(Types::default());
         types.set_default_locales(routed.default_locales);
+        let senders = routed.routing.senders.clone();
         let engine = Engine::start(delivery::Parts {
             runtime: runtime.clone(),
             store: Arc::clone(&dyn_store),
             owner: store.boot_id(),
-            senders: routed.senders.clone(),
+            routing: routed.routing,
             types: Arc::clone(&types),
-            deny,
-            without_push_id: routed.without_push_id,
+            deny: Arc::clone(&deny),
             settings: engine_settings(config),
         })
         .await
@@ -83,11 +96,11 @@ impl App {
 
         let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
         let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone());
-        let service = Arc::new(service.with_types(types).with_senders(routed.senders));
+        let service = Arc::new(service.with_types(Arc::clone(&types)).with_senders(senders));
         let key_ring = Arc::new(KeyRing::new(keys::api_keys(&config.keys)));
-        let mut server = Server::new(service, key_ring, limits(config)?, runtime.clone());
+        let mut server = Server::new(Arc::clone(&service), Arc::clone(&key_ring), limits(config)?, runtime.clone());
         if let Some(tls) = &config.grpc.tls {
-            server = server.with_tls(read_tls(tls)?)?;
+            server = server.with_tls(&read_tls(tls)?)?;
         }
         let health = server.health();
         let server = Arc::new(server);
@@ -125,6 +138,12 @@ impl App {
             stop_admin,
             readiness: shutdown,
             runtime,
+            live: tokio::sync::Mutex::new(reload::Live::new(config, routed.credentials)),
+            service,
+            keys: key_ring,
+            server,
+            types,
+            deny,
         })
     }
 
@@ -160,6 +179,7 @@ impl App {
             })
             .await;
         self.engine.shutdown().await;
+        self.live.into_inner().drained().await;
         self.threads.shutdown().await;
         let store = self.store;
         self.runtime.blocking(move || store.close()).await;

@@ -18,6 +18,7 @@ pub mod scopes;
 pub mod server;
 pub mod status;
 mod stream;
+pub mod tls;
 
 /// Event types between messages and definitions, for clients of ours.
 pub mod catalogue {

@@ -2,38 +2,40 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
-use tokio::sync::{Notify, RwLock, mpsc};
+use tokio::sync::{Notify, RwLock as AsyncRwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::flight::Flight;
+use super::holds::Holds;
 use super::metrics;
 use super::permits::Permits;
 use super::route_state::RouteState;
 use super::settings::Settings;
+use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
-use crate::domain::ids::RouteId;
+use crate::domain::ids::{AppKey, RouteId};
 use crate::domain::notification::{HandOff, HandedOver, Permit};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::{Lane, Route};
 use crate::render::Types;
 use crate::runtime::Runtime;
-use crate::senders::{Outcomes, Registry, Sender};
+use crate::senders::{Outcomes, Sender};
 use crate::storage::{BootId, Store};
 
 pub struct Shared {
     pub runtime: Runtime,
     pub store: Arc<dyn Store>,
     pub owner: BootId,
-    pub senders: Registry,
     /// Event types' templates.
     pub types: Arc<Types>,
     pub deny: Arc<DenyFeed>,
     pub settings: Settings,
     pub permits: Permits,
-    /// One entry per route that this process can send through.
-    pub routes: HashMap<RouteId, RouteLanes>,
+    /// Replaced as a whole when the configuration changes.
+    pub table: RwLock<Arc<RouteTable>>,
+    pub holds: Holds,
     /// Jobs at the senders, by ticket. Bounded by the permits.
     pub flights: Mutex<HashMap<u64, Flight>>,
     pub next_ticket: AtomicU64,
@@ -43,19 +45,61 @@ pub struct Shared {
     /// A fan-out was begun.
     pub fanout: Notify,
     /// Shared by ordinary jobs in flight, taken alone by a suspect one.
-    pub isolation: Arc<RwLock<()>>,
+    pub isolation: Arc<AsyncRwLock<()>>,
     /// No new claims, no hand-offs.
     pub stopping: CancellationToken,
 }
 
-/// A route and its two queues.
+/// What this process can send through, and to whom.
+#[derive(Default)]
+pub struct RouteTable {
+    pub routes: HashMap<RouteId, Arc<RouteLanes>>,
+    /// Of the apps that have one.
+    pub allow_lists: HashMap<AppKey, Arc<AllowList>>,
+}
+
+/// A route and its two queues. Lives from the configuration that names it to the one that does not.
 pub struct RouteLanes {
     pub route: Arc<Route>,
-    pub sender: Arc<dyn Sender>,
+    link: RwLock<Arc<Link>>,
     pub state: RouteState,
+    pub lanes: [LaneInbox; 2],
+    /// The route is configured no more: its workers stop claiming and give back what they hold.
+    pub removed: CancellationToken,
+}
+
+/// What a route's pushes go out through; another one after its credential was replaced.
+pub struct Link {
+    pub sender: Arc<dyn Sender>,
     /// Whether payloads carry `nudged_id`.
     pub push_id: bool,
-    pub lanes: [LaneInbox; 2],
+}
+
+impl RouteLanes {
+    pub fn new(route: Arc<Route>, link: Link, lanes: [LaneInbox; 2]) -> Self {
+        let (state, removed) = (RouteState::default(), CancellationToken::new());
+        Self { route, link: RwLock::new(Arc::new(link)), state, lanes, removed }
+    }
+
+    pub fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.link.read().expect("no panic while held"))
+    }
+
+    /// Takes effect for every batch that is made from now on. A credential that is new deserves a new try.
+    pub fn relink(&self, link: Link) {
+        let same = Arc::ptr_eq(&self.link().sender, &link.sender);
+        *self.link.write().expect("no panic while held") = Arc::new(link);
+        if !same && self.state.is_broken() {
+            self.state.works();
+            self.wake();
+        }
+    }
+
+    pub fn wake(&self) {
+        for inbox in &self.lanes {
+            inbox.wake.notify_one();
+        }
+    }
 }
 
 /// How a lane's worker is reached.
@@ -77,22 +121,36 @@ impl Shared {
         self.next_ticket.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub fn lane(&self, route: RouteId, lane: Lane) -> Option<&LaneInbox> {
-        self.routes.get(&route).map(|lanes| &lanes.lanes[lane.index()])
+    pub fn table(&self) -> Arc<RouteTable> {
+        Arc::clone(&self.table.read().expect("no panic while held"))
+    }
+
+    pub fn route(&self, route: RouteId) -> Option<Arc<RouteLanes>> {
+        self.table.read().expect("no panic while held").routes.get(&route).cloned()
     }
 }
 
 impl HandOff for Shared {
     fn try_permit(&self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
-        let lanes = self.routes.get(&route)?;
-        if self.stopping.is_cancelled() || lanes.state.is_broken() {
+        let lanes = self.route(route)?;
+        let spec = &lanes.route.spec;
+        let held = self.holds.now().of_route(spec.app, spec.platform).is_some();
+        if self.stopping.is_cancelled() || lanes.state.is_broken() || held {
             return None;
         }
         self.permits.try_take(lane, targets)
     }
 
     fn knows_route(&self, route: RouteId) -> bool {
-        self.senders.knows(route)
+        self.route(route).is_some()
+    }
+
+    fn allow_list(&self, app: AppKey) -> Option<Arc<AllowList>> {
+        self.table().allow_lists.get(&app).cloned()
+    }
+
+    fn pauses_changed(&self) {
+        self.holds.changed.notify_one();
     }
 
     fn planned(&self, targets: usize, suppressed: &[Entry]) {
@@ -101,18 +159,28 @@ impl HandOff for Shared {
 
     fn deliver(&self, handed: HandedOver) {
         let (route, lane) = (handed.job.route, handed.job.lane);
-        if let Some(inbox) = self.lane(route, lane)
-            && let Err(returned) = inbox.work.send(Work::HandedOver(handed))
-            && let Work::HandedOver(handed) = returned.0
-        {
-            // The worker has ended: the lease is given back by the shutdown, or freed at the next start.
-            tracing::debug!(job_id = %handed.job.id, "a job was handed over during shutdown");
-        }
+        let returned = match self.route(route) {
+            Some(lanes) => match lanes.lanes[lane.index()].work.send(Work::HandedOver(handed)) {
+                Ok(()) => return,
+                Err(mpsc::error::SendError(Work::HandedOver(handed))) => handed,
+                Err(mpsc::error::SendError(Work::Regate(_))) => return,
+            },
+            None => handed,
+        };
+        // Its worker has ended since the permit was given: shutdown, or the route was removed. Giving the lease back
+        // needs the store, which is calling us.
+        let (store, runtime) = (Arc::clone(&self.store), self.runtime.clone());
+        let lease = (returned.job.id, returned.job.fence);
+        drop(self.runtime.spawn(async move {
+            if let Err(error) = store.release(vec![lease], runtime.now()).await {
+                tracing::debug!(%error, "a lease could not be given back; the next start frees it");
+            }
+        }));
     }
 
     fn wake_jobs(&self, route: RouteId, lane: Lane) {
-        if let Some(inbox) = self.lane(route, lane) {
-            inbox.wake.notify_one();
+        if let Some(lanes) = self.route(route) {
+            lanes.lanes[lane.index()].wake.notify_one();
         }
     }
 

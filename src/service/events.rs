@@ -79,8 +79,9 @@ impl Service {
         if event.audience.everyone && !may_broadcast {
             return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
         }
-        let declared = self.declared(app, &event.event_type).await?;
-        let version = standing(app, &event.event_type, declared)?;
+        self.limit(&app).await?;
+        let declared = self.declared(&app, &event.event_type).await?;
+        let version = standing(&app, &event.event_type, declared)?;
         let templates = match version {
             Some(version) => Some(self.templates(version).await?),
             None => None,
@@ -212,7 +213,7 @@ fn standing(app: &App, event_type: &EventType, declared: DeclaredType) -> Result
 }
 
 /// Everything that can be said without the store. What the event type decides is filled in by [`complete`].
-fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, NewEvent, Given)> {
+fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(Arc<App>, NewEvent, Given)> {
     let may_broadcast = call.may_broadcast;
     let violations = &mut call.violations;
     let event_type = violations.take(EventType::parse("event_type", &input.event_type));

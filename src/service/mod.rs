@@ -11,12 +11,14 @@ pub mod event_types;
 pub mod events;
 pub mod explain;
 mod fields;
+mod limits;
 pub mod notifications;
 pub mod opt_in;
 pub mod page_token;
+pub mod pauses;
 pub mod subscriptions;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::DeviceId;
@@ -27,13 +29,14 @@ use crate::runtime::Runtime;
 use crate::senders::Registry;
 use crate::storage::Store;
 
-pub use apps::{App, AppDirectory, AppSetup, CredentialSetup};
+pub use apps::{App, AppDirectory, AppLimits, AppSetup, CredentialSetup};
 pub use error::ServiceError;
 
 /// What the store answers in the use cases' own words, for those who show it.
 pub use crate::storage::{Attempt, Counts, NotificationView, OptIn, StoreError, Subscription};
 
 use self::events::UndeclaredApps;
+use self::limits::Limits;
 
 pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
 
@@ -43,13 +46,15 @@ pub const MAX_CLOCK_AHEAD_MS: i64 = 5 * 60 * 1000;
 /// All use cases. Cheap to share behind an `Arc`.
 pub struct Service {
     store: Arc<dyn Store>,
-    apps: Arc<AppDirectory>,
+    /// Replaced as a whole when the configuration changes.
+    apps: RwLock<Arc<AppDirectory>>,
     hand_off: Arc<dyn HandOff>,
     runtime: Runtime,
     types: Arc<Types>,
     /// For previews.
-    senders: Registry,
+    senders: RwLock<Arc<Registry>>,
     undeclared: UndeclaredApps,
+    limits: Limits,
 }
 
 impl Service {
@@ -57,12 +62,13 @@ impl Service {
     pub fn new(store: Arc<dyn Store>, apps: Arc<AppDirectory>, hand_off: Arc<dyn HandOff>, runtime: Runtime) -> Self {
         Self {
             store,
-            apps,
+            apps: RwLock::new(apps),
             hand_off,
             runtime,
             undeclared: UndeclaredApps::default(),
             types: Arc::default(),
-            senders: Registry::default(),
+            senders: RwLock::default(),
+            limits: Limits::default(),
         }
     }
 
@@ -75,12 +81,22 @@ impl Service {
     /// Whose payloads previews show.
     #[must_use]
     pub fn with_senders(self, senders: Registry) -> Self {
-        Self { senders, ..self }
+        Self { senders: RwLock::new(Arc::new(senders)), ..self }
     }
 
     #[must_use]
-    pub fn apps(&self) -> &AppDirectory {
-        &self.apps
+    pub fn apps(&self) -> Arc<AppDirectory> {
+        Arc::clone(&self.apps.read().expect("no panic while held"))
+    }
+
+    /// Takes effect for every call that begins from now on.
+    pub fn reconfigure(&self, apps: AppDirectory, senders: Registry) {
+        *self.apps.write().expect("no panic while held") = Arc::new(apps);
+        *self.senders.write().expect("no panic while held") = Arc::new(senders);
+    }
+
+    fn senders(&self) -> Arc<Registry> {
+        Arc::clone(&self.senders.read().expect("no panic while held"))
     }
 
     #[must_use]
@@ -121,7 +137,7 @@ impl Service {
 
 /// Who calls for which app, and what was found wrong so far.
 pub struct Call<'a> {
-    app: Option<&'a App>,
+    app: Option<Arc<App>>,
     caller: Option<&'a str>,
     may_broadcast: bool,
     violations: Violations,
@@ -129,8 +145,8 @@ pub struct Call<'a> {
 
 impl<'a> Call<'a> {
     #[must_use]
-    pub fn new(app: &'a App) -> Self {
-        Self { app: Some(app), caller: None, may_broadcast: false, violations: Violations::default() }
+    pub fn new(app: &Arc<App>) -> Self {
+        Self { app: Some(Arc::clone(app)), caller: None, may_broadcast: false, violations: Violations::default() }
     }
 
     /// For a request whose `app_id` is itself wrong: the other fields are still checked, then it is refused.
@@ -159,7 +175,7 @@ impl<'a> Call<'a> {
     }
 
     /// The app, unless anything is wrong.
-    fn checked(self) -> Result<&'a App> {
+    fn checked(self) -> Result<Arc<App>> {
         self.violations.finish().map_err(ServiceError::Invalid)?;
         Ok(self.app.expect("a call without an app has a violation"))
     }

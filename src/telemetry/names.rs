@@ -76,6 +76,12 @@ metrics! {
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
     /// Routes paused because their credential is broken.
     ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
+    /// Pauses that operators set.
+    PAUSES = Gauge "nudged_pauses" [];
+    /// Reloads of the configuration, by result: `applied` or `failed`.
+    CONFIG_RELOADS = Counter "nudged_config_reloads_total" ["result"];
+    /// 1 while the configuration in force is the one in the files; 0 after a reload that failed.
+    CONFIG_CURRENT = Gauge "nudged_config_current" [];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.

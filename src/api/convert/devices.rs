@@ -55,7 +55,7 @@ pub fn list_devices(message: proto::ListDevicesRequest) -> ListDevices {
     ListDevices { user_id: message.user_id, page_size: message.page_size, page_token: message.page_token }
 }
 
-fn platform(violations: &mut Violations, value: i32) -> Option<Platform> {
+pub(super) fn platform(violations: &mut Violations, value: i32) -> Option<Platform> {
     read_enum(violations, "platform", value, |platform| match platform {
         proto::device::Platform::Unspecified => None,
         proto::device::Platform::Apns => Some(Platform::Apns),

@@ -7,7 +7,8 @@ use super::harness::*;
 use crate::api::auth::ApiKey;
 use crate::api::proto::ListOptInsRequest;
 use crate::api::proto::push_service_client::PushServiceClient;
-use crate::api::server::{Server, ServerError, TlsSetup};
+use crate::api::server::{Server, ServerError};
+use crate::api::tls::TlsSetup;
 
 struct Ca {
     pem: String,
@@ -81,5 +82,5 @@ async fn certificates_that_cannot_be_used_are_refused_at_once() {
     let tls = TlsSetup { cert_pem: cert_pem.into_bytes(), key_pem: b"no key".to_vec(), client_ca_pem: None };
     let plain = TestServer::start().await;
     let (service, keys, limits, runtime) = plain.parts();
-    assert!(matches!(Server::new(service, keys, limits, runtime).with_tls(tls), Err(ServerError::Tls(_))));
+    assert!(matches!(Server::new(service, keys, limits, runtime).with_tls(&tls), Err(ServerError::Tls(_))));
 }
