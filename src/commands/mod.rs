@@ -41,7 +41,7 @@ pub enum Command {
     /// Run the server
     Serve,
     /// Look for everything that is wrong with configuration, credentials and database
-    Check,
+    Check(check::CheckArgs),
     /// The configuration in force, and every key there is
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -72,7 +72,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve => block_on(serve::run(explicit.as_deref(), runtime)),
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate => block_on(migrate::run(explicit.as_deref(), runtime)),
-        Command::Check => Ok(check::run(explicit.as_deref(), &runtime)),
+        Command::Check(arguments) => check::run(&arguments, explicit.as_deref(), &runtime),
         Command::Config(command) => config::run(&command, explicit.as_deref()),
         Command::Catalog(command) => block_on(catalog::run(command)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),

@@ -5,4 +5,6 @@ mod catalog;
 mod consent;
 mod crash;
 mod first_call;
+mod guards;
+mod reload;
 mod server;

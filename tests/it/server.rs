@@ -23,6 +23,7 @@ pub struct World {
     pub sandbox: Sandbox,
     pub address: String,
     config: PathBuf,
+    admin: u16,
 }
 
 /// The running binary; killed with SIGKILL when dropped.
@@ -42,11 +43,28 @@ impl World {
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
         let config = dir.path().join("nudged.toml");
-        Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config }
+        Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config, admin }
     }
 
     pub fn start(&self) -> Server {
         Server { child: spawn(&["serve", "--config"], &self.config) }
+    }
+
+    /// With another file than the sandbox wrote.
+    pub fn start_with(&self, config: &Path) -> Server {
+        Server { child: spawn(&["serve", "--config"], config) }
+    }
+
+    /// What the sandbox wrote, and what the server is started with.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// A value of `/metrics`: `name` with its labels as they are printed.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin)).await.ok()?.text().await.ok()?;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        line.parse().ok()
     }
 
     /// A client, as soon as the server answers.
@@ -67,6 +85,11 @@ impl Server {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// SIGHUP: reload.
+    pub fn hangup(&self) {
+        assert!(Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().unwrap().success());
     }
 
     /// SIGTERM, and the exit status after the drain.
