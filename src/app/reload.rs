@@ -21,8 +21,9 @@ use crate::telemetry::names;
 pub(super) struct Live {
     /// Of the start: what holds for everything that a reload cannot change.
     started: Config,
-    /// Of the last configuration that was applied.
+    /// Of the last configuration that was applied, as are the files.
     applied: Settings,
+    files: Vec<PathBuf>,
     credentials: Credentials,
     /// Replaced senders on their last answers. Bounded: finished ones are let go at the next reload.
     draining: Vec<JoinHandle<()>>,
@@ -31,7 +32,13 @@ pub(super) struct Live {
 impl Live {
     pub fn new(config: &Config, credentials: Credentials) -> Self {
         gauge!(names::CONFIG_CURRENT).set(1.0);
-        Self { started: config.clone(), applied: config.settings.clone(), credentials, draining: Vec::new() }
+        Self {
+            started: config.clone(),
+            applied: config.settings.clone(),
+            files: config.files(),
+            credentials,
+            draining: Vec::new(),
+        }
     }
 
     pub async fn drained(self) {
@@ -70,7 +77,7 @@ impl App {
             Err(problems) => {
                 tracing::error!(problems, "the configuration cannot be reloaded; the one before stays in force");
                 // It may be put right in a file that only the old one names.
-                files.extend(live.started.files());
+                files.extend(live.files.iter().cloned());
                 files.sort();
                 files.dedup();
                 false
@@ -133,6 +140,7 @@ impl App {
         let retired = self.engine.reroute(routed.routing);
         live.credentials = routed.credentials;
         live.applied = new.settings.clone();
+        live.files = new.files();
         live.draining.retain(|drain| !drain.is_finished());
         if !retired.is_empty() {
             tracing::info!(senders = retired.len(), "credentials were replaced or removed; their senders drain");

@@ -126,8 +126,8 @@ impl Settings {
         let widest = lines.iter().flat_map(|(_, keys)| keys).map(|(line, _)| line.chars().count());
         let column = widest.filter(|width| *width <= 60).max().unwrap_or(0);
         let section = |(header, keys): &(String, Vec<(String, String)>)| {
-            let keys: String = keys.iter().map(|(line, origin)| format!("{line:column$}  # {origin}\n")).collect();
-            format!("{header}\n{keys}")
+            let keys = keys.iter().map(|(line, origin)| format!("{line:column$}  # {origin}\n"));
+            format!("{header}\n{}", keys.collect::<Vec<_>>().concat())
         };
         lines.iter().map(section).collect::<Vec<_>>().join("\n")
     }

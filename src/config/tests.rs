@@ -339,14 +339,14 @@ fn base(section: &str, without: &str) -> String {
     match section {
         "apps.<app_id>" => {}
         "keys" => text.push_str("[[keys]]\n"),
-        _ => text.push_str(&format!("[{header}]\n")),
+        _ => text += &format!("[{header}]\n"),
     }
     for (key, value) in keys.iter().filter(|(key, _)| *key != without) {
-        text.push_str(&format!("{key} = \"{value}\"\n"));
+        text += &format!("{key} = \"{value}\"\n");
     }
     if section == "keys" {
         for (key, value) in [("apps", "pets"), ("scopes", "notify")].iter().filter(|(key, _)| *key != without) {
-            text.push_str(&format!("{key} = [\"{value}\"]\n"));
+            text += &format!("{key} = [\"{value}\"]\n");
         }
     }
     text

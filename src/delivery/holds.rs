@@ -4,7 +4,8 @@
 //! takes effect within a second on every process. A new one recalls everything that was gated before ([`DenyFeed`]), so
 //! that what waits at a sender comes back to its gate, which holds it. A route that is held as a whole is not claimed
 //! from. A held event type's jobs lie among others, so they are claimed and put off: for as long as the pause has
-//! stood, a second at least and a minute at most, without spending a claim; its end pulls them forward.
+//! stood, a second at least and a minute at most, without spending a claim; its end pulls them forward, twice, for some
+//! may have been on their way back to the queue.
 //!
 //! [`DenyFeed`]: crate::domain::deny::DenyFeed
 
@@ -53,11 +54,21 @@ pub fn until(pause: &Pause, now: UnixMs) -> UnixMs {
     now.plus(now.since(pause.since).clamp(SHORTEST, LONGEST))
 }
 
-/// Keeps [`Holds`] true until the engine stops.
+/// Keeps [`Holds`] true until the engine stops, and gives back what was handed over to nobody.
 pub async fn watch(shared: Arc<Shared>) {
+    let mut ended: Vec<Pause> = Vec::new();
     loop {
+        for pause in std::mem::take(&mut ended) {
+            pull_forward(&shared, &pause).await;
+        }
+        let orphans = std::mem::take(&mut *shared.orphans.lock().expect("no panic while held"));
+        if !orphans.is_empty()
+            && let Err(error) = shared.store.release(orphans, shared.runtime.now()).await
+        {
+            tracing::debug!(%error, "leases could not be given back; the next start frees them");
+        }
         match shared.store.pauses().await {
-            Ok(read) => apply(&shared, Pauses(read)).await,
+            Ok(read) => ended = apply(&shared, Pauses(read)).await,
             Err(error) => tracing::debug!(%error, "the pauses cannot be read"),
         }
         tokio::select! {
@@ -69,17 +80,18 @@ pub async fn watch(shared: Arc<Shared>) {
     }
 }
 
+/// The pauses that ended.
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
-async fn apply(shared: &Shared, read: Pauses) {
+async fn apply(shared: &Shared, read: Pauses) -> Vec<Pause> {
     let before = shared.holds.now();
     if *before == read {
-        return;
+        return Vec::new();
     }
     gauge!(names::PAUSES).set(read.0.len() as f64);
     for pause in read.0.iter().filter(|pause| !before.has(&pause.scope)) {
         tracing::warn!(scope = %pause.scope, reason = pause.reason, "delivery is paused");
     }
-    let ended: Vec<&Pause> = before.0.iter().filter(|pause| !read.has(&pause.scope)).collect();
+    let ended: Vec<Pause> = before.0.iter().filter(|pause| !read.has(&pause.scope)).cloned().collect();
     for pause in &ended {
         tracing::info!(scope = %pause.scope, "delivery is resumed");
     }
@@ -92,9 +104,10 @@ async fn apply(shared: &Shared, read: Pauses) {
     if !ended.is_empty() {
         shared.fanout.notify_one();
     }
-    for pause in ended.into_iter().filter(|pause| pause.scope.event_type.is_some()) {
+    for pause in &ended {
         pull_forward(shared, pause).await;
     }
+    ended
 }
 
 /// Makes put-off jobs due again on every route the pause covered. What cannot be written waits out its minute.

@@ -103,6 +103,7 @@ impl Engine {
             table: std::sync::RwLock::default(),
             holds,
             flights: Mutex::new(HashMap::new()),
+            orphans: Mutex::default(),
             next_ticket: AtomicU64::new(1),
             outcomes,
             settled: Notify::new(),

@@ -15,8 +15,8 @@ use super::route_state::RouteState;
 use super::settings::Settings;
 use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
-use crate::domain::ids::{AppKey, RouteId};
-use crate::domain::notification::{HandOff, HandedOver, Permit};
+use crate::domain::ids::{AppKey, JobId, RouteId};
+use crate::domain::notification::{HandOff, HandedOver, Job, Permit};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::{Lane, Route};
 use crate::render::Types;
@@ -38,6 +38,8 @@ pub struct Shared {
     pub holds: Holds,
     /// Jobs at the senders, by ticket. Bounded by the permits.
     pub flights: Mutex<HashMap<u64, Flight>>,
+    /// Leases to be given back. Bounded by the permits of a moment in which a route was removed.
+    pub orphans: Mutex<Vec<(JobId, i64)>>,
     pub next_ticket: AtomicU64,
     pub outcomes: mpsc::UnboundedSender<Outcomes>,
     /// A flight changed without an outcome (all its targets were concluded, or the sender refused it).
@@ -121,6 +123,12 @@ impl Shared {
         self.next_ticket.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Its worker has ended since the permit was given: shutdown, or the route was removed. The store is calling us, so the
+    /// lease is given back later.
+    fn orphan(&self, job: &Job) {
+        self.orphans.lock().expect("no panic while held").push((job.id, job.fence));
+    }
+
     pub fn table(&self) -> Arc<RouteTable> {
         Arc::clone(&self.table.read().expect("no panic while held"))
     }
@@ -159,23 +167,12 @@ impl HandOff for Shared {
 
     fn deliver(&self, handed: HandedOver) {
         let (route, lane) = (handed.job.route, handed.job.lane);
-        let returned = match self.route(route) {
-            Some(lanes) => match lanes.lanes[lane.index()].work.send(Work::HandedOver(handed)) {
-                Ok(()) => return,
-                Err(mpsc::error::SendError(Work::HandedOver(handed))) => handed,
-                Err(mpsc::error::SendError(Work::Regate(_))) => return,
-            },
-            None => handed,
-        };
-        // Its worker has ended since the permit was given: shutdown, or the route was removed. Giving the lease back
-        // needs the store, which is calling us.
-        let (store, runtime) = (Arc::clone(&self.store), self.runtime.clone());
-        let lease = (returned.job.id, returned.job.fence);
-        drop(self.runtime.spawn(async move {
-            if let Err(error) = store.release(vec![lease], runtime.now()).await {
-                tracing::debug!(%error, "a lease could not be given back; the next start frees it");
-            }
-        }));
+        let Some(lanes) = self.route(route) else { return self.orphan(&handed.job) };
+        if let Err(returned) = lanes.lanes[lane.index()].work.send(Work::HandedOver(handed))
+            && let Work::HandedOver(handed) = returned.0
+        {
+            self.orphan(&handed.job);
+        }
     }
 
     fn wake_jobs(&self, route: RouteId, lane: Lane) {

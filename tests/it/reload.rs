@@ -16,7 +16,7 @@ const KEY: &str = "nk_reload_test";
 
 /// A `[[keys]]` entry for `KEY`.
 fn key(apps: &str, scopes: &str) -> String {
-    let hash: String = ApiKey::hash(KEY.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = nudged::config::Sha256Digest(ApiKey::hash(KEY.as_bytes()));
     format!("\n[[keys]]\nname = \"backend\"\nsha256 = \"{hash}\"\napps = [{apps}]\nscopes = [{scopes}]\n")
 }
 
@@ -163,7 +163,7 @@ async fn a_swapped_link_is_a_new_configuration() {
     version("..v2", &format!("{original}{}", key(&format!("\"{APP}\""), "\"notify\"")));
     swap("..v1");
     symlink(Path::new("..data/nudged.toml"), mounted.join("nudged.toml")).unwrap();
-    let server = world.start_with(&mounted.join("nudged.toml"));
+    let server = World::start_with(&mounted.join("nudged.toml"));
     let mut client = world.client().await;
     opt_in(&mut client, "choco", true).await;
     swap("..v2");

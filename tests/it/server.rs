@@ -51,7 +51,7 @@ impl World {
     }
 
     /// With another file than the sandbox wrote.
-    pub fn start_with(&self, config: &Path) -> Server {
+    pub fn start_with(config: &Path) -> Server {
         Server { child: spawn(&["serve", "--config"], config) }
     }
 

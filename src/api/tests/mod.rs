@@ -7,6 +7,7 @@ mod explain;
 mod harness;
 mod limits;
 mod paging;
+mod pauses;
 mod reflection;
 mod rpcs;
 mod stream;

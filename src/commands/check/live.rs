@@ -91,7 +91,7 @@ async fn judge(
     let mut wrong = |wrong: String, remedy: &str| findings.error(place, Origin::Unset, wrong, remedy);
     match outcome {
         None => {
-            wrong(format!("did not answer within {} s", PATIENCE.as_secs()), "look at the network and the endpoint")
+            wrong(format!("did not answer within {} s", PATIENCE.as_secs()), "look at the network and the endpoint");
         }
         Some(Err(why)) => wrong(format!("could not be tried: {why}"), "look at the section's keys"),
         Some(Ok(SendOutcome::SenderBroken { answer })) => wrong(

@@ -39,11 +39,12 @@ pub(super) fn all(conn: &mut SqliteConnection) -> Attempt<Vec<Pause>> {
         constant!((Text, BigInt, Text); "SELECT name, since, reason FROM pause ORDER BY name").load(conn)?;
     let mut pauses = Vec::with_capacity(rows.len());
     for (name, since, reason) in rows {
-        match PauseScope::parse(&name) {
-            Some(scope) => pauses.push(Pause { scope, since: UnixMs(since), reason }),
+        let Some(scope) = PauseScope::parse(&name) else {
             // A newer version's: it cannot be obeyed, and must not stop the rest.
-            None => tracing::error!(name, "a pause cannot be read and is not obeyed"),
-        }
+            tracing::error!(name, "a pause cannot be read and is not obeyed");
+            continue;
+        };
+        pauses.push(Pause { scope, since: UnixMs(since), reason });
     }
     Ok(pauses)
 }
