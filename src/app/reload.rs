@@ -91,12 +91,15 @@ impl App {
 
     async fn apply(&self, live: &mut Live, new: &Config) -> anyhow::Result<Changed> {
         let started = &live.started;
-        // The new file may name another address, but this is the one that is listened on.
-        if new.keys.is_empty() && !values::is_loopback(self.grpc_address) {
-            anyhow::bail!(
-                "keys: there are none, and {} can be reached from other machines: every caller could do everything",
-                self.grpc_address
-            );
+        if new.file.is_none()
+            && let Some(file) = &started.file
+        {
+            anyhow::bail!("{} is gone", file.display());
+        }
+        // A file cut short may be good TOML: it must not open the server to everybody. Nor does it matter which address
+        // the new file names; this one is listened on.
+        if new.keys.is_empty() && (!self.keys.is_open() || !values::is_loopback(self.grpc_address)) {
+            anyhow::bail!("keys: there are none, so every caller could do everything; that takes a restart");
         }
         let mut changed = new.settings.changed(&live.applied);
         changed.restart = new.settings.changed(&started.settings).restart;

@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -339,14 +340,14 @@ fn base(section: &str, without: &str) -> String {
     match section {
         "apps.<app_id>" => {}
         "keys" => text.push_str("[[keys]]\n"),
-        _ => text += &format!("[{header}]\n"),
+        _ => writeln!(text, "[{header}]").expect("a String takes all"),
     }
     for (key, value) in keys.iter().filter(|(key, _)| *key != without) {
-        text += &format!("{key} = \"{value}\"\n");
+        writeln!(text, "{key} = \"{value}\"").expect("a String takes all");
     }
     if section == "keys" {
         for (key, value) in [("apps", "pets"), ("scopes", "notify")].iter().filter(|(key, _)| *key != without) {
-            text += &format!("{key} = [\"{value}\"]\n");
+            writeln!(text, "{key} = [\"{value}\"]").expect("a String takes all");
         }
     }
     text

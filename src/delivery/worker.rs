@@ -278,11 +278,16 @@ impl Worker {
     /// Whether an operator holds it: then all of it goes back to the queue.
     fn hold(&self, flight: &mut Flight) -> bool {
         let spec = &self.lanes.route.spec;
+        let now = self.shared.runtime.now();
+        if flight.notification.expires_at <= now {
+            // It waits for nothing: the gate ends it.
+            return false;
+        }
         let pauses = self.shared.holds.now();
         match pauses.of(spec.app, spec.platform, &flight.notification.event_type) {
             None => false,
             Some(pause) => {
-                flight.hold(holds::until(pause, self.shared.runtime.now()));
+                flight.hold(holds::until(pause, now));
                 true
             }
         }

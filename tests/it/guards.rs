@@ -99,8 +99,17 @@ async fn what_is_paused_waits_and_goes_on_within_a_second() {
     admin.pause_delivery(pause(device::Platform::Apns, "", true)).await.unwrap();
     admin.pause_delivery(pause(device::Platform::Unspecified, "post.published", false)).await.unwrap();
     tokio::time::sleep(SECOND).await;
+    let ttl = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let late = NotifyEventRequest { event_type: "post.published".into(), ttl, ..event("late", &["choco"]) };
+    let late = notify(&mut client, late).await;
     notify(&mut client, event("one-platform", &["choco"])).await;
     assert!(world.sandbox.wait_for_accepted(sent as u64 + 1, PATIENCE).await, "the other platform goes on");
+    // The FCM device's, for the other one's route is held as a whole.
+    let deadline = Instant::now() + PATIENCE;
+    while !explain(&mut client, &late).await.1.iter().any(|one| one.reason == "EXPIRED") {
+        assert!(Instant::now() < deadline, "a held event type's deliveries end with their TTL");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     assert!(server.terminate().success());
     let _server = world.start();
     world.client().await;

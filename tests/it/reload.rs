@@ -103,13 +103,25 @@ async fn sighup_applies_keys_apps_credentials_and_limits_and_refuses_what_is_wro
     client.notify_event(shop("five")).await.expect("after the time it said");
 
     // Without the app it is gone, and so is its route.
-    std::fs::write(world.config(), &original).unwrap();
+    std::fs::write(world.config(), format!("{original}{}", key(&format!("\"{APP}\""), "\"notify\""))).unwrap();
     server.hangup();
-    eventually("the app is gone and no key is asked for", async || {
-        let request = NotifyEventRequest { app_id: "shop".into(), ..event("six", &["bori"]) };
-        code(&mut client, Request::new(request)).await == Code::NotFound
-    })
-    .await;
+    eventually("the app is gone", async || code(&mut client, shop("six")).await == Code::PermissionDenied).await;
+    assert_eq!(code(&mut client, keyed(event("seven", &["choco"]))).await, Code::Ok);
+
+    // A file that lost its end, or itself, opens nothing.
+    for text in [Some(&original), None] {
+        let failed = world.metric("nudged_config_reloads_total{result=\"failed\"}").await;
+        match text {
+            Some(text) => std::fs::write(world.config(), text).unwrap(),
+            None => std::fs::remove_file(world.config()).unwrap(),
+        }
+        server.hangup();
+        eventually("it is refused", async || {
+            world.metric("nudged_config_reloads_total{result=\"failed\"}").await > failed
+        })
+        .await;
+        assert_eq!(code(&mut client, Request::new(event("eight", &["choco"]))).await, Code::Unauthenticated);
+    }
     assert!(server.terminate().success());
 }
 
