@@ -3,6 +3,8 @@
 #   make test ARGS='--lib config::'   a part of it
 #   make check         formatting, lints, docs, dependencies, house rules
 #   make bench         the whole pipeline against fake providers, CPU per delivery beside a bare client's
+#   make proto         buf lint and buf breaking against the last release (or main), where buf is installed (part of make check)
+#   make examples      callers in Python, Node, Go and Java against the real binary (needs their package registries)
 #   make demo          the whole story against fake providers, in a minute
 
 SHELL := bash
@@ -12,7 +14,7 @@ SHELL := bash
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help test check fmt clippy doc deny tidy bench demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -20,7 +22,7 @@ help:
 test:
 	scripts/with-postgres.sh $(CARGO) test --locked $(ARGS)
 
-check: fmt clippy doc deny tidy
+check: fmt clippy doc deny proto tidy
 
 fmt:
 	$(CARGO) fmt --check
@@ -38,11 +40,30 @@ deny:
 		echo 'make check: SKIPPED dependency check: cargo-deny is not installed (cargo install --locked cargo-deny)' >&2; \
 	fi
 
+# What the protos are compared with: the last release, and main before the first.
+BREAKING_AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
+BUF ?= $(shell command -v buf || ls "$$(go env GOPATH 2>/dev/null)/bin/buf" 2>/dev/null)
+
+proto:
+	@if [ -z '$(BUF)' ]; then \
+		echo 'make check: SKIPPED buf lint and buf breaking: buf is not installed (go install github.com/bufbuild/buf/cmd/buf@latest)' >&2; \
+	else \
+		(cd proto && '$(BUF)' lint && '$(BUF)' format --diff --exit-code) || exit 1; \
+		if git rev-parse --quiet --verify '$(BREAKING_AGAINST)' >/dev/null; then \
+			'$(BUF)' breaking proto --against "$$(git rev-parse --git-common-dir)#ref=$$(git rev-parse '$(BREAKING_AGAINST)'),subdir=proto"; \
+		else \
+			echo 'make check: SKIPPED buf breaking: there is no $(BREAKING_AGAINST) to compare with' >&2; \
+		fi; \
+	fi
+
 tidy:
 	$(CARGO) test --locked --test tidy
 
 bench:
 	$(CARGO) run --locked --release -- bench $(ARGS)
+
+examples:
+	examples/run.sh $(ARGS)
 
 demo:
 	$(CARGO) run --locked --release -- demo $(ARGS)

@@ -8,6 +8,9 @@
 //! claiming and drains the senders, outcomes are written, leases given back, the database closed. Dropping an `App`
 //! instead is a crash: nothing is lost, the next start takes up the work.
 
+pub(crate) mod certificate;
+pub mod database;
+mod gauges;
 pub mod keys;
 mod readiness;
 mod reload;
@@ -24,12 +27,13 @@ use anyhow::Context as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::database::OpenStore;
 use crate::admin::{AdminParts, AdminServer, Heartbeat};
 use crate::api::auth::KeyRing;
 use crate::api::limits::ServerLimits;
 use crate::api::server::{Health, Server};
 use crate::api::tls::TlsSetup;
-use crate::config::{Config, Database, Grpc, GrpcTls, Synchronous};
+use crate::config::{Config, Grpc, GrpcTls};
 use crate::delivery::{self, Engine};
 use crate::domain::deny::DenyFeed;
 use crate::render::Types;
@@ -37,7 +41,6 @@ use crate::runtime::Runtime;
 use crate::senders::http2::SendingThreads;
 use crate::service::{AppDirectory, Service};
 use crate::storage::Store;
-use crate::storage::sqlite::{self, SqliteStore};
 use crate::telemetry::Metrics;
 
 /// A runtime silent for so long is stuck.
@@ -47,10 +50,11 @@ const MAX_SILENCE: Duration = Duration::from_secs(10);
 pub struct App {
     grpc_address: SocketAddr,
     admin_address: SocketAddr,
-    store: Arc<SqliteStore>,
+    store: OpenStore,
     engine: Engine,
     threads: SendingThreads,
     health: Health,
+    gauges: Arc<gauges::CredentialGauges>,
     grpc: Vec<ThreadHandle<()>>,
     stop_grpc: CancellationToken,
     admin: JoinHandle<()>,
@@ -70,18 +74,17 @@ pub struct App {
 impl App {
     /// Everything up and serving, or an error that says what to do.
     pub async fn start(runtime: Runtime, config: &Config, metrics: Metrics) -> anyhow::Result<Self> {
-        let deny = Arc::new(DenyFeed::default());
-        let store = open_store(&runtime, &config.database, &deny).await?;
+        let (store, deny) = OpenStore::open(&runtime, &config.database).await?;
         let threads =
             SendingThreads::new(&runtime, config.delivery.sender_threads).context("starting sending threads")?;
+        let dyn_store: Arc<dyn Store> = store.store();
         let known = routes::Credentials::new();
         let workshop =
-            routes::Workshop { runtime: &runtime, store: &*store, threads: &threads, deny: &deny, known: &known };
+            routes::Workshop { runtime: &runtime, store: &*dyn_store, threads: &threads, deny: &deny, known: &known };
         let routed = routes::build(config, &workshop).await?;
-        let dyn_store: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         let types = Arc::new(Types::default());
+        let sending = routed.sending();
         types.set_default_locales(routed.default_locales);
-        let senders = routed.routing.senders.clone();
         let engine = Engine::start(delivery::Parts {
             runtime: runtime.clone(),
             store: Arc::clone(&dyn_store),
@@ -94,9 +97,12 @@ impl App {
         .await
         .context("taking up open work")?;
 
+        let gauges = gauges::CredentialGauges::new(engine.route_states(), runtime.clone());
+        gauges.set(config, &routed.apps);
         let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
         let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone());
-        let service = Arc::new(service.with_types(Arc::clone(&types)).with_senders(senders));
+        let service = service.with_types(Arc::clone(&types)).with_sending(sending);
+        let service = Arc::new(service);
         let key_ring = Arc::new(KeyRing::new(keys::api_keys(&config.keys)));
         let mut server = Server::new(Arc::clone(&service), Arc::clone(&key_ring), limits(config)?, runtime.clone());
         if let Some(tls) = &config.grpc.tls {
@@ -111,11 +117,11 @@ impl App {
         heartbeats.push(engine_heartbeat.clone());
         let shutdown = readiness::Shutdown::default();
         let checks = vec![
-            Arc::new(readiness::DatabaseAnswers(Arc::clone(&store))) as _,
-            Arc::new(readiness::MigrationsFit(Arc::clone(&store))) as _,
+            Arc::new(readiness::DatabaseAnswers(store.clone())) as _,
+            Arc::new(readiness::MigrationsFit(store.clone())) as _,
             Arc::new(shutdown.clone()) as _,
         ];
-        let collectors = Vec::new();
+        let collectors = vec![Arc::clone(&gauges) as _];
         let parts = AdminParts { runtime: runtime.clone(), metrics, heartbeats, checks, collectors };
         let admin_server = AdminServer::bind(config.admin.listen, parts).await?;
         let admin_address = admin_server.address();
@@ -131,6 +137,7 @@ impl App {
             engine,
             threads,
             health,
+            gauges,
             grpc,
             stop_grpc,
             admin,
@@ -181,8 +188,7 @@ impl App {
         self.engine.shutdown().await;
         self.live.into_inner().drained().await;
         self.threads.shutdown().await;
-        let store = self.store;
-        self.runtime.blocking(move || store.close()).await;
+        self.store.close(&self.runtime).await;
         self.stop_admin.cancel();
         for (name, task) in [("the admin server", self.admin), ("the heartbeat", self.heartbeat)] {
             if let Err(error) = task.await {
@@ -191,34 +197,6 @@ impl App {
         }
         tracing::info!("stopped");
     }
-}
-
-/// Opens the database named by the configuration, migrated.
-pub async fn open_store(
-    runtime: &Runtime,
-    database: &Database,
-    deny: &Arc<DenyFeed>,
-) -> anyhow::Result<Arc<SqliteStore>> {
-    let settings = store_settings(database);
-    let (for_store, deny) = (runtime.clone(), Arc::clone(deny));
-    let store = runtime.blocking(move || SqliteStore::open(for_store, &settings, deny)).await?;
-    Ok(Arc::new(store))
-}
-
-/// The store's part of the configuration.
-#[must_use]
-pub fn store_settings(database: &Database) -> sqlite::Settings {
-    let mut settings = sqlite::Settings::file(&database.path);
-    settings.synchronous = match database.synchronous {
-        Synchronous::Full => sqlite::Synchronous::Full,
-        Synchronous::Normal => sqlite::Synchronous::Normal,
-    };
-    settings.readers = database.readers;
-    settings.cache_kib = u32::try_from(database.cache_mib * 1024).unwrap_or(u32::MAX);
-    settings.group_max = database.group_max;
-    settings.queue.max_requests = database.queue_max_requests;
-    settings.queue.max_bytes = database.queue_max_mib * 1024 * 1024;
-    settings
 }
 
 fn engine_settings(config: &Config) -> delivery::Settings {

@@ -35,7 +35,7 @@ use crate::domain::ids::AppId;
 pub use admin::Admin;
 pub use apns::{ApnsAuth, ApnsCredential, ApnsEnvironment};
 pub use apps::App;
-pub use database::{Database, Synchronous};
+pub use database::{Database, Postgres, Synchronous};
 pub use delivery::Delivery;
 pub use fcm::FcmCredential;
 pub use grpc::{Grpc, GrpcTls};

@@ -61,5 +61,5 @@ pub fn call<'a>(apps: &AppDirectory, caller: &'a Caller, app_id: &str) -> Result
         Err(AppError::Invalid(violation)) => Call::without_app(violation),
         Err(AppError::Refused(error)) => return Err(error),
     };
-    Ok(call.by(caller.name()).may_broadcast(caller.has(Scope::Broadcast)))
+    Ok(call.by(caller.name()).may_broadcast(caller.has(Scope::Broadcast)).may_read(caller.has(Scope::Read)))
 }

@@ -36,6 +36,8 @@ pub struct ServerLimits {
     /// Open NotifyEvents streams in the whole process; more are refused. Default 64, which bounds their windows to
     /// 256 MiB.
     pub max_event_streams: usize,
+    /// Open imports in the whole process; more are refused. Default 8.
+    pub max_import_streams: usize,
     /// Unanswered events of one stream; reading pauses there. Default 512.
     pub stream_window_events: usize,
     /// Bytes of unanswered events of one stream; reading pauses there. Default 4 MiB.
@@ -63,6 +65,7 @@ impl Default for ServerLimits {
             max_streams_per_connection: 1_024,
             max_concurrent_requests: 4_096,
             max_event_streams: 64,
+            max_import_streams: 8,
             stream_window_events: 512,
             stream_window_bytes: 4 * 1024 * 1024,
             max_message_bytes: 256 * 1024,

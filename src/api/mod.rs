@@ -9,6 +9,7 @@ pub mod admin_service;
 pub mod auth;
 pub mod codec;
 mod convert;
+mod imports;
 pub mod incoming;
 pub mod limits;
 pub mod proto;
@@ -19,6 +20,7 @@ pub mod server;
 pub mod status;
 mod stream;
 pub mod tls;
+mod trace;
 
 /// Event types between messages and definitions, for clients of ours.
 pub mod catalogue {

@@ -9,12 +9,13 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::service::{Call, Service, ServiceError, notifications, subscriptions};
 
 use super::auth::{Caller, KeyRing};
+use super::imports::Answers;
 use super::limits::{Deadline, ServerLimits};
 use super::proto::push_service_server::PushService;
 use super::scopes::Scope;
 use super::status::{ApiError, status};
 use super::stream::{EventStream, Window};
-use super::{access, convert, proto};
+use super::{access, convert, imports, proto};
 
 /// Implements the generated trait. Cheap to clone.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub struct PushApi {
     keys: Arc<KeyRing>,
     /// Open NotifyEvents streams.
     streams: Arc<Semaphore>,
+    /// Open imports.
+    imports: Arc<Semaphore>,
     window: Window,
     /// Streams stop reading then.
     shutdown: CancellationToken,
@@ -34,11 +37,12 @@ impl PushApi {
         service: Arc<Service>,
         keys: Arc<KeyRing>,
         streams: Arc<Semaphore>,
+        imports: Arc<Semaphore>,
         limits: &ServerLimits,
         shutdown: CancellationToken,
     ) -> Self {
         let window = Window { events: limits.stream_window_events, bytes: limits.stream_window_bytes };
-        Self { service, keys, streams, window, shutdown }
+        Self { service, keys, streams, imports, window, shutdown }
     }
 
     /// Who calls, and the message. The auth layer leaves a caller in every request it lets through.
@@ -51,6 +55,19 @@ impl PushApi {
 
     fn call<'a>(&'a self, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, Status> {
         access::call(&self.service.apps(), caller, app_id).map_err(|error| self.fail(error))
+    }
+
+    fn import<K: imports::Kind>(
+        &self,
+        request: Request<Streaming<K::Request>>,
+    ) -> Result<Response<Answers<K::Response>>, Status> {
+        let place = Arc::clone(&self.imports).try_acquire_owned();
+        let place = place.map_err(|_| self.fail(ApiError::TooManyStreams))?;
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let (caller, incoming) = self.open(request)?;
+        let (service, keys, shutdown) = (Arc::clone(&self.service), Arc::clone(&self.keys), self.shutdown.clone());
+        let parts = imports::Parts { service, keys, caller, deadline, shutdown, place };
+        Ok(Response::new(imports::answers::<K>(parts, incoming)))
     }
 
     fn fail(&self, error: impl Into<ApiError>) -> Status {
@@ -169,6 +186,33 @@ impl PushService for PushApi {
         }))
     }
 
+    type ImportDevicesStream = Answers<proto::ImportDevicesResponse>;
+
+    async fn import_devices(
+        &self,
+        request: Request<Streaming<proto::ImportDevicesRequest>>,
+    ) -> Result<Response<Self::ImportDevicesStream>, Status> {
+        self.import::<imports::Devices>(request)
+    }
+
+    type ImportOptInsStream = Answers<proto::ImportOptInsResponse>;
+
+    async fn import_opt_ins(
+        &self,
+        request: Request<Streaming<proto::ImportOptInsRequest>>,
+    ) -> Result<Response<Self::ImportOptInsStream>, Status> {
+        self.import::<imports::OptIns>(request)
+    }
+
+    type ImportSubscriptionsStream = Answers<proto::ImportSubscriptionsResponse>;
+
+    async fn import_subscriptions(
+        &self,
+        request: Request<Streaming<proto::ImportSubscriptionsRequest>>,
+    ) -> Result<Response<Self::ImportSubscriptionsStream>, Status> {
+        self.import::<imports::Subscriptions>(request)
+    }
+
     async fn notify_event(
         &self,
         request: Request<proto::NotifyEventRequest>,
@@ -176,7 +220,17 @@ impl PushService for PushApi {
         let (caller, message) = self.open(request)?;
         let mut call = self.call(&caller, &message.app_id)?;
         let input = convert::notify_event(call.violations(), message);
+        if input.dry_run {
+            let rehearsal = self.service.rehearse(call, input).await;
+            return self.answer(rehearsal.map(convert::rehearsed));
+        }
         let accepted = self.service.notify(call, input).await;
+        if let Ok(accepted) = &accepted {
+            let id = accepted.notification;
+            // Looked up only where it is written.
+            tracing::debug!(notification_id = %self.service.identity().public_notification(id),
+                duplicate = accepted.duplicate, "an event was accepted");
+        }
         self.answer(accepted.map(|accepted| convert::accepted(self.service.identity(), accepted)))
     }
 

@@ -45,8 +45,10 @@ pub const OPEN_TARGETS_EXCEEDED: &str = "OPEN_TARGETS_EXCEEDED";
 pub const STORE_OVERLOADED: &str = "STORE_OVERLOADED";
 /// Too many requests at once.
 pub const SERVER_OVERLOADED: &str = "SERVER_OVERLOADED";
-/// Too many NotifyEvents streams at once.
+/// Too many NotifyEvents streams, or imports, at once.
 pub const TOO_MANY_STREAMS: &str = "TOO_MANY_STREAMS";
+/// The server shuts down before a stream has ended: to be opened again.
+pub const SERVER_SHUTTING_DOWN: &str = "SERVER_SHUTTING_DOWN";
 /// The database does not answer; the call may have happened.
 pub const DATABASE_UNAVAILABLE: &str = "DATABASE_UNAVAILABLE";
 /// The caller's or the server's deadline passed; the call may have happened.
@@ -67,6 +69,7 @@ pub const ALL: &[&str] = &[
     METHOD_NOT_FOUND,
     PLATFORM_NOT_CONFIGURED,
     EVENT_TYPE_UNKNOWN,
+    TOO_MANY_EVENT_TYPES,
     DEVICE_NOT_FOUND,
     NOTIFICATION_NOT_FOUND,
     DELIVERY_NOT_FOUND,
@@ -77,6 +80,7 @@ pub const ALL: &[&str] = &[
     STORE_OVERLOADED,
     SERVER_OVERLOADED,
     TOO_MANY_STREAMS,
+    SERVER_SHUTTING_DOWN,
     DATABASE_UNAVAILABLE,
     DEADLINE_EXCEEDED,
     INTERNAL,

@@ -87,6 +87,10 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.PushService/Subscribe", Scope::Register),
     ("/nudged.v1.PushService/Unsubscribe", Scope::Register),
     ("/nudged.v1.PushService/ListSubscriptions", Scope::Read),
+    // An import can do nothing that the calls above cannot do one by one.
+    (IMPORTS[0], Scope::Register),
+    (IMPORTS[1], Scope::Register),
+    (IMPORTS[2], Scope::Register),
     ("/nudged.v1.PushService/NotifyEvent", Scope::Notify),
     (NOTIFY_EVENTS, Scope::Notify),
     ("/nudged.v1.PushService/GetNotification", Scope::Read),
@@ -104,8 +108,13 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.AdminService/ListPauses", Scope::Operate),
 ];
 
-/// The one long-lived RPC of ours.
+/// The long-lived RPCs of ours.
 pub const NOTIFY_EVENTS: &str = "/nudged.v1.PushService/NotifyEvents";
+const IMPORTS: [&str; 3] = [
+    "/nudged.v1.PushService/ImportDevices",
+    "/nudged.v1.PushService/ImportOptIns",
+    "/nudged.v1.PushService/ImportSubscriptions",
+];
 
 const HEALTH: [&str; 3] =
     ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Watch"];
@@ -135,5 +144,5 @@ pub fn is_health(path: &str) -> bool {
 /// Streams may stay open as long as both sides like.
 #[must_use]
 pub fn is_stream(path: &str) -> bool {
-    path == NOTIFY_EVENTS || path == HEALTH[2] || REFLECTION.contains(&path)
+    path == NOTIFY_EVENTS || IMPORTS.contains(&path) || path == HEALTH[2] || REFLECTION.contains(&path)
 }

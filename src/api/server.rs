@@ -23,6 +23,7 @@ use super::proto::admin_service_server::{self, AdminServiceServer};
 use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use super::push_service::PushApi;
 use super::tls::{Tls, TlsError, TlsSetup};
+use super::trace::TraceLayer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -73,6 +74,7 @@ pub struct Server {
     places: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    imports: Arc<Semaphore>,
     runtime: Runtime,
 }
 
@@ -87,6 +89,7 @@ impl Server {
             places: Arc::new(Semaphore::new(limits.max_connections)),
             requests: Arc::new(Semaphore::new(limits.max_concurrent_requests)),
             streams: Arc::new(Semaphore::new(limits.max_event_streams)),
+            imports: Arc::new(Semaphore::new(limits.max_import_streams)),
             limits,
             runtime,
         }
@@ -120,6 +123,7 @@ impl Server {
             .http2_keepalive_interval(Some(limits.keepalive_interval))
             .http2_keepalive_timeout(Some(limits.keepalive_timeout));
         let layers = ServiceBuilder::new()
+            .layer(TraceLayer)
             .layer(AuthLayer::new(Arc::clone(&self.keys), self.runtime.clone()))
             .layer(LimitsLayer::new(limits.max_deadline, Arc::clone(&self.requests), self.runtime.clone()))
             .into_inner();
@@ -127,6 +131,7 @@ impl Server {
             Arc::clone(&self.service),
             Arc::clone(&self.keys),
             Arc::clone(&self.streams),
+            Arc::clone(&self.imports),
             limits,
             shutdown.clone(),
         );

@@ -43,8 +43,11 @@ pub enum ApiError {
     /// Too many requests are being worked on.
     #[error("the server is busy")]
     Overloaded,
-    #[error("too many NotifyEvents streams are open")]
+    #[error("too many streams of this kind are open")]
     TooManyStreams,
+    /// Of a stream that has more to say; what was acknowledged stands.
+    #[error("the server is shutting down; what was not acknowledged is to be sent again")]
+    ShuttingDown,
     #[error("the deadline passed; the call may have happened")]
     DeadlineExceeded,
     /// A bug. The text is for the log only.
@@ -67,6 +70,10 @@ pub fn status(error: &ApiError, runtime: &Runtime) -> Status {
         ApiError::TooManyStreams => {
             info(&mut details, reasons::TOO_MANY_STREAMS, []);
             retry_later(Code::ResourceExhausted, message, details)
+        }
+        ApiError::ShuttingDown => {
+            info(&mut details, reasons::SERVER_SHUTTING_DOWN, []);
+            retry_later(Code::Unavailable, message, details)
         }
         ApiError::DeadlineExceeded => {
             info(&mut details, reasons::DEADLINE_EXCEEDED, []);
@@ -195,6 +202,14 @@ pub fn unreadable(error: &prost::DecodeError) -> Status {
     let mut details = ErrorDetails::new();
     info(&mut details, reasons::UNREADABLE_MESSAGE, []);
     Status::with_error_details(Code::InvalidArgument, cut(&error.to_string(), MAX_MESSAGE_BYTES), details)
+}
+
+/// The reason of an error made here, and its wrong fields.
+#[must_use]
+pub fn reason_and_violations(status: &Status) -> (String, Vec<Violation>) {
+    let reason = status.get_details_error_info().map_or_else(String::new, |info| info.reason);
+    let fields = status.get_details_bad_request().map_or_else(Vec::new, |wrong| wrong.field_violations);
+    (reason, fields.into_iter().map(|wrong| Violation::new(wrong.field, wrong.description)).collect())
 }
 
 /// The same error as part of a stream's answer.

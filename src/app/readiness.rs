@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::database::OpenStore;
 use crate::admin::Readiness;
-use crate::storage::Registry as _;
-use crate::storage::sqlite::SqliteStore;
 
-pub struct DatabaseAnswers(pub Arc<SqliteStore>);
+pub struct DatabaseAnswers(pub OpenStore);
 
 #[async_trait::async_trait]
 impl Readiness for DatabaseAnswers {
@@ -16,11 +15,11 @@ impl Readiness for DatabaseAnswers {
     }
 
     async fn check(&self) -> Result<(), String> {
-        self.0.ping().await.map_err(|error| error.to_string())
+        self.0.store().ping().await.map_err(|error| words(&error))
     }
 }
 
-pub struct MigrationsFit(pub Arc<SqliteStore>);
+pub struct MigrationsFit(pub OpenStore);
 
 #[async_trait::async_trait]
 impl Readiness for MigrationsFit {
@@ -32,7 +31,7 @@ impl Readiness for MigrationsFit {
         match self.0.migrations_fit().await {
             Ok(true) => Ok(()),
             Ok(false) => Err("the schema is not this version's".to_owned()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(words(&error)),
         }
     }
 }
@@ -58,4 +57,16 @@ impl Readiness for Shutdown {
     async fn check(&self) -> Result<(), String> {
         if self.begun.load(Ordering::Relaxed) { Err("shutting down".to_owned()) } else { Ok(()) }
     }
+}
+
+/// With its causes.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

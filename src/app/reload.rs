@@ -14,7 +14,6 @@ use super::{App, keys, read_tls};
 use crate::config::settings::Changed;
 use crate::config::{Config, Grpc, Problem, Settings, values};
 use crate::service::AppDirectory;
-use crate::storage::Registry;
 use crate::telemetry::names;
 
 /// What a reload starts from.
@@ -119,10 +118,10 @@ impl App {
             log: started.log.clone(),
             ..new.clone()
         };
-        let store: &dyn Registry = &*self.store;
+        let store = self.store.store();
         let workshop = Workshop {
             runtime: &self.runtime,
-            store,
+            store: &*store,
             threads: &self.threads,
             deny: &self.deny,
             known: &live.credentials,
@@ -132,13 +131,12 @@ impl App {
             self.server.replace_tls(tls).context("grpc.tls")?;
         }
 
+        let sending = routed.sending();
+        self.gauges.set(&config, &routed.apps);
         // Nothing fails from here on. Keys that are gone must not meet apps that are new, nor new keys apps that are
         // gone: what they share is checked by every call.
         self.types.set_default_locales(routed.default_locales);
-        self.service.reconfigure(
-            AppDirectory::new(routed.apps, config.grpc.default_app.clone()),
-            routed.routing.senders.clone(),
-        );
+        self.service.reconfigure(AppDirectory::new(routed.apps, config.grpc.default_app.clone()), sending);
         self.keys.replace(keys::api_keys(&config.keys));
         let retired = self.engine.reroute(routed.routing);
         live.credentials = routed.credentials;

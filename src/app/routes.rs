@@ -20,7 +20,7 @@ use crate::senders::apns::ApnsSender;
 use crate::senders::fcm::FcmSender;
 use crate::senders::http2::SendingThreads;
 use crate::senders::{Registry as Senders, Sender};
-use crate::service::{AppLimits, AppSetup, CredentialSetup};
+use crate::service::{AppLimits, AppSetup, CredentialSetup, Sending};
 use crate::storage::Registry;
 
 /// A credential in use.
@@ -41,6 +41,15 @@ pub struct Routed {
     /// Of the apps that have one.
     pub default_locales: HashMap<AppKey, Locale>,
     pub credentials: Credentials,
+}
+
+impl Routed {
+    /// What shows payloads as the engine sends them.
+    #[must_use]
+    pub fn sending(&self) -> Sending {
+        let Routing { senders, without_push_id, .. } = &self.routing;
+        Sending { senders: senders.clone(), without_push_id: without_push_id.clone() }
+    }
 }
 
 /// What senders are made with.

@@ -3,7 +3,6 @@
 //! Nothing is changed, and no provider is called unless `--live` asks for it. [`PROBES`] is the list of what is looked at; a part that owns a format
 //! (a sender its credentials, the store its database) is asked by a probe of its own rather than imitated here.
 
-mod certificate;
 mod files;
 mod live;
 mod owners;

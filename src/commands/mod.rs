@@ -8,6 +8,7 @@ pub mod check;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod import;
 pub mod key;
 pub mod migrate;
 pub mod sandbox;
@@ -48,6 +49,9 @@ pub enum Command {
     /// Event types as a file: apply it to a running server, or export them
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
+    /// Move devices, choices or subscriptions in from a file
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -75,6 +79,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(arguments) => check::run(&arguments, explicit.as_deref(), &runtime),
         Command::Config(command) => config::run(&command, explicit.as_deref()),
         Command::Catalog(command) => block_on(catalog::run(command)),
+        Command::Import(command) => block_on(import::run(command, runtime)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),
         Command::Sandbox(arguments) => {
             telemetry::init_logs(&Log::default())?;

@@ -26,7 +26,7 @@ pub async fn run(explicit: Option<&Path>, runtime: Runtime) -> anyhow::Result<Ex
         let why = tokio::select! {
             biased;
             reason = app.fatal() => {
-                tracing::error!(%reason, "the database did not say whether a commit happened; exiting so that the next start reads it");
+                tracing::error!(%reason, "exiting, so that the next start reads what the database holds");
                 return Ok(ExitCode::FAILURE);
             }
             _ = terminate.recv() => break,

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use super::section::Section;
-use super::values::SecretSource;
+use super::values::{SecretSource, SecretText};
 
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// The SQLite file, made (0600) when absent. Default `nudged.db` in the working directory.
+    /// The SQLite file, made (0600) when absent. Default `nudged.db` in the working directory. Not used with `postgres`.
     pub path: PathBuf,
+    /// `None`: SQLite.
+    pub postgres: Option<Postgres>,
     /// Reading connections, each on its own blocking thread. Default 3.
     pub readers: usize,
     /// Default [`Synchronous::Full`].
@@ -23,6 +25,17 @@ pub struct Database {
     pub queue_max_mib: usize,
 }
 
+/// A Postgres server, shared by any number of replicas.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    /// Holds a password, or not when `password_file` is given.
+    pub url: SecretText,
+    /// Read anew for each connection.
+    pub password_file: Option<PathBuf>,
+    /// Connections for statements; two more are kept for the heartbeat and the deny table. Default 16.
+    pub pool: usize,
+}
+
 /// SQLite's `synchronous` pragma.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Synchronous {
@@ -34,7 +47,19 @@ pub enum Synchronous {
 
 impl Database {
     pub(super) fn read(mut section: Section<'_>) -> Self {
-        let path = read_path(&mut section).unwrap_or_else(|| PathBuf::from("nudged.db"));
+        let (path, url) = match read_location(&mut section) {
+            None => (PathBuf::from("nudged.db"), None),
+            Some(Location::Sqlite(path)) => (path, None),
+            Some(Location::Postgres(url)) => (PathBuf::new(), Some(url)),
+        };
+        let password_file = section.path("password_file");
+        if password_file.is_some() && url.is_none() {
+            section.problem("password_file", "SQLite has no password", "leave it out, or give a postgres:// URL");
+        }
+        let mut postgres = section.table("postgres");
+        let pool = postgres.count("pool", 16, 2..=1000);
+        postgres.finish();
+        let postgres = url.map(|url| Postgres { url, password_file, pool });
         let mut sqlite = section.table("sqlite");
         let synchronous = sqlite.choice(
             "synchronous",
@@ -50,6 +75,7 @@ impl Database {
         }
         let database = Self {
             path,
+            postgres,
             readers: sqlite.count("readers", 3, 1..=16),
             synchronous,
             cache_mib: sqlite.count("cache_mib", 16, 1..=65_536),
@@ -63,8 +89,13 @@ impl Database {
     }
 }
 
+enum Location {
+    Sqlite(PathBuf),
+    Postgres(SecretText),
+}
+
 /// The URL is a secret: on Postgres it holds a password. No message repeats it.
-fn read_path(section: &mut Section<'_>) -> Option<PathBuf> {
+fn read_location(section: &mut Section<'_>) -> Option<Location> {
     let source = section.secret("url", "url_file")?;
     let (key, url) = match &source {
         SecretSource::Inline(text) => ("url", text.expose().to_owned()),
@@ -81,22 +112,18 @@ fn read_path(section: &mut Section<'_>) -> Option<PathBuf> {
         },
     };
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        section.problem(
-            key,
-            "this version has only SQLite; Postgres is not supported yet",
-            "use sqlite://PATH, e.g. sqlite:///var/lib/nudged/nudged.db",
-        );
-        return None;
+        return Some(Location::Postgres(SecretText::new(url)));
     }
     match url.strip_prefix("sqlite://") {
         Some(path) if !path.is_empty() && !path.starts_with(':') && !path.contains(['?', '#']) => {
-            Some(section.resolve(key, path))
+            Some(Location::Sqlite(section.resolve(key, path)))
         }
         _ => {
             section.problem(
                 key,
-                "is not sqlite://PATH",
-                "write sqlite://nudged.db, or sqlite:///var/lib/nudged/nudged.db for an absolute path",
+                "is neither sqlite://PATH nor postgres://…",
+                "write sqlite://nudged.db, sqlite:///var/lib/nudged/nudged.db for an absolute path, or \
+                 postgres://user@host/database",
             );
             None
         }

@@ -103,10 +103,25 @@ pub const SECTIONS: &[Section] = &[
             secret(
                 "url",
                 Value("\"sqlite://nudged.db\""),
-                "`sqlite://PATH`; three slashes make an absolute path. Made with mode 600.",
+                "`sqlite://PATH` (three slashes make an absolute path; made with mode 600), or `postgres://USER@HOST/DATABASE`.",
             ),
             key("url_file", Absent("none", "\"/run/secrets/database-url\""), "… in a file."),
+            key(
+                "password_file",
+                Absent("none", "\"/run/secrets/database-password\""),
+                "Postgres: the password, read anew for each connection.",
+            ),
         ],
+    },
+    Section {
+        path: "database.postgres",
+        title: "replicas share it",
+        live: false,
+        keys: &[key(
+            "pool",
+            Value("16"),
+            "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
+        )],
     },
     Section {
         path: "database.sqlite",

@@ -182,7 +182,7 @@ fn each_kind_of_key_refuses_what_it_cannot_hold() {
         ("[database]\nurl = \"mysql://x\"".into(), "database.url", "sqlite://PATH"),
         ("[database]\nurl = \"sqlite://:memory:\"".into(), "database.url", "sqlite://PATH"),
         ("[database]\nurl = \"sqlite://x?mode=ro\"".into(), "database.url", "sqlite://PATH"),
-        ("[database]\nurl = \"postgres://u:pw@h/d\"".into(), "database.url", "only SQLite"),
+        ("[database]\npassword_file = \"pw\"".into(), "database.password_file", "SQLite has no password"),
         ("[database]\nurl_file = \"/nonexistent/url\"".into(), "database.url_file", "cannot read"),
         ("[database]\nurl = \"sqlite://a\"\nurl_file = \"/nonexistent/url\"".into(), "database.url", "twice"),
         ("[database.sqlite]\nsynchronous = \"off\"".into(), "database.sqlite.synchronous", "not known"),
@@ -281,7 +281,9 @@ fn no_secret_shows_in_debug_or_in_a_problem() {
     let config = ok(&format!("{text}{sa}"), &[("NUDGED_GRPC__TLS__KEY", secret), ("NUDGED_GRPC__TLS__CERT_FILE", "c")]);
     assert!(!format!("{config:?}").contains(secret));
     assert!(format!("{config:?}").contains("[redacted]"));
-    for url in [format!("postgres://u:{secret}@h/d"), format!("sqlit://{secret}")] {
+    let config = ok(&format!("[database]\nurl = \"postgres://u:{secret}@h/d\""), &[]);
+    assert!(config.database.postgres.is_some() && !format!("{config:?}").contains(secret));
+    for url in [format!("postgre://u:{secret}@h/d"), format!("sqlit://{secret}")] {
         let errors = load(&format!("[database]\nurl = \"{url}\""), &[]).expect_err("bad url");
         assert!(!format!("{errors} {errors:?}").contains(secret), "{errors}");
     }
@@ -333,6 +335,7 @@ fn base(section: &str, without: &str) -> String {
         "apps.<app_id>.fcm" => &[("service_account_file", "sa.json")],
         "grpc.tls" => &[("cert_file", "c.pem"), ("key_file", "k.pem")],
         "keys" => &[("name", "k"), ("sha256", HASH)],
+        "database" if without == "password_file" => &[("url", "postgres://nudged@db/nudged")],
         _ => &[],
     };
     let mut text = String::from("[apps.pets]\n");

@@ -1,7 +1,8 @@
 //! Turns large audiences into jobs, a page at a time.
 //!
 //! A page reads the next distinct people with their devices and choices, gates them, and writes jobs, suppressions and
-//! the advanced cursor in one short transaction. Open fan-outs take turns page by page, so a second broadcast does not
+//! the advanced cursor in one short transaction. Jobs that there is room for go to their workers directly, the others
+//! into the queue. Open fan-outs take turns page by page, so a second broadcast does not
 //! wait for the first, and the expander waits while enough is open already.
 
 use std::collections::VecDeque;
@@ -10,10 +11,11 @@ use std::time::Duration;
 
 use super::metrics;
 use super::shared::Shared;
-use crate::domain::ids::NotificationId;
-use crate::domain::notification::NewJob;
+use crate::domain::ids::{NotificationId, RouteId};
+use crate::domain::notification::{HandOff as _, HandedOver, Job, NewJob, Permit};
 use crate::domain::plan;
-use crate::domain::targets::Target;
+use crate::domain::platform::Lane;
+use crate::domain::targets::{Progress, Target};
 use crate::storage::{Fanout, PageWrite, StoreError};
 
 /// After the store failed.
@@ -22,6 +24,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// Paused fan-outs kept; with so many no other is begun until one of them is resumed.
 const MAX_HELD: usize = 1_000;
+/// How long a page waits for room to hand a job over.
+const ROOM_PATIENCE: Duration = Duration::from_millis(100);
 /// Pages between two looks at the backlog: bounds how far the limit is overrun.
 const PAGES_PER_LOOK: u32 = 16;
 
@@ -31,11 +35,13 @@ pub struct Expander {
     /// Claimed, but paused: expanding them would fill the room of those that are not.
     held: Vec<Fanout>,
     pages: u32,
+    /// There was no room at the last look, nor a little later.
+    is_full: bool,
 }
 
 impl Expander {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: VecDeque::new(), held: Vec::new(), pages: 0 }
+        Self { shared, open: VecDeque::new(), held: Vec::new(), pages: 0, is_full: false }
     }
 
     pub async fn run(mut self) {
@@ -108,8 +114,8 @@ impl Expander {
     }
 
     /// Whether more pages follow under our lease.
-    async fn page(&self, fanout: &mut Fanout) -> Result<bool, StoreError> {
-        let shared = &self.shared;
+    async fn page(&mut self, fanout: &mut Fanout) -> Result<bool, StoreError> {
+        let shared = Arc::clone(&self.shared);
         let mut page = shared.store.fanout_page(fanout, shared.settings.page_people).await?;
         let table = shared.table();
         for person in &mut page.people {
@@ -118,36 +124,46 @@ impl Expander {
             }
         }
         if let Some(list) = table.allow_lists.get(&fanout.notification.app) {
-            let devices = |person: &plan::Person| {
-                let user = person.user;
-                person.devices.iter().map(move |(device, _)| Target { user, device: *device }).collect::<Vec<_>>()
-            };
-            let targets: Vec<Target> = page.people.iter().flat_map(devices).collect();
+            let targets = plan::targets(&page.people);
             let known = shared.store.names_and_labels(&targets).await?;
             plan::restrict(&mut page.people, list, &targets, &known);
         }
         let now = shared.runtime.now();
-        let notification = &fanout.notification;
-        let plan = plan::plan(&page.people, &notification.rules(), now);
+        let notification = Arc::clone(&fanout.notification);
+        let mut rules = notification.rules();
+        rules.cancelled |= page.cancelled;
+        let plan = plan::plan(&page.people, &rules, now);
         let targets: usize = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
         let due_at = notification.not_before.map_or(now, |at| at.max(now));
-        let jobs = plan
-            .jobs
-            .into_iter()
-            .map(|(route, targets)| NewJob {
-                notification: notification.id,
-                route,
-                lane: notification.lane,
-                targets,
-                attempt: 0,
-                claims: 0,
-                ready_at: due_at,
-                due_at,
-                first_attempt_at: None,
-            })
-            .collect::<Vec<_>>();
-        let routes: Vec<_> = jobs.iter().map(|job| job.route).collect();
         metrics::planned(targets, &plan.suppressed);
+
+        // What there is room for is leased in the same transaction and sent at once, with the tokens already read;
+        // that spares a claim and a second look at every device.
+        let (mut leased, mut free) = (Vec::new(), Vec::new());
+        let may_lease = !page.facts.is_empty();
+        for (route, targets) in plan.jobs {
+            if !may_lease {
+                free.push((route, targets));
+                continue;
+            }
+            match self.permit(route, notification.lane, targets.len()).await {
+                Some(permit) => leased.push((route, targets, permit)),
+                None => free.push((route, targets)),
+            }
+        }
+        let job = |route: RouteId, targets: &[Target], claims| NewJob {
+            notification: notification.id,
+            route,
+            lane: notification.lane,
+            targets: targets.to_vec(),
+            attempt: 0,
+            claims,
+            ready_at: due_at,
+            due_at,
+            first_attempt_at: None,
+        };
+        let mut jobs: Vec<NewJob> = leased.iter().map(|(route, targets, _)| job(*route, targets, 1)).collect();
+        jobs.extend(free.iter().map(|(route, targets)| job(*route, targets, 0)));
         let write = PageWrite {
             app: notification.app,
             notification: notification.id,
@@ -155,22 +171,52 @@ impl Expander {
             cursor: page.cursor,
             done: page.done,
             jobs,
+            leased: leased.len(),
             suppressed: plan.suppressed,
         };
-        if !shared.store.write_page(write, now).await? {
-            tracing::warn!(notification_id = %notification.id, "another owner expands this audience");
+        let Some(ids) = shared.store.write_page(write, now).await? else {
+            tracing::warn!(notification_id = %shared.public_id(notification.id), "another owner expands this audience");
             return Ok(false);
+        };
+        for ((route, targets, permit), id) in leased.into_iter().zip(ids) {
+            let facts = targets.iter().filter_map(|target| page.take_facts(*target)).collect();
+            let job = Job {
+                id,
+                notification: notification.id,
+                route,
+                lane: notification.lane,
+                progress: Progress::none(targets.len()),
+                targets,
+                attempt: 0,
+                claims: 1,
+                fence: 1,
+                ready_at: due_at,
+                first_attempt_at: None,
+            };
+            let (gated, gated_at) = (page.gate.position, page.gate.at);
+            shared.deliver(HandedOver { job, notification: Arc::clone(&notification), facts, gated, gated_at, permit });
         }
-        for route in routes {
-            if let Some(lanes) = table.routes.get(&route) {
-                lanes.lanes[notification.lane.index()].wake.notify_one();
-            }
+        for (route, _) in free {
+            shared.wake_jobs(route, notification.lane);
         }
         fanout.cursor = page.cursor;
         if page.done {
-            tracing::info!(notification_id = %notification.id, "a large audience is worked out");
+            tracing::debug!(notification_id = %shared.public_id(notification.id), "a large audience is worked out");
+            shared.broadcasts.expanded(&shared, &notification);
         }
         Ok(!page.done)
+    }
+
+    /// Room for a job, waited for a little where there is none: as long as the route keeps up, expanding at its pace is
+    /// cheaper than a detour through the queue. Once that was in vain, not again until there is room.
+    async fn permit(&mut self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
+        let shared = &self.shared;
+        let mut permit = shared.try_permit(route, lane, targets);
+        if permit.is_none() && !self.is_full && shared.can_send(route) {
+            permit = shared.runtime.timeout(ROOM_PATIENCE, shared.permits.take(lane, targets)).await.flatten();
+        }
+        self.is_full = permit.is_none();
+        permit
     }
 }
 

@@ -3,7 +3,7 @@
 use metrics::{counter, gauge, histogram};
 
 use super::shared::Shared;
-use crate::domain::outcome::{Entry, State};
+use crate::domain::outcome::{Entry, ResultCode, State};
 use crate::domain::platform::{Lane, Platform};
 use crate::storage::Backlog;
 use crate::telemetry::names;
@@ -36,14 +36,18 @@ pub fn retired(devices: usize, platform: Platform) {
 /// A fan-out page's decisions.
 pub fn planned(targets: usize, suppressed: &[Entry]) {
     counter!(names::PLANNED).increment(targets as u64);
-    for entry in suppressed {
-        counter!(names::SUPPRESSED, "reason" => entry.code.name()).increment(1);
+    let mut codes: Vec<ResultCode> = suppressed.iter().map(|entry| entry.code).collect();
+    codes.sort_unstable_by_key(|code| code.code());
+    for run in codes.chunk_by(|a, b| a == b) {
+        counter!(names::SUPPRESSED, "reason" => run[0].name()).increment(run.len() as u64);
     }
 }
 
-/// From hand-over to the sender until its answer.
-pub fn sent_in(platform: Platform, seconds: f64) {
-    histogram!(names::SEND_SECONDS, "platform" => platform.name()).record(seconds);
+/// From hand-over to the sender until its answer, for so many answers that came together.
+pub fn sent_in(platform: Platform, seconds: f64, answers: usize) {
+    if answers > 0 {
+        histogram!(names::SEND_SECONDS, "platform" => platform.name()).record_many(seconds, answers);
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]

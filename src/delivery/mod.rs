@@ -9,6 +9,7 @@
 //! never again once its outcome is durable. What it does not: that a push whose answer was lost was not shown; it is
 //! repeated with the same identity.
 
+mod broadcasts;
 mod expand;
 mod flight;
 mod holds;
@@ -41,6 +42,7 @@ use crate::storage::{BootId, Store};
 
 pub use settings::Settings;
 
+use broadcasts::Broadcasts;
 use holds::Holds;
 use permits::Permits;
 use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
@@ -107,6 +109,7 @@ impl Engine {
             next_ticket: AtomicU64::new(1),
             outcomes,
             settled: Notify::new(),
+            broadcasts: Broadcasts::default(),
             fanout: Notify::new(),
             isolation: Arc::new(RwLock::new(())),
             stopping: CancellationToken::new(),
@@ -172,6 +175,11 @@ impl Engine {
         Arc::clone(&self.shared) as Arc<dyn HandOff>
     }
 
+    /// Which routes are paused, for as long as anybody asks.
+    pub fn route_states(&self) -> RouteStates {
+        RouteStates(Arc::clone(&self.shared))
+    }
+
     /// Routes that are paused, with the platform's words.
     pub fn paused_routes(&self) -> Vec<(RouteId, String)> {
         self.shared.table().routes.values().filter_map(|lanes| Some((lanes.route.id, lanes.state.reason()?))).collect()
@@ -206,6 +214,17 @@ fn distinct(senders: impl Iterator<Item = Arc<dyn Sender>>) -> Vec<Arc<dyn Sende
     distinct
 }
 
+/// A look at the routes, apart from the engine's life.
+#[derive(Clone)]
+pub struct RouteStates(Arc<Shared>);
+
+impl RouteStates {
+    /// Its platform refuses the credential; unknown routes are not.
+    pub fn is_paused(&self, route: RouteId) -> bool {
+        self.0.route(route).is_some_and(|lanes| lanes.state.is_broken())
+    }
+}
+
 async fn join(what: &str, task: JoinHandle<()>) {
     if let Err(error) = task.await {
         tracing::error!(%error, "{what} ended badly");
@@ -216,7 +235,10 @@ async fn housekeeping(shared: Arc<Shared>) {
     loop {
         let now = shared.runtime.now();
         match shared.store.backlog(now).await {
-            Ok(backlog) => metrics::backlog(&shared, &backlog),
+            Ok(backlog) => {
+                metrics::backlog(&shared, &backlog);
+                shared.broadcasts.look(&shared, backlog.jobs == 0 && backlog.fanouts == 0).await;
+            }
             Err(error) => tracing::debug!(%error, "the backlog cannot be read"),
         }
         if let Err(error) = shared.store.retain(now.minus(shared.settings.retention), now).await {

@@ -98,10 +98,9 @@ impl Writer {
             let lanes = self.shared.route(flight.route.id);
             let platform = flight.route.spec.platform;
             let waited = (instant - flight.sent_at()).as_secs_f64();
+            let attempts = results.iter().filter(|(_, outcome)| outcome.is_attempt()).count();
+            metrics::sent_in(platform, waited, attempts);
             for (index, outcome) in results {
-                if outcome.is_attempt() {
-                    metrics::sent_in(platform, waited);
-                }
                 flight.answer(index, outcome, now, instant);
             }
             let answer = flight.take_broken();

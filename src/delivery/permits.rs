@@ -32,6 +32,13 @@ impl Permits {
         Some(Permit::new(Box::new(guard)))
     }
 
+    /// Waits for room; `None` for more than there ever is. Cancel safe.
+    pub async fn take(&self, lane: Lane, targets: usize) -> Option<Permit> {
+        let wanted = u32::try_from(targets).ok().filter(|_| targets <= MAX_TARGETS)?;
+        let guard = Arc::clone(&self.lanes[lane.index()]).acquire_many_owned(wanted).await.ok()?;
+        Some(Permit::new(Box::new(guard)))
+    }
+
     /// Waits for room for one full job, then takes what else is free up to `most`.
     pub async fn claim(&self, lane: Lane, most: usize) -> Claim {
         let semaphore = &self.lanes[lane.index()];

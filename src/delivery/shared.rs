@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::{Notify, RwLock as AsyncRwLock, mpsc};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use super::broadcasts::Broadcasts;
 use super::flight::Flight;
 use super::holds::Holds;
 use super::metrics;
@@ -15,7 +17,7 @@ use super::route_state::RouteState;
 use super::settings::Settings;
 use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
-use crate::domain::ids::{AppKey, JobId, RouteId};
+use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
 use crate::domain::notification::{HandOff, HandedOver, Job, Permit};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::{Lane, Route};
@@ -44,6 +46,8 @@ pub struct Shared {
     pub outcomes: mpsc::UnboundedSender<Outcomes>,
     /// A flight changed without an outcome (all its targets were concluded, or the sender refused it).
     pub settled: Notify,
+    /// For the line that tells of a broadcast's end.
+    pub broadcasts: Broadcasts,
     /// A fan-out was begun.
     pub fanout: Notify,
     /// Shared by ordinary jobs in flight, taken alone by a suspect one.
@@ -136,14 +140,24 @@ impl Shared {
     pub fn route(&self, route: RouteId) -> Option<Arc<RouteLanes>> {
         self.table.read().expect("no panic while held").routes.get(&route).cloned()
     }
+
+    /// Whether the route may be handed anything now: it is configured, its credential works, and no operator holds it.
+    pub fn can_send(&self, route: RouteId) -> bool {
+        let Some(lanes) = self.route(route) else { return false };
+        let spec = &lanes.route.spec;
+        let is_held = self.holds.now().of_route(spec.app, spec.platform).is_some();
+        !self.stopping.is_cancelled() && !lanes.state.is_broken() && !is_held
+    }
+
+    /// As callers know it: what logs say.
+    pub fn public_id(&self, notification: NotificationId) -> Uuid {
+        self.store.identity().public_notification(notification)
+    }
 }
 
 impl HandOff for Shared {
     fn try_permit(&self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
-        let lanes = self.route(route)?;
-        let spec = &lanes.route.spec;
-        let held = self.holds.now().of_route(spec.app, spec.platform).is_some();
-        if self.stopping.is_cancelled() || lanes.state.is_broken() || held {
+        if !self.can_send(route) {
             return None;
         }
         self.permits.try_take(lane, targets)

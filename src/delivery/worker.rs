@@ -15,7 +15,7 @@ use crate::domain::event_type::{Definition, LocaleTemplate};
 use crate::domain::ids::{Locale, NotificationId, RouteId};
 use crate::domain::notification::{HandedOver, Notification, Permit, TargetFacts};
 use crate::domain::outcome::ResultCode;
-use crate::domain::platform::{Lane, Route};
+use crate::domain::platform::Lane;
 use crate::domain::sending::SendOptions;
 use crate::domain::time::UnixMs;
 use crate::render::{self, Templates, Variant};
@@ -300,7 +300,7 @@ impl Worker {
             Ok(templates) => Ok(Some(templates)),
             // What was accepted is shown all the same.
             Err(error @ StoreError::Corrupt { .. }) => {
-                tracing::error!(notification_id = %notification.id, %error, "an event type's version is lost");
+                tracing::error!(notification_id = %self.shared.public_id(notification.id), %error, "an event type's version is lost");
                 let words = LocaleTemplate { title: Some(String::new()), ..LocaleTemplate::default() };
                 let name = notification.event_type.to_string();
                 let definition = Definition { name, templates: vec![words], ..Definition::default() };
@@ -319,7 +319,7 @@ impl Worker {
             if flight.job.claims < POISON_CLAIMS {
                 return false;
             }
-            tracing::error!(job_id = %flight.job.id, notification_id = %flight.notification.id,
+            tracing::error!(job_id = %flight.job.id, notification_id = %self.shared.public_id(flight.notification.id),
                 "one delivery was in flight at every crash; it is given up");
             flight.conclude(only, ResultCode::DeadPoison, instant);
             return true;
@@ -436,7 +436,15 @@ impl Worker {
             expires_at: notification.expires_at,
             push_id: link.push_id,
         };
-        let made = encode(&link.sender, &self.lanes.route, &message, &options, notification);
+        let platform = self.lanes.route.spec.platform;
+        let made = link.sender.encode(&self.lanes.route, &message, &options).map_err(|error| {
+            tracing::info!(notification_id = %self.shared.public_id(notification.id), %platform, %error,
+                "a notification cannot be sent on this platform");
+            match error {
+                EncodeError::TooLarge { .. } => ResultCode::PayloadTooLarge,
+                EncodeError::Invalid(_) => ResultCode::NotEncodable,
+            }
+        });
         if self.encoded.len() >= ENCODED_KEPT {
             self.encoded.clear();
         }
@@ -465,21 +473,4 @@ impl Worker {
             tracing::warn!(%error, "leases could not be given back; the next start frees them");
         }
     }
-}
-
-fn encode(
-    sender: &Arc<dyn crate::senders::Sender>,
-    route: &Route,
-    message: &crate::senders::Message,
-    options: &SendOptions,
-    notification: &Notification,
-) -> Result<Encoded, ResultCode> {
-    sender.encode(route, message, options).map_err(|error| {
-        tracing::info!(notification_id = %notification.id, platform = %route.spec.platform, %error,
-            "a notification cannot be sent on this platform");
-        match error {
-            EncodeError::TooLarge { .. } => ResultCode::PayloadTooLarge,
-            EncodeError::Invalid(_) => ResultCode::NotEncodable,
-        }
-    })
 }

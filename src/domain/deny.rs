@@ -8,6 +8,10 @@
 //! Order matters: a reader takes [`DenyFeed::position`] *before* it queries; the writer publishes *after* its COMMIT
 //! and before it answers. Whatever the query missed then has a higher position.
 //!
+//! With one process that is all. Where several share a database, the others' "no"s arrive by polling, so the feed is only
+//! as good as the last poll that succeeded: a feed made by [`DenyFeed::shared`] counts as complete for
+//! [`DenyFeed::PROOF_GOOD_FOR`] after the start of that poll, and nothing is handed over while it is not.
+//!
 //! Memory: one entry per user, device or notification that said no within [`DenyFeed::KEPT`].
 
 use std::collections::{HashMap, VecDeque};
@@ -41,6 +45,14 @@ pub struct DenyFeed {
     /// The position of the last [`DenyFeed::recall`].
     recalled: AtomicU64,
     entries: RwLock<Entries>,
+    /// `None`: every "no" passes through this process, so nothing can be missing.
+    proof: Option<Proof>,
+}
+
+/// Until when a shared feed was complete: nanoseconds after `origin`.
+struct Proof {
+    origin: Instant,
+    proven: AtomicU64,
 }
 
 impl DenyFeed {
@@ -48,6 +60,33 @@ impl DenyFeed {
     pub const KEPT: Duration = Duration::from_secs(60);
     /// A gate older than this is asked again at hand-over; shorter than [`DenyFeed::KEPT`] by a safe margin.
     pub const GATE_GOOD_FOR: Duration = Duration::from_secs(50);
+
+    /// How long after it began a successful poll proves a shared feed complete.
+    pub const PROOF_GOOD_FOR: Duration = Duration::from_millis(600);
+
+    /// A feed that others write to as well: incomplete until [`DenyFeed::prove`].
+    #[must_use]
+    pub fn shared(now: Instant) -> Self {
+        let origin = now.checked_sub(2 * Self::PROOF_GOOD_FOR).unwrap_or(now);
+        Self { proof: Some(Proof { origin, proven: AtomicU64::new(0) }), ..Self::default() }
+    }
+
+    /// Every "no" that was answered before `at` (the monotonic clock) is in the feed.
+    pub fn prove(&self, at: Instant) {
+        if let Some(proof) = &self.proof {
+            let nanos = at.saturating_duration_since(proof.origin).as_nanos();
+            proof.proven.fetch_max(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a hand-over may rely on the feed.
+    #[must_use]
+    pub fn is_complete(&self, now: Instant) -> bool {
+        self.proof.as_ref().is_none_or(|proof| {
+            let proven = Duration::from_nanos(proof.proven.load(Ordering::Acquire));
+            now.saturating_duration_since(proof.origin) <= proven + Self::PROOF_GOOD_FOR
+        })
+    }
 
     /// Takes effect before it returns. `now` is the monotonic clock.
     pub fn publish(&self, keys: &[DenyKey], now: Instant) {
@@ -141,5 +180,19 @@ mod tests {
         assert!(hit(before));
         assert!(!hit(feed.position()));
         assert!(feed.is_empty());
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin")]
+    fn a_shared_feed_is_complete_only_as_long_as_it_was_proven() {
+        let start = Instant::now() + Duration::from_secs(60);
+        assert!(DenyFeed::default().is_complete(start), "one process needs no proof");
+        let feed = DenyFeed::shared(start);
+        assert!(!feed.is_complete(start));
+        feed.prove(start);
+        assert!(feed.is_complete(start + DenyFeed::PROOF_GOOD_FOR));
+        assert!(!feed.is_complete(start + DenyFeed::PROOF_GOOD_FOR + Duration::from_millis(1)));
+        feed.prove(start.checked_sub(Duration::from_secs(1)).expect("the clock began earlier"));
+        assert!(feed.is_complete(start + DenyFeed::PROOF_GOOD_FOR), "a late answer takes nothing back");
     }
 }

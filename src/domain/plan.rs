@@ -27,6 +27,16 @@ pub struct Plan {
     pub suppressed: Vec<Entry>,
 }
 
+/// Every device of these people, sorted when they are.
+#[must_use]
+pub fn targets(people: &[Person]) -> Vec<Target> {
+    let of_person = |person: &Person| {
+        let user = person.user;
+        person.devices.iter().map(|(device, _)| Target { user, device: *device }).collect::<Vec<_>>()
+    };
+    people.iter().flat_map(of_person).collect()
+}
+
 /// Bars every device that the allow-list does not name. `targets`: at least every device of `people`, sorted; `known`:
 /// whose each is, and its labels. A device of which nothing is known is barred.
 pub fn restrict(people: &mut [Person], list: &AllowList, targets: &[Target], known: &[Option<(UserId, Labels)>]) {

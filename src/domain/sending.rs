@@ -21,6 +21,10 @@ impl ProviderAnswer {
     /// Cuts `reason` to the limit at a character boundary and replaces control characters.
     #[must_use]
     pub fn new(status: u16, reason: &str) -> Self {
+        // Nearly every answer: an id, a reason in one word.
+        if reason.len() <= Self::MAX_REASON_BYTES && reason.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            return Self { status, reason: reason.into() };
+        }
         let mut kept = String::with_capacity(reason.len().min(Self::MAX_REASON_BYTES));
         for c in reason.chars() {
             if kept.len() + c.len_utf8() > Self::MAX_REASON_BYTES {

@@ -137,6 +137,7 @@ impl Hasher for Folded {
         }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves are what is wanted")]
     fn write_u128(&mut self, value: u128) {
         let [high, low] = [(value >> 64) as u64, value as u64];
         self.0 = (high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);

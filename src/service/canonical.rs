@@ -2,7 +2,8 @@
 //!
 //! Two requests that mean the same have the same hash: ids and keys are sorted and merged, the app is resolved, and
 //! defaults are filled in where they do not depend on the time of the call (an absent `event_at` stays absent). The
-//! idempotency key itself is left out. The first byte is the form's version: another form never matches by accident.
+//! idempotency key itself is left out, and so is `dry_run`: an event means the same whether or not it is rehearsed, and a
+//! rehearsal hashes nothing. The first byte is the form's version: another form never matches by accident.
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};

@@ -51,53 +51,9 @@ pub struct ListDevices {
 }
 
 impl Service {
-    pub async fn register_device(&self, mut call: Call<'_>, input: RegisterDevice) -> Result<Registered> {
+    pub async fn register_device(&self, call: Call<'_>, input: RegisterDevice) -> Result<Registered> {
         let now = self.runtime.now();
-        let violations = &mut call.violations;
-        let user = fields::user_id(violations, &input.user_id);
-        if input.platform.is_none() && !violations.names("platform") {
-            violations.add("platform", "is required");
-        }
-        let token = token(violations, input.platform, &input.token);
-        let route = match (&call.app, input.platform) {
-            (Some(app), Some(platform)) => route(violations, app, platform, &input),
-            _ => Chosen::Wrong,
-        };
-        let device = fields::optional_device(violations, &input.device_id);
-        let installation_id =
-            fields::optional_line(violations, "installation_id", input.installation_id, MAX_TEXT_BYTES);
-        let details = DeviceDetails {
-            locale: (!input.locale.is_empty())
-                .then(|| violations.take(Locale::parse("locale", &input.locale)))
-                .flatten(),
-            time_zone: time_zone(violations, input.time_zone),
-            app_version: fields::optional_line(violations, "app_version", input.app_version, MAX_TEXT_BYTES),
-            os_version: fields::optional_line(violations, "os_version", input.os_version, MAX_TEXT_BYTES),
-            permission: input.permission,
-            labels: fields::labels(violations, input.labels),
-        };
-        let observed_at = fields::observed_at(violations, input.observed_at, now);
-        let app = call.checked()?;
-        let (Some(user), Some(platform), Some(token)) = (user, input.platform, token) else {
-            unreachable!("each of these is a violation when it is missing");
-        };
-        let route = match route {
-            Chosen::Route(route) => route,
-            Chosen::NotConfigured => return Err(ServiceError::PlatformNotConfigured { platform }),
-            Chosen::Wrong => unreachable!("a wrong route is a violation"),
-        };
-        let registration = Registration {
-            app: app.key,
-            user,
-            platform,
-            kind: input.kind,
-            token,
-            route,
-            device,
-            installation_id,
-            details,
-            observed_at,
-        };
+        let registration = registration(call, input, now)?;
         self.store.register_device(registration, now).await.map_err(|error| self.refused(error))
     }
 
@@ -146,6 +102,52 @@ impl Service {
         let page = self.store.list_devices(app.key, &user, after, limit).await.map_err(|error| self.refused(error))?;
         Ok((page.items, page.next.map_or_else(String::new, |next| scope.issue([next.0]))))
     }
+}
+
+/// Everything that can be said of a registration without the store.
+pub(super) fn registration(mut call: Call<'_>, input: RegisterDevice, now: UnixMs) -> Result<Registration> {
+    let violations = &mut call.violations;
+    let user = fields::user_id(violations, &input.user_id);
+    if input.platform.is_none() && !violations.names("platform") {
+        violations.add("platform", "is required");
+    }
+    let token = token(violations, input.platform, &input.token);
+    let route = match (&call.app, input.platform) {
+        (Some(app), Some(platform)) => route(violations, app, platform, &input),
+        _ => Chosen::Wrong,
+    };
+    let device = fields::optional_device(violations, &input.device_id);
+    let installation_id = fields::optional_line(violations, "installation_id", input.installation_id, MAX_TEXT_BYTES);
+    let details = DeviceDetails {
+        locale: (!input.locale.is_empty()).then(|| violations.take(Locale::parse("locale", &input.locale))).flatten(),
+        time_zone: time_zone(violations, input.time_zone),
+        app_version: fields::optional_line(violations, "app_version", input.app_version, MAX_TEXT_BYTES),
+        os_version: fields::optional_line(violations, "os_version", input.os_version, MAX_TEXT_BYTES),
+        permission: input.permission,
+        labels: fields::labels(violations, input.labels),
+    };
+    let observed_at = fields::observed_at(violations, input.observed_at, now);
+    let app = call.checked()?;
+    let (Some(user), Some(platform), Some(token)) = (user, input.platform, token) else {
+        unreachable!("each of these is a violation when it is missing");
+    };
+    let route = match route {
+        Chosen::Route(route) => route,
+        Chosen::NotConfigured => return Err(ServiceError::PlatformNotConfigured { platform }),
+        Chosen::Wrong => unreachable!("a wrong route is a violation"),
+    };
+    Ok(Registration {
+        app: app.key,
+        user,
+        platform,
+        kind: input.kind,
+        token,
+        route,
+        device,
+        installation_id,
+        details,
+        observed_at,
+    })
 }
 
 fn token(violations: &mut Violations, platform: Option<Platform>, text: &str) -> Option<DeviceToken> {

@@ -8,11 +8,11 @@ use crate::domain::event_type::{Definition, LocaleTemplate, Ttl, TypeVersion};
 use crate::domain::ids::{CollapseKey, EventType, Locale, TypeVersionId, UserId};
 use crate::domain::notification::{Body, DEFAULT_TTL_MS};
 use crate::domain::outcome::ResultCode;
-use crate::domain::platform::Platform;
+use crate::domain::platform::{Platform, Route};
 use crate::domain::sending::{Priority, SendOptions};
 use crate::domain::violation::Violations;
 use crate::render::{self, Problem, Templates, Variables};
-use crate::senders::{EncodeError, Inspection, Message};
+use crate::senders::{EncodeError, Inspection, Message, Sender};
 
 use super::apps::{App, DEFAULT_CREDENTIAL};
 use super::events::MAX_SUBJECT_BYTES;
@@ -52,6 +52,7 @@ pub struct Previewed {
 }
 
 /// The same for one platform.
+#[derive(Clone, Debug)]
 pub struct Payload {
     pub platform: Platform,
     /// JSON; empty when it cannot be sent.
@@ -64,6 +65,21 @@ pub struct Payload {
 }
 
 impl Payload {
+    /// What a sender makes of a message that is worth delivering for `ttl` more.
+    pub(super) fn of(
+        sender: &Arc<dyn Sender>,
+        route: &Route,
+        message: &Message,
+        options: &SendOptions,
+        ttl: Duration,
+    ) -> Self {
+        let encoded = sender.encode(route, message, options).and_then(|encoded| {
+            let unreadable = || EncodeError::Invalid("this platform's payloads cannot be shown".to_owned());
+            sender.inspect(&encoded, ttl).ok_or_else(unreadable)
+        });
+        Self::new(route.spec.platform, encoded)
+    }
+
     fn new(platform: Platform, encoded: Result<Inspection, EncodeError>) -> Self {
         match encoded {
             Ok(Inspection { headers, body, size }) => Self { platform, body, headers, size, refused: None },
@@ -241,17 +257,13 @@ impl Service {
     /// One for each platform that the app can send through, by the credential named `default` where there is one.
     fn payloads(&self, app: &App, message: &Message, options: &SendOptions, ttl: Duration) -> Vec<Payload> {
         let mut payloads = Vec::new();
-        let senders = self.senders();
-        for (platform, credentials) in &app.credentials {
+        let sending = self.sending();
+        for credentials in app.credentials.values() {
             let credential = credentials.get(DEFAULT_CREDENTIAL).or_else(|| credentials.values().next());
             let route = credential
                 .and_then(|credential| credential.route(credential.default_environment, &credential.default_bundle));
-            let Some((route, sender)) = route.and_then(|route| senders.get(route)) else { continue };
-            let encoded = sender.encode(route, message, options).and_then(|encoded| {
-                let unreadable = || EncodeError::Invalid("this platform's payloads cannot be shown".to_owned());
-                sender.inspect(&encoded, ttl).ok_or_else(unreadable)
-            });
-            payloads.push(Payload::new(*platform, encoded));
+            let Some((route, sender)) = route.and_then(|route| sending.senders.get(route)) else { continue };
+            payloads.push(Payload::of(sender, route, message, options, ttl));
         }
         payloads
     }

@@ -55,14 +55,19 @@ pub struct NotifyEvent {
     pub not_before: Option<UnixMs>,
     pub labels: BTreeMap<String, String>,
     pub max_audience: Option<u32>,
+    /// For [`Service::rehearse`]: what is asked for, not a part of what is meant, and so not of the canonical form.
+    pub dry_run: bool,
 }
 
 /// Said of `ttl`, or of `event_at` where the default or the type's TTL applies.
 const TTL_ENDED: &str = "the TTL has already ended";
 
 impl Service {
-    /// `Ok` means durable.
-    pub async fn notify(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
+    /// `Ok` means durable. Refuses a dry run, which must never be sent by mistake.
+    pub async fn notify(&self, mut call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
+        if input.dry_run {
+            call.violations.add("dry_run", "is for NotifyEvent only");
+        }
         let begun = self.runtime.instant();
         let accepted = self.accept(call, input).await?;
         histogram!(names::ACCEPT_SECONDS).record((self.runtime.instant() - begun).as_secs_f64());
@@ -74,12 +79,24 @@ impl Service {
 
     async fn accept(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
         let now = self.runtime.now();
+        let ready = self.prepare(call, input, now).await?;
+        self.limit(&ready.app).await?;
+        match self.store.accept(ready.event, Arc::clone(&self.hand_off), now).await {
+            Err(StoreError::AlreadyExpired) => {
+                let field = if ready.ttl_given { "ttl" } else { "event_at" };
+                Err(ServiceError::Invalid(vec![Violation::new(field, TTL_ENDED)]))
+            }
+            answer => answer.map_err(|error| self.refused(error)),
+        }
+    }
+
+    /// Everything up to the store: what is wrong with the event, and what its type decides.
+    pub(super) async fn prepare(&self, call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<Ready> {
         let may_broadcast = call.may_broadcast;
         let (app, mut event, given) = check(call, input, now)?;
         if event.audience.everyone && !may_broadcast {
             return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
         }
-        self.limit(&app).await?;
         let declared = self.declared(&app, &event.event_type).await?;
         let version = standing(&app, &event.event_type, declared)?;
         let templates = match version {
@@ -87,14 +104,17 @@ impl Service {
             None => None,
         };
         complete(&mut event, &given, version.zip(templates.as_deref()), now)?;
-        match self.store.accept(event, Arc::clone(&self.hand_off), now).await {
-            Err(StoreError::AlreadyExpired) => {
-                let field = if given.ttl { "ttl" } else { "event_at" };
-                Err(ServiceError::Invalid(vec![Violation::new(field, TTL_ENDED)]))
-            }
-            answer => answer.map_err(|error| self.refused(error)),
-        }
+        Ok(Ready { app, event, templates, ttl_given: given.ttl })
     }
+}
+
+/// An event that the store can take.
+pub(super) struct Ready {
+    pub app: Arc<App>,
+    pub event: NewEvent,
+    /// Of the type's standing version, where it is declared.
+    pub templates: Option<Arc<Templates>>,
+    ttl_given: bool,
 }
 
 /// Apps known to have no declared event types.

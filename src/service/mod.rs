@@ -6,11 +6,13 @@
 pub mod apps;
 pub mod canonical;
 pub mod devices;
+pub mod dry_run;
 pub mod error;
 pub mod event_types;
 pub mod events;
 pub mod explain;
 mod fields;
+pub mod imports;
 mod limits;
 pub mod notifications;
 pub mod opt_in;
@@ -21,7 +23,7 @@ pub mod subscriptions;
 use std::sync::{Arc, RwLock};
 
 use crate::domain::identity::IdentityKey;
-use crate::domain::ids::DeviceId;
+use crate::domain::ids::{DeviceId, RouteId};
 use crate::domain::notification::HandOff;
 use crate::domain::violation::{Violation, Violations};
 use crate::render::Types;
@@ -35,6 +37,7 @@ pub use error::ServiceError;
 /// What the store answers in the use cases' own words, for those who show it.
 pub use crate::storage::{Attempt, Counts, NotificationView, OptIn, StoreError, Subscription};
 
+use self::dry_run::LargeDryRuns;
 use self::events::UndeclaredApps;
 use self::limits::Limits;
 
@@ -51,10 +54,19 @@ pub struct Service {
     hand_off: Arc<dyn HandOff>,
     runtime: Runtime,
     types: Arc<Types>,
-    /// For previews.
-    senders: RwLock<Arc<Registry>>,
+    /// For previews and dry runs.
+    sending: RwLock<Arc<Sending>>,
     undeclared: UndeclaredApps,
     limits: Limits,
+    large_dry_runs: LargeDryRuns,
+}
+
+/// How payloads are made, for those who show them.
+#[derive(Clone, Default)]
+pub struct Sending {
+    pub senders: Registry,
+    /// Routes of apps with `push_id = false`: their payloads go without a `nudged_id`.
+    pub without_push_id: Vec<RouteId>,
 }
 
 impl Service {
@@ -67,8 +79,9 @@ impl Service {
             runtime,
             undeclared: UndeclaredApps::default(),
             types: Arc::default(),
-            senders: RwLock::default(),
+            sending: RwLock::default(),
             limits: Limits::default(),
+            large_dry_runs: LargeDryRuns::default(),
         }
     }
 
@@ -78,10 +91,10 @@ impl Service {
         Self { types, ..self }
     }
 
-    /// Whose payloads previews show.
+    /// Whose payloads previews and dry runs show.
     #[must_use]
-    pub fn with_senders(self, senders: Registry) -> Self {
-        Self { senders: RwLock::new(Arc::new(senders)), ..self }
+    pub fn with_sending(self, sending: Sending) -> Self {
+        Self { sending: RwLock::new(Arc::new(sending)), ..self }
     }
 
     #[must_use]
@@ -90,13 +103,13 @@ impl Service {
     }
 
     /// Takes effect for every call that begins from now on.
-    pub fn reconfigure(&self, apps: AppDirectory, senders: Registry) {
+    pub fn reconfigure(&self, apps: AppDirectory, sending: Sending) {
         *self.apps.write().expect("no panic while held") = Arc::new(apps);
-        *self.senders.write().expect("no panic while held") = Arc::new(senders);
+        *self.sending.write().expect("no panic while held") = Arc::new(sending);
     }
 
-    fn senders(&self) -> Arc<Registry> {
-        Arc::clone(&self.senders.read().expect("no panic while held"))
+    fn sending(&self) -> Arc<Sending> {
+        Arc::clone(&self.sending.read().expect("no panic while held"))
     }
 
     #[must_use]
@@ -140,13 +153,15 @@ pub struct Call<'a> {
     app: Option<Arc<App>>,
     caller: Option<&'a str>,
     may_broadcast: bool,
+    may_read: bool,
     violations: Violations,
 }
 
 impl<'a> Call<'a> {
     #[must_use]
     pub fn new(app: &Arc<App>) -> Self {
-        Self { app: Some(Arc::clone(app)), caller: None, may_broadcast: false, violations: Violations::default() }
+        let violations = Violations::default();
+        Self { app: Some(Arc::clone(app)), caller: None, may_broadcast: false, may_read: false, violations }
     }
 
     /// For a request whose `app_id` is itself wrong: the other fields are still checked, then it is refused.
@@ -154,7 +169,7 @@ impl<'a> Call<'a> {
     pub fn without_app(violation: Violation) -> Self {
         let mut violations = Violations::default();
         violations.add(violation.field, violation.description);
-        Self { app: None, caller: None, may_broadcast: false, violations }
+        Self { app: None, caller: None, may_broadcast: false, may_read: false, violations }
     }
 
     /// The API key's name, kept with the consent history.
@@ -169,9 +184,21 @@ impl<'a> Call<'a> {
         Self { may_broadcast, ..self }
     }
 
+    /// Whether the caller holds the scope `read`.
+    #[must_use]
+    pub fn may_read(self, may_read: bool) -> Self {
+        Self { may_read, ..self }
+    }
+
     /// Where whoever reads the message adds what is wrong with it.
     pub fn violations(&mut self) -> &mut Violations {
         &mut self.violations
+    }
+
+    /// Whether `app_id` is the call's app; also when that is itself wrong.
+    #[must_use]
+    pub fn is_for(&self, app_id: &str) -> bool {
+        self.app.as_ref().is_none_or(|app| app.id.as_str() == app_id)
     }
 
     /// The app, unless anything is wrong.

@@ -2,7 +2,7 @@
 
 use crate::domain::ids::Topic;
 use crate::domain::time::UnixMs;
-use crate::storage::Subscription;
+use crate::storage::{NewSubscription, Subscription};
 
 use super::page_token::PageScope;
 use super::{Call, Result, Service, fields};
@@ -26,17 +26,11 @@ pub struct ListSubscriptions {
 
 impl Service {
     /// Whether anything changed.
-    pub async fn set_subscription(&self, mut call: Call<'_>, input: SetSubscription) -> Result<bool> {
+    pub async fn set_subscription(&self, call: Call<'_>, input: SetSubscription) -> Result<bool> {
         let now = self.runtime.now();
-        let violations = &mut call.violations;
-        let user = fields::user_id(violations, &input.user_id);
-        let topic = violations.take(Topic::parse("topic", &input.topic));
-        let observed_at = fields::observed_at(violations, input.observed_at, now);
-        let app = call.checked()?;
-        let user = user.expect("a missing user is a violation");
-        let topic = topic.expect("a missing topic is a violation");
+        let NewSubscription { app, user, topic, active, observed_at } = subscription(call, &input, now)?;
         self.store
-            .set_subscription(app.key, user, topic, input.active, observed_at, now)
+            .set_subscription(app, user, topic, active, observed_at, now)
             .await
             .map_err(|error| self.refused(error))
     }
@@ -60,4 +54,20 @@ impl Service {
             self.store.list_subscriptions(app.key, &user, after, limit).await.map_err(|error| self.refused(error))?;
         Ok((page.items, page.next.map_or_else(String::new, |next| scope.issue([next]))))
     }
+}
+
+/// Everything that can be said of a subscription without the store.
+pub(super) fn subscription(mut call: Call<'_>, input: &SetSubscription, now: UnixMs) -> Result<NewSubscription> {
+    let violations = &mut call.violations;
+    let user = fields::user_id(violations, &input.user_id);
+    let topic = violations.take(Topic::parse("topic", &input.topic));
+    let observed_at = fields::observed_at(violations, input.observed_at, now);
+    let app = call.checked()?;
+    Ok(NewSubscription {
+        app: app.key,
+        user: user.expect("a missing user is a violation"),
+        topic: topic.expect("a missing topic is a violation"),
+        active: input.active,
+        observed_at,
+    })
 }

@@ -8,21 +8,30 @@
 //! `now` is an argument, so that tests and simulation own time; a store with a clock shared by replicas may prefer its
 //! own.
 
+mod cache;
 #[cfg(test)]
 pub mod conformance;
+mod effects;
 pub mod error;
+mod fail;
+mod paging;
+pub mod postgres;
+mod rows;
 pub mod sqlite;
+mod statement;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::domain::deny::DenyPosition;
 use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration, Retirement};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
     AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
 };
-use crate::domain::notification::{Accepted, HandOff, Job, NewEvent, NewJob, Notification, TargetFacts};
+use crate::domain::notification::{Accepted, Audience, HandOff, Job, NewEvent, NewJob, Notification, TargetFacts};
 use crate::domain::outcome::{Entry, OutcomeBlock, State};
 use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::plan::Person;
@@ -82,6 +91,16 @@ pub struct OptInChange {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Subscription {
     pub topic: Topic,
+    pub observed_at: UnixMs,
+}
+
+/// A person's tie to a topic, or its end, on its way in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewSubscription {
+    pub app: AppKey,
+    pub user: UserId,
+    pub topic: Topic,
+    pub active: bool,
     pub observed_at: UnixMs,
 }
 
@@ -174,6 +193,64 @@ pub struct DeliveryFilter {
     pub states: Vec<State>,
 }
 
+/// How long the progress of an import is remembered after its last item.
+pub const IMPORT_KEPT_MS: i64 = 90 * 24 * 3_600_000;
+
+/// Something moved in from elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ImportItem {
+    /// Its row is made at `created_at` and was last confirmed when it was observed.
+    Device {
+        registration: Registration,
+        created_at: UnixMs,
+    },
+    OptIn(NewOptIn),
+    Subscription(NewSubscription),
+}
+
+/// Items to be written together, and how far the import has come with them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImportBatch {
+    pub app: AppKey,
+    /// The import's own row of progress; begins with `import/`.
+    pub name: String,
+    /// Progress never goes back.
+    pub position: i64,
+    pub items: Vec<ImportItem>,
+}
+
+/// What became of an [`ImportItem`]; or a refusal, which leaves nothing of it.
+pub type Imported = Result<ImportEffect, StoreError>;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ImportEffect {
+    /// It changed what stands.
+    Applied,
+    /// The same, or something observed later, stands already.
+    Unchanged,
+}
+
+/// Who an event would be for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ResolvedAudience {
+    /// Opaque to everybody but the store.
+    pub audience: Arc<[u8]>,
+    /// Named users that have no row yet; sorted and distinct.
+    pub unknown: Vec<UserId>,
+    /// `None` also for one without a row, who is in no audience.
+    pub actor: Option<UserKey>,
+}
+
+/// The next people of an audience.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AudiencePage {
+    /// Ascending by user.
+    pub people: Vec<Person>,
+    /// The last of them; people after it come next.
+    pub cursor: UserKey,
+    pub done: bool,
+}
+
 /// Devices, people, choices, subscriptions, and the notifications callers ask about.
 #[async_trait::async_trait]
 pub trait Registry: Send + Sync {
@@ -237,6 +314,17 @@ pub trait Registry: Send + Sync {
         limit: usize,
     ) -> Result<Page<Subscription, i64>>;
 
+    /// How far an import has come; 0 for one that is not known.
+    async fn import_position(&self, app: AppKey, name: &str) -> Result<i64>;
+
+    /// Every item that is not refused, in order, held to what the calls for one are, and letting live traffic go first. The
+    /// progress is never ahead of what is durable. May answer `Unavailable` with a part of it done; all of it is harmless
+    /// to repeat.
+    async fn import(&self, batch: ImportBatch, now: UnixMs) -> Result<Vec<Imported>>;
+
+    /// What [`Registry::import`] would make of each item by itself, without writing anything.
+    async fn assess_import(&self, items: Vec<ImportItem>) -> Result<Vec<Imported>>;
+
     /// Whether the app has any declared event type, and the version of `event_type` that stands.
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType>;
 
@@ -269,6 +357,28 @@ pub trait Registry: Send + Sync {
     /// The notification and its jobs or fan-out in one transaction. Small jobs are leased and handed over with a
     /// permit where `hand_off` gives one.
     async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted>;
+
+    /// Who an event would be for, without writing anything. `DeviceNotFound` as for [`Registry::accept`].
+    async fn resolve_audience(
+        &self,
+        app: AppKey,
+        audience: &Audience,
+        actor: Option<&UserId>,
+    ) -> Result<ResolvedAudience>;
+
+    /// The next distinct people of an audience after `after`, `limit` at most, as a fan-out would meet them; those without
+    /// a row are not among them.
+    async fn audience_page(
+        &self,
+        app: AppKey,
+        event_type: &EventType,
+        audience: &Arc<[u8]>,
+        after: UserKey,
+        limit: usize,
+    ) -> Result<AudiencePage>;
+
+    /// The names of users, in the order asked; `None` for one who was erased.
+    async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>>;
 
     /// Sets `cancelled_at` unless it is set; publishes to the deny feed before it answers. Whether it was open.
     async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool>;
@@ -368,14 +478,36 @@ pub struct Fanout {
     pub audience: Arc<[u8]>,
 }
 
-/// The next distinct people of a fan-out, with what the gates need.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// How much of the deny feed a read has surely seen, and when it began: held against the feed at every hand-over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gate {
+    pub position: DenyPosition,
+    pub at: Instant,
+}
+
+/// The next distinct people of a fan-out, with what the gates need. Shows at least what was answered before the fan-out
+/// was claimed.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FanoutPage {
     /// Ascending by user.
     pub people: Vec<Person>,
+    pub gate: Gate,
+    /// What a hand-over needs of each of their devices, ascending by target; see [`FanoutPage::take_facts`]. Empty where
+    /// the store wants a page's jobs written free, for any replica to claim.
+    pub facts: Vec<(Target, Option<TargetFacts>)>,
+    /// The notification was cancelled, or is gone.
+    pub cancelled: bool,
     /// The last user of the page; people after it come next.
     pub cursor: UserKey,
     pub done: bool,
+}
+
+impl FanoutPage {
+    /// Once each.
+    pub fn take_facts(&mut self, target: Target) -> Option<TargetFacts> {
+        let at = self.facts.binary_search_by_key(&target, |(known, _)| *known).ok()?;
+        self.facts.get_mut(at)?.1.take()
+    }
 }
 
 /// What the expander decided for a page, written in one transaction with the cursor.
@@ -388,6 +520,9 @@ pub struct PageWrite {
     /// Deletes the fan-out.
     pub done: bool,
     pub jobs: Vec<NewJob>,
+    /// The first so many jobs are leased to this process from birth, with fence 1: the expander hands them over. 0 where
+    /// the page had no facts.
+    pub leased: usize,
     pub suppressed: Vec<Entry>,
 }
 
@@ -448,8 +583,8 @@ pub trait Queue: Send + Sync {
     /// Reads the next page; `limit` people at most.
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage>;
 
-    /// Whether the fence still held.
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool>;
+    /// The ids of the jobs, in their order; `None`: the fence was lost and nothing was written.
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>>;
 
     /// Gives a fan-out back.
     async fn release_fanout(&self, notification: NotificationId, fence: i64) -> Result<()>;
@@ -459,6 +594,9 @@ pub trait Queue: Send + Sync {
     /// Deletes a bounded batch of expired idempotency keys, and history older than `history_before`. How many rows.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
+
+/// A free job that is due this much later than it was ready has been put off.
+const PUT_OFF_MS: i64 = 1_000;
 
 /// See [`Queue::gate_facts`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

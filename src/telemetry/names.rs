@@ -82,6 +82,10 @@ metrics! {
     CONFIG_RELOADS = Counter "nudged_config_reloads_total" ["result"];
     /// 1 while the configuration in force is the one in the files; 0 after a reload that failed.
     CONFIG_CURRENT = Gauge "nudged_config_current" [];
+    /// Whether the platform accepts the credential: 1, or 0 while its routes are paused.
+    PROVIDER_UP = Gauge "nudged_provider_up" ["app", "platform", "credential"];
+    /// Days until an APNs certificate ends; negative after it. Signing keys do not end.
+    CERTIFICATE_DAYS_LEFT = Gauge "nudged_certificate_days_left" ["app", "credential"];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.

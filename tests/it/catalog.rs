@@ -82,7 +82,7 @@ async fn a_catalogue_is_applied_and_its_words_reach_the_phones() {
     };
     client.notify_event(told.clone()).await.unwrap();
     assert!(world.sandbox.wait_for(2, PATIENCE).await, "both phones get it");
-    let received = world.sandbox.received();
+    let received = world.received();
     assert!(received.iter().all(|push| push.accepted));
     let bodies: Vec<serde_json::Value> = received.iter().map(|push| push.json()).collect();
     let apns = bodies.iter().find(|body| body.get("aps").is_some()).expect("one by APNs");
@@ -105,7 +105,7 @@ async fn a_catalogue_is_applied_and_its_words_reach_the_phones() {
     let mut client = world.client().await;
     client.notify_event(NotifyEventRequest { idempotency_key: "comment-2".into(), ..told.clone() }).await.unwrap();
     assert!(world.sandbox.wait_for(4, PATIENCE).await, "both phones get it");
-    let received = world.sandbox.received();
+    let received = world.received();
     assert!(received.iter().all(|push| push.json().to_string().contains("콩이 댓글을 남겼어요")));
 
     // A preview shows the very payloads that were sent, but for the device.

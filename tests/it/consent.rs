@@ -127,7 +127,7 @@ async fn nothing_forbidden_arrives_a_second_after_the_no() {
         events += caller.await.unwrap();
     }
 
-    let received = world.sandbox.received();
+    let received = world.received();
     let forbidden: Vec<_> = received.iter().filter(|push| !model.allows(&push.token, push.at.0)).collect();
     println!(
         "{events} events to {PEOPLE} people, {CHANGES} changes, {} pushes, {} forbidden",

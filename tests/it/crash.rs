@@ -81,7 +81,7 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
     }
 
     let mut received: BTreeMap<String, u32> = BTreeMap::new();
-    for push in world.sandbox.received() {
+    for push in world.received() {
         assert!(push.accepted, "the sandbox refused a push: {:?}", push.reason);
         *received.entry(push.nudged_id.clone().unwrap()).or_default() += 1;
     }

@@ -135,9 +135,9 @@ async fn a_pause_holds_what_waits_at_the_sender() {
     let slow = Fault { times: 1_000_000, ..Fault::new(Action::Delay { ms: 300 }) };
     world.sandbox.add_fault(slow).unwrap();
     // One stream at a time: the rest waits at the sender.
-    let text = std::fs::read_to_string(world.config()).unwrap();
+    let text = std::fs::read_to_string(&world.config).unwrap();
     let text = format!("{text}\n[delivery]\nmax_streams = 1\nmax_connections = 1\nsender_threads = 1\n");
-    std::fs::write(world.config(), text).unwrap();
+    std::fs::write(&world.config, text).unwrap();
     let _server = world.start();
     let mut client = world.client().await;
     let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
@@ -162,9 +162,9 @@ async fn a_pause_holds_what_waits_at_the_sender() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_allow_list_and_a_limit_of_open_deliveries_hold() {
     let world = World::new().await;
-    let text = std::fs::read_to_string(world.config()).unwrap();
+    let text = std::fs::read_to_string(&world.config).unwrap();
     let limits = format!("{text}\n[apps.{APP}]\nonly_users = [\"tester\"]\nmax_open_targets = 3\n");
-    std::fs::write(world.config(), limits).unwrap();
+    std::fs::write(&world.config, limits).unwrap();
     let server = world.start();
     let mut client = world.client().await;
     let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
@@ -184,7 +184,7 @@ async fn an_allow_list_and_a_limit_of_open_deliveries_hold() {
     admin.pause_delivery(held.clone()).await.unwrap();
     tokio::time::sleep(SECOND).await;
     // Planned while they were allowed …
-    std::fs::write(world.config(), format!("{text}\n[apps.{APP}]\nmax_open_targets = 3\n")).unwrap();
+    std::fs::write(&world.config, format!("{text}\n[apps.{APP}]\nmax_open_targets = 3\n")).unwrap();
     server.hangup();
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -199,7 +199,7 @@ async fn an_allow_list_and_a_limit_of_open_deliveries_hold() {
         }
     }
     // … and barred before they are sent.
-    std::fs::write(world.config(), format!("{text}\n[apps.{APP}]\nonly_users = [\"tester\"]\n")).unwrap();
+    std::fs::write(&world.config, format!("{text}\n[apps.{APP}]\nonly_users = [\"tester\"]\n")).unwrap();
     server.hangup();
     let deadline = Instant::now() + PATIENCE;
     while world.metric("nudged_config_reloads_total{result=\"applied\"}").await < Some(2.0) {

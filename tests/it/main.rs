@@ -1,10 +1,21 @@
 //! The real binary, real gRPC clients, and the sandbox's real HTTP/2 over TLS.
 #![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests drive real processes on real time")]
 
+mod api_reference;
 mod catalog;
+mod cluster;
 mod consent;
 mod crash;
+mod demo;
+mod documents;
+mod dry_run;
 mod first_call;
+mod generic;
 mod guards;
+mod imports;
+mod observed;
+mod postgres;
 mod reload;
 mod server;
+mod tables;
+mod tour;

@@ -42,7 +42,7 @@ async fn code(client: &mut PushServiceClient<Channel>, request: Request<NotifyEv
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sighup_applies_keys_apps_credentials_and_limits_and_refuses_what_is_wrong() {
     let world = World::new().await;
-    let original = std::fs::read_to_string(world.config()).unwrap();
+    let original = std::fs::read_to_string(&world.config).unwrap();
     let server = world.start();
     let mut client = world.client().await;
     register(&mut client, "choco", device::Platform::Apns, &format!("{:064x}", 1)).await;
@@ -50,10 +50,10 @@ async fn sighup_applies_keys_apps_credentials_and_limits_and_refuses_what_is_wro
 
     // Every problem in one line, and the old configuration stays.
     let bad = format!("{original}\n[apps.shop]\npush_idd = true\nmax_open_targets = \"x\"\n");
-    std::fs::write(world.config(), bad).unwrap();
+    std::fs::write(&world.config, bad).unwrap();
     server.hangup();
     eventually("the failure is counted", async || world.metric("nudged_config_current").await == Some(0.0)).await;
-    let log = std::fs::read_to_string(world.config().with_file_name("server.log")).unwrap();
+    let log = std::fs::read_to_string(world.config.with_file_name("server.log")).unwrap();
     let line = log.lines().find(|line| line.contains("cannot be reloaded")).expect("a line");
     assert!(line.contains("apps.shop.push_idd") && line.contains("apps.shop.max_open_targets"), "{line}");
     assert!(world.metric("nudged_config_reloads_total{result=\"failed\"}").await >= Some(1.0));
@@ -67,14 +67,14 @@ async fn sighup_applies_keys_apps_credentials_and_limits_and_refuses_what_is_wro
         original,
         key("\"ifriendspet\", \"shop\"", "\"register\", \"notify\"")
     );
-    std::fs::write(world.config(), good).unwrap();
+    std::fs::write(&world.config, good).unwrap();
     server.hangup();
     eventually("keys are asked for", async || {
         code(&mut client, Request::new(event("two", &["choco"]))).await == Code::Unauthenticated
     })
     .await;
     assert_eq!(world.metric("nudged_config_current").await, Some(1.0));
-    let log = std::fs::read_to_string(world.config().with_file_name("server.log")).unwrap();
+    let log = std::fs::read_to_string(world.config.with_file_name("server.log")).unwrap();
     let restart = log.lines().find(|line| line.contains("take effect at the next start")).expect("a line");
     assert!(restart.contains("delivery.claim_targets") && !restart.contains("max_events"), "{restart}");
 
@@ -103,7 +103,7 @@ async fn sighup_applies_keys_apps_credentials_and_limits_and_refuses_what_is_wro
     client.notify_event(shop("five")).await.expect("after the time it said");
 
     // Without the app it is gone, and so is its route.
-    std::fs::write(world.config(), format!("{original}{}", key(&format!("\"{APP}\""), "\"notify\""))).unwrap();
+    std::fs::write(&world.config, format!("{original}{}", key(&format!("\"{APP}\""), "\"notify\""))).unwrap();
     server.hangup();
     eventually("the app is gone", async || code(&mut client, shop("six")).await == Code::PermissionDenied).await;
     assert_eq!(code(&mut client, keyed(event("seven", &["choco"]))).await, Code::Ok);
@@ -112,8 +112,8 @@ async fn sighup_applies_keys_apps_credentials_and_limits_and_refuses_what_is_wro
     for text in [Some(&original), None] {
         let failed = world.metric("nudged_config_reloads_total{result=\"failed\"}").await;
         match text {
-            Some(text) => std::fs::write(world.config(), text).unwrap(),
-            None => std::fs::remove_file(world.config()).unwrap(),
+            Some(text) => std::fs::write(&world.config, text).unwrap(),
+            None => std::fs::remove_file(&world.config).unwrap(),
         }
         server.hangup();
         eventually("it is refused", async || {
@@ -132,9 +132,9 @@ async fn a_credential_file_that_changes_is_read_again() {
     let mut client = world.client().await;
     register(&mut client, "choco", device::Platform::Apns, &format!("{:064x}", 1)).await;
     opt_in(&mut client, "choco", true).await;
-    let file = world.config().with_file_name("AuthKey_SANDBOX001.p8");
+    let file = world.config.with_file_name("AuthKey_SANDBOX001.p8");
     let good = std::fs::read(&file).unwrap();
-    let live = || binary().args(["check", "--live", "--config"]).arg(world.config()).output().unwrap();
+    let live = || binary().args(["check", "--live", "--config"]).arg(&world.config).output().unwrap();
     let output = live();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("apps.ifriendspet.apns: the platform takes the credential"), "{text}");
@@ -161,8 +161,8 @@ async fn a_credential_file_that_changes_is_read_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_swapped_link_is_a_new_configuration() {
     let world = World::new().await;
-    let original = std::fs::read_to_string(world.config()).unwrap();
-    let mounted = world.config().parent().unwrap().join("mounted");
+    let original = std::fs::read_to_string(&world.config).unwrap();
+    let mounted = world.config.parent().unwrap().join("mounted");
     let version = |name: &str, text: &str| {
         std::fs::create_dir_all(mounted.join(name)).unwrap();
         std::fs::write(mounted.join(name).join("nudged.toml"), text).unwrap();
@@ -175,7 +175,7 @@ async fn a_swapped_link_is_a_new_configuration() {
     version("..v2", &format!("{original}{}", key(&format!("\"{APP}\""), "\"notify\"")));
     swap("..v1");
     symlink(Path::new("..data/nudged.toml"), mounted.join("nudged.toml")).unwrap();
-    let server = World::start_with(&mounted.join("nudged.toml"));
+    let server = World::start_on(&mounted.join("nudged.toml"));
     let mut client = world.client().await;
     opt_in(&mut client, "choco", true).await;
     swap("..v2");

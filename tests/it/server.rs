@@ -3,12 +3,14 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use nudged::api::proto::push_service_client::PushServiceClient;
 use nudged::api::proto::{Content, NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest, device};
 use nudged::runtime::Runtime;
-use nudged::sandbox::{Options, Sandbox};
+use nudged::sandbox::{Options, Received, Sandbox};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -17,13 +19,19 @@ pub const APP: &str = "ifriendspet";
 /// How long anything may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Pushes that the sandbox keeps: more than any test makes.
+const RECORD_LIMIT: usize = 4_000_000;
+const SERVER_LOG: &str = "server.log";
+
 pub struct World {
     /// Removed with everything in it at the end.
     _dir: TempDir,
     pub sandbox: Sandbox,
     pub address: String,
-    config: PathBuf,
-    admin: u16,
+    /// Of `/metrics`.
+    pub admin: String,
+    /// What the sandbox wrote, and what the server is started with.
+    pub config: PathBuf,
 }
 
 /// The running binary; killed with SIGKILL when dropped.
@@ -39,30 +47,48 @@ impl World {
             dir: Some(dir.path().to_owned()),
             grpc_listen: Some(format!("127.0.0.1:{grpc}").parse().unwrap()),
             admin_listen: Some(format!("127.0.0.1:{admin}").parse().unwrap()),
+            record_limit: RECORD_LIMIT,
             ..Options::default()
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
         let config = dir.path().join("nudged.toml");
-        Self { _dir: dir, sandbox, address: format!("http://127.0.0.1:{grpc}"), config, admin }
+        let (address, admin) = (format!("http://127.0.0.1:{grpc}"), format!("127.0.0.1:{admin}"));
+        Self { _dir: dir, sandbox, address, admin, config }
+    }
+
+    /// The server's database.
+    pub fn database(&self) -> PathBuf {
+        self.config.with_file_name("nudged.db")
     }
 
     pub fn start(&self) -> Server {
-        Server { child: spawn(&["serve", "--config"], &self.config) }
+        self.start_with(&[])
+    }
+
+    /// With these environment variables: one of several processes on this configuration.
+    pub fn start_with(&self, environment: &[(&str, String)]) -> Server {
+        Server { child: spawn(&["serve", "--config"], &self.config, environment) }
+    }
+
+    /// What the server has logged so far: JSON, a line each.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.config.with_file_name(SERVER_LOG)).unwrap_or_default()
+    }
+
+    /// What the providers received, all of it.
+    pub fn received(&self) -> Vec<Arc<Received>> {
+        assert_eq!(self.sandbox.totals().dropped, 0, "the record has forgotten pushes: raise RECORD_LIMIT");
+        self.sandbox.received()
     }
 
     /// With another file than the sandbox wrote.
-    pub fn start_with(config: &Path) -> Server {
-        Server { child: spawn(&["serve", "--config"], config) }
-    }
-
-    /// What the sandbox wrote, and what the server is started with.
-    pub fn config(&self) -> &Path {
-        &self.config
+    pub fn start_on(config: &Path) -> Server {
+        Server { child: spawn(&["serve", "--config"], config, &[]) }
     }
 
     /// A value of `/metrics`: `name` with its labels as they are printed.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin)).await.ok()?.text().await.ok()?;
+        let page = reqwest::get(format!("http://{}/metrics", self.admin)).await.ok()?.text().await.ok()?;
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
         line.parse().ok()
     }
@@ -118,21 +144,33 @@ pub fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_nudged"))
 }
 
-fn spawn(arguments: &[&str], config: &Path) -> Child {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name("server.log")).unwrap();
-    binary()
-        .args(arguments)
-        .arg(config)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
+fn spawn(arguments: &[&str], config: &Path, environment: &[(&str, String)]) -> Child {
+    let mut command = command(arguments, config);
+    command.envs(environment.iter().map(|(name, value)| (*name, value)));
+    command.spawn().unwrap()
 }
 
-/// A port nobody listens on now. Another process may take it before us; then the server says so and the test fails.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+fn command(arguments: &[&str], config: &Path) -> Command {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name(SERVER_LOG)).unwrap();
+    let mut command = binary();
+    command.args(arguments).arg(config).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command
+}
+
+/// A port nobody listens on now and that the system does not give away: below the range of outgoing connections, and no
+/// test of this process gets the same one.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap();
+    for _ in 0..COUNT {
+        let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free");
 }
 
 pub async fn register(

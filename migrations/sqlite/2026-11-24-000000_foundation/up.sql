@@ -77,7 +77,8 @@ CREATE UNIQUE INDEX device_by_token ON device (app, platform, plugin, token_hash
 CREATE INDEX device_by_old_token ON device (app, platform, plugin, token_hash, id) WHERE state <> 1;
 -- One row an app install: a new token of the same install takes its place.
 CREATE INDEX device_by_installation ON device (app, installation_id) WHERE state = 1 AND installation_id IS NOT NULL;
-CREATE INDEX device_by_user ON device (user_key, id);
+-- Holds all that gating and sending needs: a fan-out reads it in order and never looks a scattered row up.
+CREATE INDEX device_by_user ON device (user_key, id, state, route, has_choice, seal_key, locale, token_sealed);
 
 -- device 0: the user's own choice. event_type '': the master switch, or everything on that device.
 CREATE TABLE opt_in (

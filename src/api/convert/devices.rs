@@ -1,6 +1,7 @@
 use crate::api::proto;
 use crate::domain::device::Device;
 use crate::domain::platform::{DeviceKind, Environment, Permission, Platform};
+use crate::domain::time::UnixMs;
 use crate::domain::violation::Violations;
 use crate::service::devices::{ListDevices, RegisterDevice, UnregisterDevice};
 
@@ -41,6 +42,11 @@ pub fn register_device(violations: &mut Violations, message: proto::RegisterDevi
     }
 }
 
+/// Of an imported device.
+pub fn created_at(violations: &mut Violations, at: Option<prost_types::Timestamp>) -> Option<UnixMs> {
+    read_time(violations, "created_at", at)
+}
+
 pub fn unregister_device(violations: &mut Violations, message: proto::UnregisterDeviceRequest) -> UnregisterDevice {
     UnregisterDevice {
         user_id: message.user_id,
@@ -55,6 +61,21 @@ pub fn list_devices(message: proto::ListDevicesRequest) -> ListDevices {
     ListDevices { user_id: message.user_id, page_size: message.page_size, page_token: message.page_token }
 }
 
+pub(super) fn shown_platform(platform: Platform) -> proto::device::Platform {
+    match platform {
+        Platform::Apns => proto::device::Platform::Apns,
+        Platform::Fcm => proto::device::Platform::Fcm,
+    }
+}
+
+pub(super) fn shown_environment(environment: Environment) -> proto::device::ApnsEnvironment {
+    match environment {
+        Environment::None => proto::device::ApnsEnvironment::Unspecified,
+        Environment::Production => proto::device::ApnsEnvironment::Production,
+        Environment::Sandbox => proto::device::ApnsEnvironment::Sandbox,
+    }
+}
+
 pub(super) fn platform(violations: &mut Violations, value: i32) -> Option<Platform> {
     read_enum(violations, "platform", value, |platform| match platform {
         proto::device::Platform::Unspecified => None,
@@ -64,18 +85,9 @@ pub(super) fn platform(violations: &mut Violations, value: i32) -> Option<Platfo
 }
 
 pub fn device(device: Device) -> proto::Device {
-    use proto::device::{ApnsEnvironment, Kind, Permission as ProtoPermission, Platform as ProtoPlatform};
-    let platform = match device.platform {
-        Platform::Apns => ProtoPlatform::Apns,
-        Platform::Fcm => ProtoPlatform::Fcm,
-    };
+    use proto::device::{Kind, Permission as ProtoPermission};
     let kind = match device.kind {
         DeviceKind::Alert => Kind::Alert,
-    };
-    let environment = match device.environment {
-        Environment::None => ApnsEnvironment::Unspecified,
-        Environment::Production => ApnsEnvironment::Production,
-        Environment::Sandbox => ApnsEnvironment::Sandbox,
     };
     let permission = match device.details.permission {
         Permission::Unknown => ProtoPermission::Unknown,
@@ -86,10 +98,10 @@ pub fn device(device: Device) -> proto::Device {
     proto::Device {
         device_id: device.id.public(),
         user_id: device.user.to_string(),
-        platform: platform.into(),
+        platform: shown_platform(device.platform).into(),
         kind: kind.into(),
         credential: device.credential,
-        apns_environment: environment.into(),
+        apns_environment: shown_environment(device.environment).into(),
         apns_topic: device.bundle,
         installation_id: device.installation_id.unwrap_or_default(),
         locale: device.details.locale.map_or_else(String::new, |locale| locale.to_string()),

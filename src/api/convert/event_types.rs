@@ -5,11 +5,12 @@ use std::time::Duration;
 use crate::api::proto;
 use crate::domain::content::Message;
 use crate::domain::event_type::{Definition, LocaleTemplate, OnMaybe, Purpose, Ttl, TypeVersion};
-use crate::domain::platform::{Lane, Platform};
+use crate::domain::platform::Lane;
 use crate::domain::sending::Priority;
 use crate::domain::violation::Violations;
 use crate::service::event_types::{Payload, Preview, Previewed};
 
+use super::devices::shown_platform;
 use super::events::content;
 use super::values::{read_data, read_duration, read_enum, time};
 
@@ -183,13 +184,9 @@ fn shown(message: Message) -> proto::Content {
 }
 
 fn payload(payload: Payload) -> proto::preview_response::Payload {
-    let platform = match payload.platform {
-        Platform::Apns => proto::device::Platform::Apns,
-        Platform::Fcm => proto::device::Platform::Fcm,
-    };
     let (reason, detail) = payload.refused.map_or(("", String::new()), |(code, detail)| (code.name(), detail));
     proto::preview_response::Payload {
-        platform: platform.into(),
+        platform: shown_platform(payload.platform).into(),
         body: payload.body,
         headers: payload.headers.into_iter().collect(),
         size_bytes: u32::try_from(payload.size).unwrap_or(u32::MAX),

@@ -1,12 +1,20 @@
 use crate::api::proto;
 use crate::domain::content::{Content, LocalizedText};
 use crate::domain::identity::IdentityKey;
+use crate::domain::ids::DeviceId;
 use crate::domain::notification::Accepted;
+use crate::domain::platform::RouteSpec;
 use crate::domain::sending::Priority;
 use crate::domain::violation::Violations;
+use crate::service::dry_run::{Decision, Rehearsal, Sample};
 use crate::service::events::NotifyEvent;
 
+use super::devices::{shown_environment, shown_platform};
+use super::notifications::lane;
 use super::values::{read_data, read_duration, read_enum, read_labels, read_time};
+
+/// A sample's decision.
+const SEND: &str = "SEND";
 
 pub fn notify_event(violations: &mut Violations, message: proto::NotifyEventRequest) -> NotifyEvent {
     NotifyEvent {
@@ -31,6 +39,7 @@ pub fn notify_event(violations: &mut Violations, message: proto::NotifyEventRequ
         not_before: read_time(violations, "not_before", message.not_before),
         labels: read_labels(message.labels),
         max_audience: message.max_audience,
+        dry_run: message.dry_run,
     }
 }
 
@@ -57,5 +66,53 @@ pub fn accepted(identity: &IdentityKey, accepted: Accepted) -> proto::NotifyEven
     proto::NotifyEventResponse {
         notification_id: identity.public_notification(accepted.notification).to_string(),
         duplicate: Some(accepted.duplicate),
+        plan: None,
+    }
+}
+
+pub fn rehearsed(rehearsal: Rehearsal) -> proto::NotifyEventResponse {
+    let suppressed = rehearsal.suppressed.into_iter();
+    let plan = proto::Plan {
+        people: rehearsal.people,
+        lane: lane(rehearsal.lane).into(),
+        suppressed: suppressed
+            .map(|(reason, count)| proto::plan::Suppressed { reason: reason.to_owned(), count })
+            .collect(),
+        targets: rehearsal.targets.into_iter().map(targets).collect(),
+        samples: rehearsal.samples.into_iter().map(sample).collect(),
+        partial: Some(rehearsal.partial),
+    };
+    proto::NotifyEventResponse { plan: Some(plan), ..proto::NotifyEventResponse::default() }
+}
+
+fn targets((route, count): (Option<RouteSpec>, u64)) -> proto::plan::Targets {
+    let Some(route) = route else { return proto::plan::Targets { count, ..proto::plan::Targets::default() } };
+    proto::plan::Targets {
+        platform: shown_platform(route.platform).into(),
+        credential: route.credential.to_string(),
+        apns_environment: shown_environment(route.environment).into(),
+        apns_topic: route.bundle.to_string(),
+        count,
+    }
+}
+
+fn sample(sample: Sample) -> proto::plan::Sample {
+    let shown = proto::plan::Sample {
+        user_id: sample.user.to_string(),
+        device_id: sample.device.map_or_else(String::new, DeviceId::public),
+        ..proto::plan::Sample::default()
+    };
+    match sample.decision {
+        Decision::Suppressed(code) => proto::plan::Sample { decision: code.name().to_owned(), ..shown },
+        Decision::Send { locale, payload: None } => proto::plan::Sample { decision: SEND.to_owned(), locale, ..shown },
+        Decision::Send { locale, payload: Some(payload) } => proto::plan::Sample {
+            decision: SEND.to_owned(),
+            platform: shown_platform(payload.platform).into(),
+            locale,
+            payload: payload.body,
+            headers: payload.headers.into_iter().collect(),
+            size_bytes: u32::try_from(payload.size).unwrap_or(u32::MAX),
+            ..shown
+        },
     }
 }

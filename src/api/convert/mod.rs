@@ -10,9 +10,9 @@ mod opt_ins;
 mod pauses;
 mod values;
 
-pub use devices::{device, list_devices, register_device, unregister_device};
+pub use devices::{created_at, device, list_devices, register_device, unregister_device};
 pub use event_types::{declared, definition, event_type, preview, previewed};
-pub use events::{accepted, notify_event};
+pub use events::{accepted, notify_event, rehearsed};
 pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};

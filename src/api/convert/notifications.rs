@@ -12,12 +12,15 @@ use crate::service::{Attempt, Counts, NotificationView};
 
 use super::values::{data, read_enum, time};
 
-/// `with_content`: whether the caller may see what it says.
-pub fn notification(identity: &IdentityKey, notification: &Notification, with_content: bool) -> proto::Notification {
-    let lane = match notification.lane {
+pub(super) fn lane(lane: Lane) -> proto::lane::Value {
+    match lane {
         Lane::Interactive => proto::lane::Value::Interactive,
         Lane::Bulk => proto::lane::Value::Bulk,
-    };
+    }
+}
+
+/// `with_content`: whether the caller may see what it says.
+pub fn notification(identity: &IdentityKey, notification: &Notification, with_content: bool) -> proto::Notification {
     let priority = match notification.priority {
         Priority::High => proto::priority::Value::High,
         Priority::Normal => proto::priority::Value::Normal,
@@ -26,7 +29,7 @@ pub fn notification(identity: &IdentityKey, notification: &Notification, with_co
     proto::Notification {
         notification_id: identity.public_notification(notification.id).to_string(),
         event_type: notification.event_type.to_string(),
-        lane: lane.into(),
+        lane: lane(notification.lane).into(),
         priority: priority.into(),
         collapse_key: notification.collapse_key.as_ref().map_or_else(String::new, ToString::to_string),
         subject: body.subject.clone().unwrap_or_default(),

@@ -84,6 +84,9 @@ async fn call(
     authorize(request.metadata_mut());
     let mut answers = client.streaming(request, path, Raw).await?.into_inner();
     let first = answers.message().await?.expect("an answer");
+    if method.name() != "NotifyEvents" {
+        return Ok(());
+    }
     match NotifyEventsResponse::decode(first.as_slice()).expect("an answer").outcome.expect("an outcome") {
         Outcome::Result(_) => Ok(()),
         Outcome::Error(error) => Err(Status::new(Code::from(error.code), error.message)),
@@ -96,10 +99,12 @@ fn request_for(method: &MethodDescriptor, app: &str) -> DynamicMessage {
     if method.input().get_field_by_name("app_id").is_some() {
         message.set_field_by_name("app_id", Value::String(app.to_owned()));
     } else {
-        let field = method.input().get_field_by_name("event").expect("an event");
-        let mut event = DynamicMessage::new(field.kind().as_message().expect("a message").clone());
-        event.set_field_by_name("app_id", Value::String(app.to_owned()));
-        message.set_field_by_name("event", Value::Message(event));
+        let first = |name: &&str| method.input().get_field_by_name(name).is_some();
+        let name = ["event", "start"].into_iter().find(first).expect("a message that names the app");
+        let field = method.input().get_field_by_name(name).expect("as just found");
+        let mut part = DynamicMessage::new(field.kind().as_message().expect("a message").clone());
+        part.set_field_by_name("app_id", Value::String(app.to_owned()));
+        message.set_field_by_name(name, Value::Message(part));
     }
     message
 }
@@ -279,7 +284,7 @@ async fn an_unknown_method_is_told_only_to_those_with_a_key() {
         if let Some(key) = key {
             request.metadata_mut().insert("authorization", key.parse().expect("ASCII"));
         }
-        let path = http::uri::PathAndQuery::from_static("/nudged.v1.PushService/ImportDevices");
+        let path = http::uri::PathAndQuery::from_static("/nudged.v1.PushService/WatchDeliveries");
         code(client.unary(request, path, Raw).await)
     };
     assert_eq!(call(Some("Bearer nk_root")).await, Code::Unimplemented);

@@ -2,9 +2,11 @@
 
 mod access;
 mod bad_input;
+mod dry_run;
 mod event_types;
 mod explain;
 mod harness;
+mod imports;
 mod limits;
 mod paging;
 mod pauses;

@@ -60,6 +60,7 @@ pub struct Ages {
 
 /// One push of `/record`, as much as is used.
 #[derive(Deserialize, Clone)]
+#[expect(clippy::struct_field_names, reason = "the field's word: apns-push-type")]
 pub struct Push {
     pub seq: u64,
     pub at_us: i64,

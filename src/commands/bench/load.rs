@@ -1,6 +1,5 @@
 //! Calls by the thousand through real gRPC.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -75,11 +74,11 @@ fn content(payload: usize) -> Content {
     }
 }
 
-fn data(sent_us: Option<i64>) -> Option<Struct> {
+fn data(sent_us: Option<i64>) -> Struct {
     #[expect(clippy::cast_precision_loss, reason = "microseconds since 1970 fit 53 bits until 2255")]
     let number = |value: i64| Value { kind: Some(Kind::NumberValue(value as f64)) };
     let sent = sent_us.map(|at| ("sandbox_sent_us".to_owned(), number(at)));
-    Some(Struct { fields: BTreeMap::from_iter(sent.into_iter().chain([("post".to_owned(), number(8231))])) })
+    Struct { fields: sent.into_iter().chain([("post".to_owned(), number(8231))]).collect() }
 }
 
 /// Something happened for one person.
@@ -90,7 +89,7 @@ pub fn event(runtime: &Runtime, user: &str, key: String, payload: usize) -> Noti
         idempotency_key: key,
         user_ids: vec![user.to_owned()],
         content: Some(content(payload)),
-        data: data(Some(runtime.now_us())),
+        data: Some(data(Some(runtime.now_us()))),
         ..NotifyEventRequest::default()
     }
 }
@@ -103,7 +102,7 @@ pub fn broadcast(runtime: &Runtime, key: String, payload: usize, aged: bool) -> 
         idempotency_key: key,
         topics: vec![TOPIC.to_owned()],
         content: Some(content(payload)),
-        data: data(aged.then(|| runtime.now_us())),
+        data: Some(data(aged.then(|| runtime.now_us()))),
         ..NotifyEventRequest::default()
     }
 }

@@ -4,6 +4,7 @@ use crate::domain::ids::UserId;
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::sandbox::token_hash;
 use crate::storage::sqlite::SeedPerson;
+use std::fmt::Write as _;
 
 /// The first so many people are watched: the fake providers keep their pushes.
 pub const WATCHED: u32 = 1_000;
@@ -48,7 +49,7 @@ pub fn token_of(platform: Platform, number: u32, watched: bool) -> String {
     match platform {
         Platform::Apns => {
             while token.len() < 64 {
-                token.push_str(&format!("{:016x}", next()));
+                let _ = write!(token, "{:016x}", next());
             }
             token.truncate(64);
             if !watched && token.starts_with(WATCHED_PREFIX) {
@@ -60,7 +61,8 @@ pub fn token_of(platform: Platform, number: u32, watched: bool) -> String {
                 while token.len() < until {
                     let bits = next();
                     for at in 0..10 {
-                        token.push(char::from(BASE64[(bits >> (6 * at)) as usize & 63]));
+                        let digit = usize::try_from((bits >> (6 * at)) & 63).expect("six bits fit");
+                        token.push(char::from(BASE64[digit]));
                     }
                 }
                 token.truncate(until);

@@ -304,16 +304,13 @@ fn pieces(template: &Template) -> Vec<Piece> {
         } else {
             None
         };
-        match found {
-            Some((piece, length)) => {
-                pieces.push(Piece::Text(std::mem::take(&mut text).into()));
-                pieces.push(piece);
-                rest = &rest[length..];
-            }
-            None => {
-                text.push(next);
-                rest = &rest[next.len_utf8()..];
-            }
+        if let Some((piece, length)) = found {
+            pieces.push(Piece::Text(std::mem::take(&mut text).into()));
+            pieces.push(piece);
+            rest = &rest[length..];
+        } else {
+            text.push(next);
+            rest = &rest[next.len_utf8()..];
         }
     }
     pieces.push(Piece::Text(text.into()));

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Findings;
-use super::certificate::{self, Validity};
+use crate::app::certificate::{self, Validity};
 use crate::config::values::read_bounded;
 use crate::config::{ApnsAuth, Config, Origin, SecretSource};
 use crate::domain::time::UnixMs;
@@ -19,6 +19,9 @@ const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const SQLITE_HEADER: &[u8; 16] = b"SQLite format 3\0";
 
 pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
+    if config.database.postgres.is_some() {
+        return;
+    }
     let (key, path) = ("database.url", config.database.path.as_path());
     if !path.exists() {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

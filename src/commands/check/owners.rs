@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::Findings;
 use super::files::{self, section};
+use crate::app::database::{postgres_settings, sqlite_settings};
 use crate::app::senders::{self, CredentialError};
-use crate::app::store_settings;
-use crate::config::{ApnsAuth, Config, Origin, SecretSource};
+use crate::config::{ApnsAuth, Config, Origin, Postgres, SecretSource};
 use crate::domain::deny::DenyFeed;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
+use crate::storage::postgres;
 use crate::storage::sqlite::{OpenError, SqliteStore};
 
 /// Keys, certificates and service accounts are what they should be.
@@ -31,11 +32,18 @@ pub(super) fn credentials(config: &Config, _now: UnixMs, findings: &mut Findings
 
 /// An existing database opens and has the right schema. One that a server uses is taken to be fine: it checked itself.
 pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
+    if let Some(postgres) = &config.database.postgres {
+        let origin = match &config.file {
+            Some(path) => files::file(path),
+            None => Origin::Environment("NUDGED_DATABASE__URL".to_owned()),
+        };
+        return postgres_server(postgres, &origin, findings);
+    }
     let path = &config.database.path;
     if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
         return;
     }
-    let mut settings = store_settings(&config.database);
+    let mut settings = sqlite_settings(&config.database);
     settings.migrate = false;
     let origin = files::file(path);
     match SqliteStore::open(Runtime::production(), &settings, Arc::new(DenyFeed::default())) {
@@ -54,6 +62,37 @@ pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
             | OpenError::DirectoryMissing { .. },
         ) => {}
         Err(error) => findings.error("database.url", origin, chain(&error), "see docs/config.md, [database]"),
+    }
+}
+
+/// The server answers and promises what nudged relies on. Nothing is changed.
+fn postgres_server(postgres: &Postgres, origin: &Origin, findings: &mut Findings) {
+    let settings = postgres_settings(postgres);
+    let looked = std::thread::scope(|scope| {
+        let look = || {
+            let tokio =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+            tokio.block_on(postgres::inspect(&settings)).map_err(|error| chain(&error))
+        };
+        // The caller may be inside a runtime, which cannot be entered twice.
+        scope.spawn(look).join().unwrap_or_else(|_| Err("the look at the server failed".to_owned()))
+    });
+    let key = "database.url";
+    match looked {
+        Ok(inspection) => {
+            if inspection.missing_migrations > 0 {
+                findings.warning(
+                    key,
+                    origin.clone(),
+                    format!("lacks {} migrations of this version", inspection.missing_migrations),
+                    "the next start applies them; `nudged migrate` does it before",
+                );
+            }
+            for warning in inspection.warnings {
+                findings.warning(key, origin.clone(), warning, "see docs/scaling.md");
+            }
+        }
+        Err(error) => findings.error(key, origin.clone(), error, "see docs/config.md, [database]"),
     }
 }
 

@@ -72,6 +72,10 @@ async fn tell(args: &DemoArgs, runtime: &Runtime, metrics: Metrics, dir: &Path) 
     if args.keep {
         go_on_by_hand(&app, &sandbox);
         tokio::signal::ctrl_c().await.context("listening for Ctrl-C")?;
+    } else {
+        println!(
+            "\nGo on by hand: `nudged demo --keep` leaves all of this running and prints grpcurl commands to try."
+        );
     }
     app.shutdown().await;
     sandbox.shutdown().await;
@@ -81,10 +85,14 @@ async fn tell(args: &DemoArgs, runtime: &Runtime, metrics: Metrics, dir: &Path) 
 fn go_on_by_hand(app: &App, sandbox: &Sandbox) {
     let address = app.grpc_address();
     println!("\nGo on by hand (Ctrl-C ends it):");
-    println!("  grpcurl -plaintext {address} list nudged.v1.PushService");
+    println!("  grpcurl -plaintext {address} describe nudged.v1.PushService");
     println!(
         "  grpcurl -plaintext -d '{{\"user_ids\":[\"choco\"],\"event_type\":\"comment.created\",\
          \"content\":{{\"title\":\"Hello\",\"body\":\"from me\"}}}}' {address} nudged.v1.PushService/NotifyEvent"
+    );
+    println!(
+        "  grpcurl -plaintext -d '{{\"notification_id\":\"…\",\"user_id\":\"choco\"}}' {address} \
+         nudged.v1.PushService/ExplainDelivery"
     );
     println!("  curl -s http://{}/record    # what the phones would have got", sandbox.control_addr());
     println!("  curl -s http://{}/metrics", app.admin_address());

@@ -57,8 +57,12 @@ struct Told<'a> {
     line: &'a mut Timeline,
     runtime: &'a Runtime,
     /// Device ids to the words a reader knows them by.
-    names: Vec<(String, &'static str)>,
+    names: Vec<(String, &'static str, device::Platform)>,
 }
+
+/// The people as the timeline calls them.
+const PEOPLE: [(&str, &str); 6] =
+    [("choco", "초코"), ("bori", "보리"), ("nabi", "나비"), ("emma", "Emma"), ("hana", "花"), ("dubu", "두부")];
 
 pub async fn play(backend: &Backend, sandbox: &Sandbox, line: &mut Timeline, runtime: &Runtime) -> anyhow::Result<()> {
     let mut told = Told { backend, sandbox, line, runtime, names: Vec::new() };
@@ -89,7 +93,7 @@ impl Told<'_> {
             let answer = self.backend.register(user, platform, token, locale).await?;
             self.line.expect(answer.created == Some(true), &format!("{name} is new"));
             let device = answer.device.context("RegisterDevice answers with the device")?;
-            self.names.push((device.device_id, name));
+            self.names.push((device.device_id, name, platform));
         }
         for user in ["choco", "bori", "nabi", "emma", "hana"] {
             self.backend.opt_in(user, true).await?;
@@ -190,7 +194,7 @@ impl Told<'_> {
         let mine = self.backend.register("emma", device::Platform::Apns, SHARED_TABLET, "en-US").await?;
         self.line.expect(mine.created == Some(true), "Emma's tablet is a new row");
         if let Some(device) = mine.device {
-            self.names.push((device.device_id, "the tablet"));
+            self.names.push((device.device_id, "the tablet", device::Platform::Apns));
         }
         let event = NotifyEventRequest {
             event_type: "message.received".to_owned(),
@@ -277,35 +281,48 @@ impl Told<'_> {
         Ok(())
     }
 
-    /// One line a delivery: who, what they read, or why nothing.
+    /// One line a delivery: who, through which platform, what they read, or why nothing.
     fn show(&self, deliveries: &[Delivery]) {
         for one in deliveries {
-            let who = self.name_of(&one.device_id).unwrap_or(&one.user_id);
+            let who = self.who(one);
             let push = self.push_of(one);
             match one.state() {
                 delivery::State::Sent => {
                     let (title, body) = push.as_deref().map(words).unwrap_or_default();
-                    self.line.delivery(Mark::Shown, who, &format!("{title} — {body}"));
+                    self.line.delivery(Mark::Shown, &who, &format!("{title} — {body}"));
                 }
                 delivery::State::Open => {
                     let why = one.last_attempt.as_ref().map_or_else(String::new, |attempt| {
                         format!(" ({} {})", attempt.status, attempt.platform_reason)
                     });
-                    self.line.delivery(Mark::Again, who, &format!("waits for its next attempt{why}"));
+                    self.line.delivery(Mark::Again, &who, &format!("waits for its next attempt{why}"));
                 }
                 delivery::State::Dead => {
-                    self.line.delivery(Mark::Gone, who, &format!("{}: the device is retired", one.reason));
+                    self.line.delivery(Mark::Gone, &who, &format!("{}: the device is retired", one.reason));
                 }
                 delivery::State::Suppressed
                 | delivery::State::Expired
                 | delivery::State::Cancelled
-                | delivery::State::Unspecified => self.line.delivery(Mark::KeptBack, who, &one.reason),
+                | delivery::State::Unspecified => {
+                    self.line.delivery(Mark::KeptBack, &who, &format!("not sent: {}", in_words(&one.reason)));
+                }
+            }
+        }
+    }
+
+    fn who(&self, delivery: &Delivery) -> String {
+        match self.names.iter().find(|(id, ..)| *id == delivery.device_id) {
+            Some((_, name, device::Platform::Fcm)) => format!("{name} (FCM)"),
+            Some((_, name, _)) => format!("{name} (APNs)"),
+            None => {
+                let person = PEOPLE.iter().find(|(user, _)| *user == delivery.user_id);
+                person.map_or_else(|| delivery.user_id.clone(), |(_, name)| (*name).to_owned())
             }
         }
     }
 
     fn name_of(&self, device: &str) -> Option<&'static str> {
-        self.names.iter().find(|(id, _)| id == device).map(|(_, name)| *name)
+        self.names.iter().find(|(id, ..)| id == device).map(|(_, name, _)| *name)
     }
 
     fn push_of(&self, delivery: &Delivery) -> Option<Arc<Received>> {
@@ -317,6 +334,16 @@ impl Told<'_> {
     fn words_of(&self, deliveries: &[Delivery], phone: &str) -> Option<String> {
         let delivery = deliveries.iter().find(|one| self.name_of(&one.device_id) == Some(phone))?;
         self.push_of(delivery).map(|push| words(&push).1)
+    }
+}
+
+/// A gate's stable word with what it means.
+fn in_words(reason: &str) -> String {
+    match reason {
+        "ACTOR" => "ACTOR, it is their own act".to_owned(),
+        "NEVER_OPTED_IN" => "NEVER_OPTED_IN, they were never asked".to_owned(),
+        "OPTED_OUT" => "OPTED_OUT, they said no".to_owned(),
+        other => other.to_owned(),
     }
 }
 

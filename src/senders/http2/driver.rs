@@ -348,6 +348,7 @@ impl<W: Wire> Core<W> {
         let gate_age = now.into_std().saturating_duration_since(batch.gated_at);
         if wall >= batch.expires_at
             || gate_age > DenyFeed::GATE_GOOD_FOR
+            || !self.parts.deny.is_complete(now.into_std())
             || self.parts.deny.hit(batch.gated, target.user, target.device, batch.notification)
         {
             self.answer(pick.work, pick.at, SendOutcome::Held);

@@ -8,6 +8,7 @@ pub mod choices;
 pub mod devices;
 pub mod explaining;
 pub mod fanouts;
+pub mod imports;
 pub mod queue;
 
 use std::collections::BTreeMap;
@@ -65,6 +66,10 @@ macro_rules! store_conformance {
             open_targets_are_counted_by_app, pauses_are_kept_until_they_are_resumed;
             fanouts: merged_topics_meet_each_person_once, everyone_is_paged, a_page_is_written_under_its_fence,
             apps_take_turns, a_fanout_waits_for_its_time, the_actor_of_a_fanout_has_a_row;
+            imports: an_import_keeps_its_times_and_its_position, an_import_repeated_changes_nothing,
+            what_was_said_later_stands_against_an_import, a_refused_item_leaves_nothing_and_the_rest_goes_on,
+            assessing_says_the_same_and_writes_nothing, too_many_imported_devices_make_room_by_age,
+            an_audience_can_be_met_without_an_event;
             explaining: the_last_block_that_names_a_target_wins, deliveries_are_listed_in_pages,
             deliveries_are_filtered, a_person_is_explained, an_expansion_that_has_not_come_is_pending,
             another_apps_ids_are_not_found, notifications_are_listed_newest_first, counts_follow_a_delivery;

@@ -144,19 +144,23 @@ pub async fn claims_count_until_there_is_progress(fixture: &Fixture) {
     let world = World::new(fixture).await;
     world.reachable("mina").await;
     world.accept(world.to_users(&["mina"])).await;
-    let crash = || world.store().release_others(BootId(fixture.boot.0 + 1), world.now());
-    assert_eq!(world.claim_one().await.job.claims, 1);
+    let crash = || world.store().release_others(fixture.boot, world.now());
+    // As a process that is no more.
+    let dead = BootId(fixture.boot.0 + 1);
+    let request = ClaimRequest { route: world.apns, lane: Lane::Interactive, max_targets: 1, max_jobs: 1 };
+    let claim_one = async || world.store().claim(request, dead, world.now()).await.unwrap().remove(0);
+    assert_eq!(claim_one().await.job.claims, 1);
     crash().await.unwrap();
-    let claimed = world.claim_one().await;
+    let claimed = claim_one().await;
     assert_eq!(claimed.job.claims, 2);
     world.store().release(vec![(claimed.job.id, claimed.job.fence)], world.now()).await.unwrap();
-    let claimed = world.claim_one().await;
+    let claimed = claim_one().await;
     assert_eq!(claimed.job.claims, 2, "an orderly return does not count");
     let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Deferred));
     update.progress = Some(Progress::none(1));
     assert!(world.record(update).await);
     crash().await.unwrap();
-    assert_eq!(world.claim_one().await.job.claims, 1, "progress starts the count again");
+    assert_eq!(claim_one().await.job.claims, 1, "progress starts the count again");
 }
 
 pub async fn other_owners_jobs_are_released(fixture: &Fixture) {

@@ -20,13 +20,13 @@ use super::statement::constant;
 use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, DeviceId, NotificationId, Topic, UserId, UserKey};
 use crate::domain::notification::{
-    Accepted, HandOff, HandedOver, IDEMPOTENCY_KEPT_MS, Job, NewEvent, NewJob, Notification, SMALL_AUDIENCE,
+    Accepted, Audience, HandOff, HandedOver, IDEMPOTENCY_KEPT_MS, Job, NewEvent, NewJob, Notification, SMALL_AUDIENCE,
 };
 use crate::domain::plan::{self, plan};
 use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
-use crate::storage::{BootId, StoreError};
+use crate::storage::{BootId, ResolvedAudience, StoreError};
 
 /// How the stored hash was made; the first byte of a later way would differ.
 const HASH_VERSION: i16 = 1;
@@ -104,35 +104,68 @@ impl Prepared {
     pub fn set_too_many(&mut self, too_many: bool) {
         self.too_many = too_many;
     }
-
-    /// Rows of the named users that have one, and the names of those that do not.
     fn known_users(&self, conn: &mut SqliteConnection) -> Attempt<(Vec<UserKey>, Vec<&UserId>)> {
-        if let [user] = &self.users[..] {
-            return Ok(match user_key(conn, self.event.app, user)? {
-                Some(key) => (vec![key], Vec::new()),
-                None => (Vec::new(), vec![user]),
-            });
-        }
-        if self.users.is_empty() {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        // app_user_by_name
-        let rows: Vec<(i64, Option<i64>)> = constant!(
-            (BigInt, Nullable<BigInt>);
-            "SELECT e.key, u.id FROM json_each(?1) AS e LEFT JOIN app_user u \
-             ON u.app = ?2 AND u.external_id = e.value",
-            Text => &*self.users_json, BigInt => self.event.app.0,
-        )
-        .load(conn)?;
-        let (mut known, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
-        for (position, key) in rows {
-            match key {
-                Some(key) => known.push(UserKey(key)),
-                None => unknown.extend(usize::try_from(position).ok().and_then(|at| self.users.get(at))),
-            }
-        }
-        Ok((known, unknown))
+        known_users(conn, self.event.app, &self.users, &self.users_json)
     }
+}
+
+/// Rows of the named users that have one, and the names of those that do not. `json`: their names.
+fn known_users<'a>(
+    conn: &mut SqliteConnection,
+    app: AppKey,
+    users: &'a [UserId],
+    json: &str,
+) -> Attempt<(Vec<UserKey>, Vec<&'a UserId>)> {
+    if let [user] = users {
+        return Ok(match user_key(conn, app, user)? {
+            Some(key) => (vec![key], Vec::new()),
+            None => (Vec::new(), vec![user]),
+        });
+    }
+    if users.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    // app_user_by_name
+    let rows: Vec<(i64, Option<i64>)> = constant!(
+        (BigInt, Nullable<BigInt>);
+        "SELECT e.key, u.id FROM json_each(?1) AS e LEFT JOIN app_user u \
+         ON u.app = ?2 AND u.external_id = e.value",
+        Text => json, BigInt => app.0,
+    )
+    .load(conn)?;
+    let (mut known, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
+    for (position, key) in rows {
+        match key {
+            Some(key) => known.push(UserKey(key)),
+            None => unknown.extend(usize::try_from(position).ok().and_then(|at| users.get(at))),
+        }
+    }
+    Ok((known, unknown))
+}
+
+/// Who an event would be for, for those who only want to know.
+pub(super) fn rehearse(
+    conn: &mut SqliteConnection,
+    app: AppKey,
+    audience: &Audience,
+    actor: Option<&UserId>,
+) -> Attempt<ResolvedAudience> {
+    let mut named = audience.user_ids.clone();
+    named.sort_unstable();
+    named.dedup();
+    let names: Vec<&str> = named.iter().map(UserId::as_str).collect();
+    let (mut users, unknown) = known_users(conn, app, &named, &serde_json::to_string(&names)?)?;
+    users.sort_unstable();
+    let mut devices = device_owners(conn, app, &audience.device_ids)?;
+    devices.retain(|target| users.binary_search(&target.user).is_err());
+    let mut topics = topic_keys(conn, app, &audience.topics)?;
+    topics.dedup();
+    let packed = PackedAudience { everyone: audience.everyone, topics, users, devices };
+    let actor = match actor {
+        None => None,
+        Some(actor) => user_key(conn, app, actor)?,
+    };
+    Ok(ResolvedAudience { audience: packed.pack().into(), unknown: unknown.into_iter().cloned().collect(), actor })
 }
 
 fn topic_keys(conn: &mut SqliteConnection, app: AppKey, topics: &[Topic]) -> Attempt<Vec<i64>> {
@@ -340,7 +373,7 @@ fn plan_now(
         device.route_known = engine.knows_route(device.route);
     }
     if let Some(list) = engine.allow_list(app) {
-        let targets: Vec<Target> = found.facts.iter().map(|facts| facts.target).collect();
+        let targets = plan::targets(&found.people);
         let known = names_and_labels(tx.conn, &targets)?;
         plan::restrict(&mut found.people, &list, &targets, &known);
     }

@@ -21,7 +21,7 @@ use crate::domain::device::{
 use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::domain::time::UnixMs;
-use crate::storage::{Page, StoreError};
+use crate::storage::{ImportEffect, Page, StoreError};
 
 /// Rows of one token, or of one install, that are looked at. There is one per user who ever had it.
 const MAX_ROWS: i64 = 64;
@@ -57,10 +57,13 @@ pub(super) fn unchanged(
 
 /// The row says the same, was written less than an hour ago, and not by something observed later.
 fn stands(row: &DeviceRow, registration: &Registration, now: UnixMs) -> Attempt<bool> {
-    if registration.device.is_some_and(|device| device.0 != row.id)
-        || row.observed_at > registration.observed_at.0
-        || now.0 - row.confirmed_at >= UNCHANGED_FOR_MS
-    {
+    Ok(row.observed_at <= registration.observed_at.0
+        && now.0 - row.confirmed_at < UNCHANGED_FOR_MS
+        && says_the_same(row, registration)?)
+}
+
+fn says_the_same(row: &DeviceRow, registration: &Registration) -> Attempt<bool> {
+    if registration.device.is_some_and(|device| device.0 != row.id) {
         return Ok(false);
     }
     let details = &registration.details;
@@ -76,25 +79,54 @@ fn stands(row: &DeviceRow, registration: &Registration, now: UnixMs) -> Attempt<
         && labels == details.labels)
 }
 
-pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs) -> Attempt<Registered> {
+/// What a registration comes to.
+enum Decision {
+    /// Something observed later stands. Their own row, where they ever had one.
+    Stale(Option<i64>),
+    /// The active row of the token says the same, and that is enough.
+    Stands(i64),
+    Write {
+        /// Rows that let go of the token or the install first, with state and reason.
+        retired: Vec<(DeviceId, i16, &'static str)>,
+        /// Their own row that it goes into; `None`: a new one.
+        target: Option<i64>,
+        /// `None`: never seen before.
+        user: Option<UserKey>,
+    },
+}
+
+/// When a registration that says the same is not written.
+#[derive(Clone, Copy)]
+enum Repeat {
+    /// It was confirmed within the hour.
+    Within(UnixMs),
+    /// It was observed at the same time.
+    SameTime,
+}
+
+fn decide(
+    conn: &mut SqliteConnection,
+    registration: &Registration,
+    hash: &[u8; 16],
+    repeat: Repeat,
+) -> Attempt<Decision> {
     let app = registration.app;
-    let hash = token_hash(&registration.token);
-    let user = user_key(tx.conn, app, &registration.user)?;
+    let user = user_key(conn, app, &registration.user)?;
     let is_theirs = |row: &DeviceRow| Some(UserKey(row.user_key)) == user;
 
     let named = match registration.device {
         None => None,
-        Some(device) => match by_id(tx.conn, device)? {
+        Some(device) => match by_id(conn, device)? {
             Some(row) if row.app == app.0 && is_theirs(&row) && row.platform == registration.platform.code() => {
                 Some(row)
             }
             _ => return Err(StoreError::DeviceNotFound { devices: vec![device] }.into()),
         },
     };
-    let of_token = by_token(tx.conn, app, registration.platform, &hash)?;
+    let of_token = by_token(conn, app, registration.platform, hash)?;
     let of_install = match &registration.installation_id {
         None => Vec::new(),
-        Some(install) => by_installation(tx.conn, app, registration, install)?,
+        Some(install) => by_installation(conn, app, registration, install)?,
     };
 
     let observed_at = registration.observed_at.0;
@@ -114,39 +146,108 @@ pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs
         .or_else(|| own(&of_token, true))
         .or_else(|| own(&of_install, true))
         .or_else(|| own(&of_token, false));
-
     if stale {
-        let (id, created) = match target {
-            Some(id) => (id, false),
-            // Theirs once, and somebody else's by now: kept as such, so that the caller learns of it.
-            None => (insert(tx, registration, &hash, Some(MOVED), now)?, true),
+        return Ok(Decision::Stale(target));
+    }
+    if let Some(row) = of_token.iter().find(|row| Some(row.id) == target && row.is_active()) {
+        let stands = match repeat {
+            Repeat::Within(now) => stands(row, registration, now)?,
+            Repeat::SameTime => row.observed_at == observed_at && says_the_same(row, registration)?,
         };
-        return Ok(Registered { device: read(tx.conn, id)?, created });
-    }
-    if let Some(row) = of_token.iter().find(|row| Some(row.id) == target && row.is_active())
-        && stands(row, registration, now)?
-    {
-        return Ok(Registered { device: read(tx.conn, row.id)?, created: false });
-    }
-
-    // Only writes from here on. The old rows let go of the token before the new one takes it.
-    for row in of_token.iter().chain(&of_install).filter(|row| row.is_active() && Some(row.id) != target) {
-        let (state, reason) = if is_theirs(row) { (2, REPLACED) } else { (3, MOVED) };
-        retire(tx, DeviceId(row.id), state, reason, now)?;
-    }
-    let (id, created) = match target {
-        None => (insert(tx, registration, &hash, None, now)?, true),
-        Some(id) => {
-            update(tx, id, registration, &hash, now)?;
-            // What was queued holds the old token or route: the gate reads the new one.
-            tx.deny(DenyKey::Device(DeviceId(id)));
-            (id, false)
+        if stands {
+            return Ok(Decision::Stands(row.id));
         }
+    }
+    let let_go = of_token.iter().chain(&of_install).filter(|row| row.is_active() && Some(row.id) != target);
+    let retired = let_go
+        .map(|row| {
+            let (state, reason) = if is_theirs(row) { (2, REPLACED) } else { (3, MOVED) };
+            (DeviceId(row.id), state, reason)
+        })
+        .collect();
+    Ok(Decision::Write { retired, target, user })
+}
+
+/// The times of a row that a registration writes.
+#[derive(Clone, Copy)]
+struct Written {
+    created_at: UnixMs,
+    confirmed_at: UnixMs,
+}
+
+pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs) -> Attempt<Registered> {
+    let hash = token_hash(&registration.token);
+    let written = Written { created_at: now, confirmed_at: now };
+    match decide(tx.conn, registration, &hash, Repeat::Within(now))? {
+        Decision::Stands(id) | Decision::Stale(Some(id)) => {
+            Ok(Registered { device: read(tx.conn, id)?, created: false })
+        }
+        // Theirs once, and somebody else's by now: kept as such, so that the caller learns of it.
+        Decision::Stale(None) => {
+            let id = insert(tx, registration, &hash, Some(MOVED), written, now)?;
+            Ok(Registered { device: read(tx.conn, id)?, created: true })
+        }
+        Decision::Write { retired, target, user: _ } => {
+            let id = write(tx, registration, &hash, (retired, target), written, now)?;
+            let device = read_row(tx.conn, id)?;
+            evict(tx, UserKey(device.user_key), Some(id), now)?;
+            report(tx, UserKey(device.user_key), registration)?;
+            Ok(Registered { device: device.into_domain()?, created: target.is_none() })
+        }
+    }
+}
+
+/// A device moved in from elsewhere, with its own times. Unlike a call it leaves no row where something later stands: there
+/// is nobody to be told of one.
+pub(super) fn import(
+    tx: &mut Tx<'_>,
+    registration: &Registration,
+    created_at: UnixMs,
+    now: UnixMs,
+) -> Attempt<ImportEffect> {
+    let hash = token_hash(&registration.token);
+    let Decision::Write { retired, target, user } = decide(tx.conn, registration, &hash, Repeat::SameTime)? else {
+        return Ok(ImportEffect::Unchanged);
     };
-    let device = read_row(tx.conn, id)?;
-    evict(tx, UserKey(device.user_key), id, now)?;
-    report(tx, UserKey(device.user_key), registration)?;
-    Ok(Registered { device: device.into_domain()?, created })
+    let written = Written { created_at, confirmed_at: registration.observed_at };
+    write(tx, registration, &hash, (retired, target), written, now)?;
+    if let Some(user) = user {
+        evict(tx, user, None, now)?;
+    }
+    let user = match user {
+        None => user_key(tx.conn, registration.app, &registration.user)?,
+        known => known,
+    };
+    report(tx, user.ok_or_else(|| Fail::corrupt("a user's row vanished"))?, registration)?;
+    Ok(ImportEffect::Applied)
+}
+
+/// What [`import`] would do.
+pub(super) fn assess(conn: &mut SqliteConnection, registration: &Registration) -> Attempt<ImportEffect> {
+    let hash = token_hash(&registration.token);
+    Ok(match decide(conn, registration, &hash, Repeat::SameTime)? {
+        Decision::Write { .. } => ImportEffect::Applied,
+        Decision::Stale(_) | Decision::Stands(_) => ImportEffect::Unchanged,
+    })
+}
+
+/// The old rows let go of the token before the new one takes it. The row written.
+fn write(
+    tx: &mut Tx<'_>,
+    registration: &Registration,
+    hash: &[u8; 16],
+    (retired, target): (Vec<(DeviceId, i16, &'static str)>, Option<i64>),
+    written: Written,
+    now: UnixMs,
+) -> Attempt<i64> {
+    for (device, state, reason) in retired {
+        retire(tx, device, state, reason, now)?;
+    }
+    let Some(id) = target else { return insert(tx, registration, hash, None, written, now) };
+    update(tx, id, registration, hash, written.confirmed_at)?;
+    // What was queued holds the old token or route: the gate reads the new one.
+    tx.deny(DenyKey::Device(DeviceId(id)));
+    Ok(id)
 }
 
 fn insert(
@@ -154,6 +255,7 @@ fn insert(
     registration: &Registration,
     hash: &[u8; 16],
     retired: Option<&str>,
+    written: Written,
     now: UnixMs,
 ) -> Attempt<i64> {
     let user = ensure_user(tx, registration.app, &registration.user, now)?;
@@ -164,7 +266,7 @@ fn insert(
         "INSERT INTO device (id, app, platform, user_key, route, kind, installation_id, token_hash, token_sealed, \
          locale, time_zone, app_version, os_version, permission, labels, observed_at, confirmed_at, state, \
          retired_reason, retired_at, created_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?17)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
         BigInt => id, BigInt => registration.app.0, SmallInt => registration.platform.code(), BigInt => user.0,
         BigInt => registration.route.0, SmallInt => registration.kind as i16,
         Nullable<Text> => registration.installation_id.as_deref(), Binary => &hash[..],
@@ -172,28 +274,30 @@ fn insert(
         Nullable<Text> => details.locale.as_ref().map(crate::domain::ids::Locale::as_str),
         Nullable<Text> => details.time_zone.as_deref(), Nullable<Text> => details.app_version.as_deref(),
         Nullable<Text> => details.os_version.as_deref(), SmallInt => details.permission as i16,
-        Text => serde_json::to_string(&details.labels)?, BigInt => registration.observed_at.0, BigInt => now.0,
-        SmallInt => if retired.is_some() { 3 } else { 1 }, Nullable<Text> => retired,
-        Nullable<BigInt> => retired.map(|_| now.0),
+        Text => serde_json::to_string(&details.labels)?, BigInt => registration.observed_at.0,
+        BigInt => written.confirmed_at.0, SmallInt => if retired.is_some() { 3 } else { 1 },
+        Nullable<Text> => retired, Nullable<BigInt> => retired.map(|_| now.0), BigInt => written.created_at.0,
     ))?;
     Ok(id)
 }
 
-/// Also brings a retired row back to life.
-fn update(tx: &mut Tx<'_>, id: i64, registration: &Registration, hash: &[u8; 16], now: UnixMs) -> Attempt<()> {
+/// Also brings a retired row back to life. `confirmed_at` never goes back.
+fn update(tx: &mut Tx<'_>, id: i64, registration: &Registration, hash: &[u8; 16], confirmed_at: UnixMs) -> Attempt<()> {
     let details = &registration.details;
     tx.execute(constant!(
         ();
         "UPDATE device SET route = ?2, kind = ?3, installation_id = ?4, token_hash = ?5, token_sealed = ?6, \
          seal_key = 0, locale = ?7, time_zone = ?8, app_version = ?9, os_version = ?10, permission = ?11, labels = ?12, \
-         observed_at = ?13, confirmed_at = ?14, state = 1, retired_reason = NULL, retired_at = NULL WHERE id = ?1",
+         observed_at = ?13, confirmed_at = max(confirmed_at, ?14), state = 1, retired_reason = NULL, \
+         retired_at = NULL WHERE id = ?1",
         BigInt => id, BigInt => registration.route.0, SmallInt => registration.kind as i16,
         Nullable<Text> => registration.installation_id.as_deref(), Binary => &hash[..],
         Binary => registration.token.expose().as_bytes(),
         Nullable<Text> => details.locale.as_ref().map(crate::domain::ids::Locale::as_str),
         Nullable<Text> => details.time_zone.as_deref(), Nullable<Text> => details.app_version.as_deref(),
         Nullable<Text> => details.os_version.as_deref(), SmallInt => details.permission as i16,
-        Text => serde_json::to_string(&details.labels)?, BigInt => registration.observed_at.0, BigInt => now.0,
+        Text => serde_json::to_string(&details.labels)?, BigInt => registration.observed_at.0,
+        BigInt => confirmed_at.0,
     ))?;
     Ok(())
 }
@@ -207,14 +311,15 @@ fn retire(tx: &mut Tx<'_>, device: DeviceId, state: i16, reason: &str, now: Unix
     Ok(())
 }
 
-/// Retires the devices seen longest ago beyond the limit; never the one that just registered.
-fn evict(tx: &mut Tx<'_>, user: UserKey, kept: i64, now: UnixMs) -> Attempt<()> {
+/// Retires the devices seen longest ago beyond the limit; never the one that just registered (`kept`).
+fn evict(tx: &mut Tx<'_>, user: UserKey, kept: Option<i64>, now: UnixMs) -> Attempt<()> {
+    let room = i64::try_from(MAX_DEVICES_PER_USER).unwrap_or(i64::MAX) - i64::from(kept.is_some());
     // device_by_user
     let surplus: Vec<i64> = constant!(
         BigInt;
         "SELECT id FROM device WHERE user_key = ?1 AND state = 1 AND id <> ?2 \
          ORDER BY confirmed_at DESC, id DESC LIMIT -1 OFFSET ?3 + 0",
-        BigInt => user.0, BigInt => kept, BigInt => i64::try_from(MAX_DEVICES_PER_USER).unwrap_or(i64::MAX) - 1,
+        BigInt => user.0, BigInt => kept.unwrap_or(0), BigInt => room,
     )
     .load(tx.conn)?;
     for device in surplus {

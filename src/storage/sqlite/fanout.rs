@@ -10,14 +10,16 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::fail::Attempt;
 use super::group::Tx;
 use super::jobs::{self, Lease};
-use super::people::people_of_page;
+use super::notifications;
+use super::people::People;
 use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, NotificationId, UserKey};
+use crate::domain::ids::{AppKey, EventType, JobId, NotificationId, UserKey};
+use crate::domain::notification::TargetFacts;
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
-use crate::storage::{BootId, Fanout, FanoutPage, PageWrite};
+use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -107,14 +109,31 @@ impl Stream {
     }
 }
 
+/// What [`meet`] came to.
+pub(super) struct Met {
+    pub found: People,
+    /// The last of them.
+    pub cursor: UserKey,
+    pub done: bool,
+}
+
 /// The next `limit` distinct people after the cursor: a merge of everyone, topics and the named, all in the order of
 /// their keys. Who is in several is met once.
-pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -> Attempt<FanoutPage> {
-    let audience = PackedAudience::unpack(&fanout.audience)?;
-    let after = fanout.cursor;
+pub(super) fn meet(
+    conn: &mut SqliteConnection,
+    app: AppKey,
+    event_type: &EventType,
+    packed: &[u8],
+    after: UserKey,
+    limit: usize,
+) -> Attempt<Met> {
+    let audience = PackedAudience::unpack(packed)?;
+    if let Some(met) = meet_one_source(conn, app, event_type, &audience, after, limit)? {
+        return Ok(met);
+    }
     let mut whole: Vec<Stream> = Vec::with_capacity(audience.topics.len() + 2);
     if audience.everyone {
-        whole.push(Stream::new(Source::Everyone(fanout.notification.app), after));
+        whole.push(Stream::new(Source::Everyone(app), after));
     } else {
         // Everyone includes them: topics and names add nobody.
         whole.extend(audience.topics.iter().map(|topic| Stream::new(Source::Topic(*topic), after)));
@@ -161,13 +180,50 @@ pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize) -
             done = done && stream.peek(conn, 1)?.is_none();
         }
     }
-    let event_type = &fanout.notification.event_type;
-    let mut found = people_of_page(conn, event_type, &users)?;
+    let mut found = People::of_users(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
-    Ok(FanoutPage { people: found.people, cursor, done })
+    Ok(Met { found, cursor, done })
 }
 
-pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<bool> {
+/// An audience of one source, which nearly all are: read in one go.
+fn meet_one_source(
+    conn: &mut SqliteConnection,
+    app: AppKey,
+    event_type: &EventType,
+    audience: &PackedAudience,
+    after: UserKey,
+    limit: usize,
+) -> Attempt<Option<Met>> {
+    let most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX).saturating_add(1);
+    let mut found = match (audience.everyone, &audience.topics[..]) {
+        // Everyone includes whoever is named.
+        (true, _) => People::of_app(conn, event_type, app, after, most)?,
+        (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => {
+            People::of_topic(conn, event_type, *topic, after, most)?
+        }
+        (false, _) => return Ok(None),
+    };
+    let done = found.people.len() <= limit;
+    if !done {
+        found.people.truncate(limit);
+    }
+    let cursor = found.people.last().map_or(after, |person| person.user);
+    let beyond = found.facts.partition_point(|facts| facts.target.user <= cursor);
+    found.facts.truncate(beyond);
+    Ok(Some(Met { found, cursor, done }))
+}
+
+/// The next page of a fan-out, and what a hand-over of its jobs needs.
+pub(super) fn page(conn: &mut SqliteConnection, fanout: &Fanout, limit: usize, gate: Gate) -> Attempt<FanoutPage> {
+    let notification = &fanout.notification;
+    let (app, event_type) = (notification.app, &notification.event_type);
+    let Met { found, cursor, done } = meet(conn, app, event_type, &fanout.audience, fanout.cursor, limit)?;
+    let cancelled = !notifications::is_wanted(conn, notification.id)?;
+    let facts = found.facts.into_iter().map(|facts: TargetFacts| (facts.target, Some(facts))).collect();
+    Ok(FanoutPage { people: found.people, gate, facts, cancelled, cursor, done })
+}
+
+pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Attempt<Option<Vec<JobId>>> {
     let held = if page.done {
         tx.execute(constant!(
             (); "DELETE FROM fanout WHERE notification_id = ?1 AND fence = ?2",
@@ -180,13 +236,15 @@ pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Atte
         ))?
     };
     if held == 0 {
-        return Ok(false);
+        return Ok(None);
     }
-    for job in &page.jobs {
-        jobs::insert(tx, page.app, job, Lease::FREE, now)?;
+    let mut ids = Vec::with_capacity(page.jobs.len());
+    for (at, job) in page.jobs.iter().enumerate() {
+        let lease = if at < page.leased { Lease::first(tx.context.boot) } else { Lease::FREE };
+        ids.push(jobs::insert(tx, page.app, job, lease, now)?);
     }
     jobs::insert_blocks(tx, page.app, page.notification, None, &page.suppressed, now)?;
-    Ok(true)
+    Ok(Some(ids))
 }
 
 pub(super) fn release(tx: &mut Tx<'_>, notification: NotificationId, fence: i64) -> Attempt<()> {

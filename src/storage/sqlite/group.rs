@@ -21,6 +21,7 @@ use diesel::sqlite::SqliteConnection;
 use tokio::sync::oneshot;
 
 use super::cache::NotificationCache;
+use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, is_busy, is_disk_full, unavailable};
 use super::statement::constant;
 use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
@@ -41,72 +42,6 @@ pub(super) struct Context {
     pub boot: BootId,
     pub deny: Arc<DenyFeed>,
     pub identity: IdentityKey,
-}
-
-/// Ids a step took, in order: a re-run takes the same ones again.
-#[derive(Default)]
-pub(super) struct Ids {
-    taken: Vec<i64>,
-    at: usize,
-    taken_devices: Vec<DeviceId>,
-    at_device: usize,
-}
-
-impl Ids {
-    fn restart(&mut self) {
-        (self.at, self.at_device) = (0, 0);
-    }
-
-    fn next(&mut self, maker: &IdMaker, now: UnixMs) -> i64 {
-        if self.at == self.taken.len() {
-            self.taken.push(maker.next(now));
-        }
-        self.at += 1;
-        self.taken[self.at - 1]
-    }
-
-    fn next_device(&mut self, maker: &IdMaker, now: UnixMs) -> DeviceId {
-        if self.at_device == self.taken_devices.len() {
-            self.taken_devices.push(maker.next_device(now));
-        }
-        self.at_device += 1;
-        self.taken_devices[self.at_device - 1]
-    }
-}
-
-/// To be done after COMMIT.
-#[derive(Default)]
-struct Effects {
-    deny: Vec<DenyKey>,
-    hand_overs: Vec<(Arc<dyn HandOff>, HandedOver)>,
-    wake_jobs: Vec<(Arc<dyn HandOff>, RouteId, Lane)>,
-    wake_fanouts: Vec<Arc<dyn HandOff>>,
-    planned: Vec<(Arc<dyn HandOff>, usize, Vec<Entry>)>,
-}
-
-impl Effects {
-    fn apply(self, context: &Context) {
-        context.deny.publish(&self.deny, context.runtime.instant().into_std());
-        for (engine, job) in self.hand_overs {
-            guarded("handing a job over", || engine.deliver(job));
-        }
-        for (engine, route, lane) in self.wake_jobs {
-            guarded("waking a route", || engine.wake_jobs(route, lane));
-        }
-        for (engine, targets, suppressed) in self.planned {
-            guarded("counting", || engine.planned(targets, &suppressed));
-        }
-        for engine in self.wake_fanouts {
-            guarded("waking the expander", || engine.wake_fanout());
-        }
-    }
-}
-
-/// Foreign code must not take the writer down.
-fn guarded(doing: &'static str, call: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(call)).is_err() {
-        tracing::error!(doing, "a call out of the store panicked");
-    }
 }
 
 /// One step's view of the transaction.
@@ -153,25 +88,19 @@ impl Tx<'_> {
     }
 
     pub fn hand_over(&mut self, engine: &Arc<dyn HandOff>, job: HandedOver) {
-        self.effects.hand_overs.push((Arc::clone(engine), job));
+        self.effects.hand_over(engine, job);
     }
 
     pub fn wake_jobs(&mut self, engine: &Arc<dyn HandOff>, route: RouteId, lane: Lane) {
-        let known =
-            |(other, r, l): &(Arc<dyn HandOff>, RouteId, Lane)| Arc::ptr_eq(other, engine) && (*r, *l) == (route, lane);
-        if !self.effects.wake_jobs.iter().any(known) {
-            self.effects.wake_jobs.push((Arc::clone(engine), route, lane));
-        }
+        self.effects.wake_jobs(engine, route, lane);
     }
 
     pub fn planned(&mut self, engine: &Arc<dyn HandOff>, targets: usize, suppressed: Vec<Entry>) {
-        self.effects.planned.push((Arc::clone(engine), targets, suppressed));
+        self.effects.planned(engine, targets, suppressed);
     }
 
     pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {
-        if !self.effects.wake_fanouts.iter().any(|other| Arc::ptr_eq(other, engine)) {
-            self.effects.wake_fanouts.push(Arc::clone(engine));
-        }
+        self.effects.wake_fanout(engine);
     }
 }
 
@@ -292,7 +221,7 @@ impl Core {
             }
             match self.attempt(&mut group) {
                 Ok(effects) => {
-                    effects.apply(&self.context);
+                    effects.apply(&self.context.deny, &self.context.runtime);
                     for step in group {
                         step.answer();
                     }

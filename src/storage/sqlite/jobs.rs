@@ -19,13 +19,10 @@ use crate::domain::outcome::{self, Entry, ResultCode};
 use crate::domain::platform::Lane;
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
-use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate};
+use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
-
-/// A free job that is due this much later than it was ready has been put off.
-const PUT_OFF_MS: i64 = 1_000;
 
 /// Whose a new job is.
 #[derive(Clone, Copy)]

@@ -6,13 +6,12 @@
 //! release every lease it finds.
 
 mod accept;
-mod cache;
 mod devices;
 mod event_types;
 mod explain;
-mod fail;
 mod fanout;
 mod group;
+mod imports;
 mod jobs;
 mod notifications;
 mod open;
@@ -21,10 +20,9 @@ mod pauses;
 mod people;
 mod readers;
 mod retain;
-mod rows;
+mod scanner;
 mod seed;
 mod setup;
-mod statement;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -46,26 +44,28 @@ use self::accept::Prepared;
 use self::fail::{Attempt, unavailable};
 use self::group::{Context, Core, Tx};
 use self::readers::{Asker, Readers, snapshot};
+use self::scanner::Scanner;
 use self::statement::constant;
-use self::subscriptions::NewSubscription;
 use self::writer::{Class, Writer};
+use super::paging::{page, page_limit};
+use super::{cache, effects, fail, rows, statement};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
-    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId,
+    AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
 };
-use crate::domain::notification::{Accepted, HandOff, NewEvent, Notification};
+use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
 use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::storage::{
-    Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout, FanoutPage,
-    GateFacts, JobUpdate, NewOptIn, NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, Result,
-    Subscription,
+    AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
+    FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
+    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -73,6 +73,8 @@ pub struct SqliteStore {
     // Before the lock, so that the file is free only when nothing uses it any more.
     writer: Writer,
     readers: Readers,
+    /// None in simulation.
+    scanner: Option<Scanner>,
     context: Arc<Context>,
     lock: std::sync::Mutex<Option<File>>,
 }
@@ -86,7 +88,8 @@ impl SqliteStore {
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
-        Ok(Self { writer, readers, context, lock: std::sync::Mutex::new(opened.lock) })
+        let scanner = opened.scanner.map(|conn| Scanner::start(&context, conn, &settings.path)).transpose()?;
+        Ok(Self { writer, readers, scanner, context, lock: std::sync::Mutex::new(opened.lock) })
     }
 
     /// What owns the leases of this start.
@@ -109,6 +112,9 @@ impl SqliteStore {
     pub fn close(&self) {
         self.writer.stop();
         self.readers.stop();
+        if let Some(scanner) = &self.scanner {
+            scanner.stop();
+        }
         self.lock.lock().expect("no panic while held").take();
     }
 
@@ -140,18 +146,6 @@ impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// One row more than a page has, to know whether another follows.
-fn page_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
-}
-
-/// Cuts what [`page_limit`] read.
-fn page<T, C>(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> C) -> Page<T, C> {
-    let more = items.len() > limit;
-    items.truncate(limit);
-    Page { next: if more { items.last().map(cursor) } else { None }, items }
 }
 
 /// What a small request holds, roughly, for the queue's bound.
@@ -252,6 +246,34 @@ impl Registry for SqliteStore {
         .await
     }
 
+    async fn import_position(&self, app: AppKey, name: &str) -> Result<i64> {
+        let name = name.to_owned();
+        self.read(Asker::Caller, "looking up an import", move |conn| imports::position(conn, app, &name)).await
+    }
+
+    async fn import(&self, batch: ImportBatch, now: UnixMs) -> Result<Vec<Imported>> {
+        let ImportBatch { app, name, position, mut items } = batch;
+        let mut imported = Vec::with_capacity(items.len());
+        loop {
+            let rest = items.split_off(items.len().min(imports::CHUNK));
+            let last = rest.is_empty();
+            let bytes = SMALL + SMALL * items.len();
+            // The progress comes with the last of them.
+            let progress = last.then(|| (app, name.clone(), position));
+            let apply = move |tx: &mut Tx<'_>| imports::apply(tx, &items, progress.as_ref(), now);
+            imported.append(&mut self.write(Class::Import, bytes, "importing", apply).await?);
+            if last {
+                return Ok(imported);
+            }
+            items = rest;
+        }
+    }
+
+    async fn assess_import(&self, items: Vec<ImportItem>) -> Result<Vec<Imported>> {
+        self.read(Asker::Caller, "checking an import", move |conn| snapshot(conn, |conn| imports::assess(conn, &items)))
+            .await
+    }
+
     async fn event_type(&self, app: AppKey, event_type: &EventType) -> Result<DeclaredType> {
         let name = event_type.clone();
         self.read(Asker::Caller, "looking up an event type", move |conn| event_types::declared(conn, app, &name)).await
@@ -309,6 +331,42 @@ impl Registry for SqliteStore {
         }
         let bytes = prepared.bytes();
         self.write(Class::Accept, bytes, doing, move |tx| accept::accept(tx, &prepared, now)).await
+    }
+
+    async fn resolve_audience(
+        &self,
+        app: AppKey,
+        audience: &Audience,
+        actor: Option<&UserId>,
+    ) -> Result<ResolvedAudience> {
+        let (audience, actor) = (audience.clone(), actor.cloned());
+        self.read(Asker::Caller, "resolving an audience", move |conn| {
+            snapshot(conn, |conn| accept::rehearse(conn, app, &audience, actor.as_ref()))
+        })
+        .await
+    }
+
+    async fn audience_page(
+        &self,
+        app: AppKey,
+        event_type: &EventType,
+        audience: &Arc<[u8]>,
+        after: UserKey,
+        limit: usize,
+    ) -> Result<AudiencePage> {
+        let (event_type, audience) = (event_type.clone(), Arc::clone(audience));
+        self.read(Asker::Caller, "reading a page of an audience", move |conn| {
+            snapshot(conn, |conn| {
+                let met = fanout::meet(conn, app, &event_type, &audience, after, limit)?;
+                Ok(AudiencePage { people: met.found.people, cursor: met.cursor, done: met.done })
+            })
+        })
+        .await
+    }
+
+    async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        let users = users.to_vec();
+        self.read(Asker::Caller, "reading names", move |conn| Ok(people::user_names(conn, &users)?)).await
     }
 
     async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool> {
@@ -449,18 +507,25 @@ impl Queue for SqliteStore {
 
     async fn claim_fanout(&self, owner: BootId, now: UnixMs, skip: &[NotificationId]) -> Result<Option<Fanout>> {
         let skip = skip.to_vec();
-        self.write(Class::Outcome, SMALL, "claiming a fan-out", move |tx| fanout::claim(tx, owner, now, &skip)).await
+        let doing = "claiming a fan-out";
+        let claimed = self.write(Class::Outcome, SMALL, doing, move |tx| fanout::claim(tx, owner, now, &skip)).await?;
+        if let (Some(_), Some(scanner)) = (&claimed, &self.scanner) {
+            scanner.renew();
+        }
+        Ok(claimed)
     }
 
     async fn fanout_page(&self, fanout: &Fanout, limit: usize) -> Result<FanoutPage> {
         let fanout = fanout.clone();
-        self.read(Asker::Engine, "reading a page of a fan-out", move |conn| {
-            snapshot(conn, |conn| fanout::page(conn, &fanout, limit))
-        })
-        .await
+        let doing = "reading a page of a fan-out";
+        let Some(scanner) = &self.scanner else {
+            let gate = scanner::gate_now(&self.context);
+            return self.read(Asker::Engine, doing, move |conn| fanout::page(conn, &fanout, limit, gate)).await;
+        };
+        scanner.read(doing, move |conn, gate| fanout::page(conn, &fanout, limit, gate)).await
     }
 
-    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<bool> {
+    async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
         let targets: usize = page.jobs.iter().map(|job| job.targets.len()).sum();
         let bytes = SMALL + 16 * (targets + page.suppressed.len());
         self.write(Class::Page, bytes, "writing a page of a fan-out", move |tx| fanout::write_page(tx, &page, now))

@@ -113,6 +113,8 @@ impl From<diesel::result::Error> for OpenError {
 pub(super) struct Opened {
     pub writer: SqliteConnection,
     pub readers: Vec<SqliteConnection>,
+    /// Reads through a memory map, from snapshots that it keeps. None in simulation.
+    pub scanner: Option<SqliteConnection>,
     pub identity: IdentityKey,
     pub ids: IdMaker,
     /// Released by the operating system when dropped.
@@ -128,13 +130,17 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
     migrate(&mut writer, settings.migrate)?;
     let identity = identity(&mut writer, runtime)?;
     let ids = id_maker(&mut writer)?;
-    let mut readers = Vec::new();
+    let (mut readers, mut scanner) = (Vec::new(), None);
     if !runtime.is_simulated() {
         for _ in 0..settings.readers.clamp(1, 16) {
             readers.push(connect(settings, settings.cache_kib / 4)?);
         }
+        let mut conn = connect(settings, settings.cache_kib / 4)?;
+        // As much as the build allows. The others go without: each new snapshot would drop the map.
+        conn.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
+        scanner = Some(conn);
     }
-    Ok(Opened { writer, readers, identity, ids, lock })
+    Ok(Opened { writer, readers, scanner, identity, ids, lock })
 }
 
 /// Makes sure that the file exists, for its owner only (SQLite gives its -wal and -shm the same mode), and that no

@@ -13,7 +13,7 @@ use super::statement::constant;
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, DeviceId, EventType, UserId, UserKey};
 use crate::domain::time::UnixMs;
-use crate::storage::{NewOptIn, OptIn, OptInChange, StoreError};
+use crate::storage::{ImportEffect, NewOptIn, OptIn, OptInChange, StoreError};
 
 /// The most choices listed of one person.
 const MAX_LISTED: i64 = 1_000;
@@ -49,28 +49,86 @@ impl ChoiceRow {
     }
 }
 
-pub(super) fn set(tx: &mut Tx<'_>, new: &NewOptIn, now: UnixMs) -> Attempt<(OptIn, bool)> {
-    if let Some(device) = new.device {
-        match devices::by_id(tx.conn, device)? {
-            Some(row) if row.app == new.app.0 && row.user == new.user.as_str() => {}
-            _ => return Err(StoreError::DeviceNotFound { devices: vec![device] }.into()),
-        }
+/// The device's own user must be the one who chooses.
+fn check_device(conn: &mut SqliteConnection, new: &NewOptIn) -> Attempt<()> {
+    let Some(device) = new.device else { return Ok(()) };
+    match devices::by_id(conn, device)? {
+        Some(row) if row.app == new.app.0 && row.user == new.user.as_str() => Ok(()),
+        _ => Err(StoreError::DeviceNotFound { devices: vec![device] }.into()),
     }
-    let user = ensure_user(tx, new.app, &new.user, now)?;
-    let device = new.device.unwrap_or_default().0;
-    let event_type = new.event_type.as_ref().map_or("", EventType::as_str);
-    let stored: Option<ChoiceRow> = constant!(
+}
+
+/// The device's number and the name of the type, as they are stored.
+fn stored_key(new: &NewOptIn) -> (i64, &str) {
+    (new.device.unwrap_or_default().0, new.event_type.as_ref().map_or("", EventType::as_str))
+}
+
+fn stored(conn: &mut SqliteConnection, user: UserKey, new: &NewOptIn) -> Attempt<Option<ChoiceRow>> {
+    let (device, event_type) = stored_key(new);
+    Ok(constant!(
         ChoiceTypes;
         "SELECT device, event_type, opted_in, observed_at, recorded_at, source, policy_version, evidence FROM opt_in \
          WHERE user_key = ?1 AND device = ?2 AND event_type = ?3",
         BigInt => user.0, BigInt => device, Text => event_type,
     )
-    .get_result(tx.conn)
-    .optional()?;
-    let applied = stored.as_ref().is_none_or(|stored| {
+    .get_result(conn)
+    .optional()?)
+}
+
+/// Whether a choice takes the place of the one that stands: the later one does, and a "no" observed at the same time.
+fn takes_effect(new: &NewOptIn, stored: Option<&ChoiceRow>) -> bool {
+    stored.is_none_or(|stored| {
         let tie_says_no = !new.opted_in || flag(stored.opted_in);
         new.observed_at.0 > stored.observed_at || (new.observed_at.0 == stored.observed_at && tie_says_no)
-    });
+    })
+}
+
+/// Whether the history has this very choice already, so that an import that is repeated does not fill it.
+fn is_recorded(conn: &mut SqliteConnection, user: UserKey, new: &NewOptIn) -> Attempt<bool> {
+    let (device, event_type) = stored_key(new);
+    // opt_in_history_by_user
+    let known: Option<i64> = constant!(
+        BigInt;
+        "SELECT 1 FROM opt_in_history WHERE user_key = ?1 AND device = ?2 AND event_type = ?3 AND observed_at = ?4 \
+         AND opted_in = ?5 LIMIT 1",
+        BigInt => user.0, BigInt => device, Text => event_type, BigInt => new.observed_at.0,
+        SmallInt => i16::from(new.opted_in),
+    )
+    .get_result(conn)
+    .optional()?;
+    Ok(known.is_some())
+}
+
+/// A choice moved in from elsewhere: one that lost is recorded, and one that is recorded is not written again.
+pub(super) fn import(tx: &mut Tx<'_>, new: &NewOptIn, now: UnixMs) -> Attempt<ImportEffect> {
+    let (effect, recorded) = look(tx.conn, new)?;
+    if !recorded {
+        set(tx, new, now)?;
+    }
+    Ok(effect)
+}
+
+/// What [`import`] would do.
+pub(super) fn assess(conn: &mut SqliteConnection, new: &NewOptIn) -> Attempt<ImportEffect> {
+    Ok(look(conn, new)?.0)
+}
+
+/// What a choice comes to, and whether it is recorded already.
+fn look(conn: &mut SqliteConnection, new: &NewOptIn) -> Attempt<(ImportEffect, bool)> {
+    check_device(conn, new)?;
+    let Some(user) = user_key(conn, new.app, &new.user)? else { return Ok((ImportEffect::Applied, false)) };
+    let Some(stored) = stored(conn, user, new)? else { return Ok((ImportEffect::Applied, false)) };
+    let recorded = is_recorded(conn, user, new)?;
+    let applies = takes_effect(new, Some(&stored)) && !recorded;
+    Ok((if applies { ImportEffect::Applied } else { ImportEffect::Unchanged }, recorded))
+}
+
+pub(super) fn set(tx: &mut Tx<'_>, new: &NewOptIn, now: UnixMs) -> Attempt<(OptIn, bool)> {
+    check_device(tx.conn, new)?;
+    let user = ensure_user(tx, new.app, &new.user, now)?;
+    let (device, event_type) = stored_key(new);
+    let stored = stored(tx.conn, user, new)?;
+    let applied = takes_effect(new, stored.as_ref());
     let history = tx.next_id(now);
     tx.execute(constant!(
         ();

@@ -8,8 +8,7 @@ use super::fail::Attempt;
 use super::group::Tx;
 use super::statement::constant;
 use crate::domain::pause::{MAX_PAUSES, Pause, PauseScope};
-use crate::domain::time::UnixMs;
-use crate::storage::StoreError;
+use crate::storage::{StoreError, rows};
 
 pub(super) fn pause(tx: &mut Tx<'_>, pause: &Pause) -> Attempt<bool> {
     let name = pause.scope.to_string();
@@ -35,16 +34,7 @@ pub(super) fn resume(tx: &mut Tx<'_>, scope: &PauseScope) -> Attempt<bool> {
 }
 
 pub(super) fn all(conn: &mut SqliteConnection) -> Attempt<Vec<Pause>> {
-    let rows: Vec<(String, i64, String)> =
+    let found: Vec<(String, i64, String)> =
         constant!((Text, BigInt, Text); "SELECT name, since, reason FROM pause ORDER BY name").load(conn)?;
-    let mut pauses = Vec::with_capacity(rows.len());
-    for (name, since, reason) in rows {
-        let Some(scope) = PauseScope::parse(&name) else {
-            // A newer version's: it cannot be obeyed, and must not stop the rest.
-            tracing::error!(name, "a pause cannot be read and is not obeyed");
-            continue;
-        };
-        pauses.push(Pause { scope, since: UnixMs(since), reason });
-    }
-    Ok(pauses)
+    Ok(rows::pauses(found))
 }

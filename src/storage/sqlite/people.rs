@@ -91,7 +91,7 @@ pub(super) fn device_owners(conn: &mut SqliteConnection, app: AppKey, devices: &
     Ok(targets)
 }
 
-/// Choices of the row's user and device, as columns. `?2` is the event type. The user's come from [`choice_joins`]; the
+/// Choices of the row's user and device, as columns. `?2` is the event type. The user's come from `choice_joins`; the
 /// device's are looked up only where `has_choice` says that there are any.
 macro_rules! choices {
     () => {
@@ -249,8 +249,9 @@ pub(super) struct People {
 }
 
 impl People {
-    /// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over.
+    /// `users` (ascending, distinct) on all their active devices, with tokens: most are handed over at once.
     pub fn of_users(conn: &mut SqliteConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
+        // device_by_user holds every column of `d`
         let rows = constant!(
             PersonTypes;
             concat!(
@@ -262,6 +263,58 @@ impl People {
             Text => json_ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
         )
         .load_iter::<PersonRow, diesel::connection::DefaultLoadingMode>(conn)?;
+        Self::collect(rows)
+    }
+
+    /// The next `limit` subscribers of a topic after `after`, as [`People::of_users`].
+    pub fn of_topic(
+        conn: &mut SqliteConnection,
+        event_type: &EventType,
+        topic: i64,
+        after: UserKey,
+        limit: i64,
+    ) -> Attempt<Self> {
+        // subscription's primary key; device_by_user
+        let rows = constant!(
+            PersonTypes;
+            concat!(
+                "SELECT e.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                choices!(),
+                " FROM (SELECT user_key FROM subscription WHERE topic = ?1 AND user_key > ?3 AND active = 1 \
+                 ORDER BY user_key LIMIT ?4 + 0) AS e LEFT JOIN device d ON d.user_key = e.user_key AND d.state = 1",
+                choice_joins!("e.user_key")
+            ),
+            BigInt => topic, Text => event_type.as_str(), BigInt => after.0, BigInt => limit,
+        )
+        .load_iter::<PersonRow, diesel::connection::DefaultLoadingMode>(conn)?;
+        Self::collect(rows)
+    }
+
+    /// The next `limit` people of an app after `after`, as [`People::of_users`].
+    pub fn of_app(
+        conn: &mut SqliteConnection,
+        event_type: &EventType,
+        app: AppKey,
+        after: UserKey,
+        limit: i64,
+    ) -> Attempt<Self> {
+        // app_user_by_app; device_by_user
+        let rows = constant!(
+            PersonTypes;
+            concat!(
+                "SELECT e.id, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                choices!(),
+                " FROM (SELECT id FROM app_user WHERE app = ?1 AND id > ?3 ORDER BY id LIMIT ?4 + 0) AS e \
+                 LEFT JOIN device d ON d.user_key = e.id AND d.state = 1",
+                choice_joins!("e.id")
+            ),
+            BigInt => app.0, Text => event_type.as_str(), BigInt => after.0, BigInt => limit,
+        )
+        .load_iter::<PersonRow, diesel::connection::DefaultLoadingMode>(conn)?;
+        Self::collect(rows)
+    }
+
+    fn collect(rows: impl Iterator<Item = QueryResult<PersonRow>>) -> Attempt<Self> {
         let mut found = Self::default();
         for row in rows {
             let (user, device, route, seal_key, sealed, locale, all, this_type, device_all, device_type) = row?;
@@ -328,49 +381,6 @@ impl People {
         }
         self.people.last_mut().expect("pushed above when it was not there")
     }
-}
-
-type PageTypes = (
-    BigInt,
-    Nullable<BigInt>,
-    Nullable<BigInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-    Nullable<SmallInt>,
-);
-
-type PageRow = (i64, Option<i64>, Option<i64>, Option<i16>, Option<i16>, Option<i16>, Option<i16>);
-
-/// `users` (ascending, distinct) on all their active devices, without tokens: a fan-out's page.
-pub(super) fn people_of_page(
-    conn: &mut SqliteConnection,
-    event_type: &EventType,
-    users: &[UserKey],
-) -> Attempt<People> {
-    let rows = constant!(
-        PageTypes;
-        concat!(
-            "SELECT e.value, d.id, d.route, ",
-            choices!(),
-            " FROM json_each(?1) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
-                choice_joins!("e.value")
-        ),
-        Text => json_ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
-    )
-    .load_iter::<PageRow, diesel::connection::DefaultLoadingMode>(conn)?;
-    let mut found = People { people: Vec::with_capacity(users.len()), facts: Vec::new() };
-    for row in rows {
-        let (user, device, route, all, this_type, device_all, device_type) = row?;
-        let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
-        let person = found.person(UserKey(user), user_choice);
-        if let (Some(device), Some(route)) = (device, route) {
-            let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-            person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Planning decides about the route and the allow-list; until then they are taken for good.

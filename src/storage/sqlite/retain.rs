@@ -11,7 +11,7 @@ use super::group::Tx;
 use super::statement::constant;
 use crate::domain::ids::{AppKey, EPOCH_MS};
 use crate::domain::time::UnixMs;
-use crate::storage::Backlog;
+use crate::storage::{Backlog, IMPORT_KEPT_MS};
 
 /// Rows deleted of each table at once.
 const BATCH: i64 = 500;
@@ -47,6 +47,13 @@ pub(super) fn retain(tx: &mut Tx<'_>, history_before: UnixMs, now: UnixMs) -> At
          AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = n.id) \
          AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = n.id) ORDER BY id LIMIT ?2 + 0)",
         BigInt => oldest_kept, BigInt => BATCH,
+    ))?;
+    // Few rows: one for each import.
+    rows += tx.execute(constant!(
+        ();
+        "DELETE FROM import_progress WHERE (app, name) IN \
+         (SELECT app, name FROM import_progress WHERE updated_at < ?1 AND name LIKE 'import/%' LIMIT ?2 + 0)",
+        BigInt => now.0 - IMPORT_KEPT_MS, BigInt => BATCH,
     ))?;
     Ok(rows as u64)
 }

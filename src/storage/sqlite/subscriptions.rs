@@ -9,18 +9,9 @@ use super::group::Tx;
 use super::people::{ensure_user, topic_key, user_key};
 use super::rows::flag;
 use super::statement::constant;
-use crate::domain::ids::{AppKey, Topic, UserId};
+use crate::domain::ids::{AppKey, Topic, UserId, UserKey};
 use crate::domain::time::UnixMs;
-use crate::storage::{Page, Subscription};
-
-/// A change on its way in.
-pub(super) struct NewSubscription {
-    pub app: AppKey,
-    pub user: UserId,
-    pub topic: Topic,
-    pub active: bool,
-    pub observed_at: UnixMs,
-}
+use crate::storage::{NewSubscription, Page, Subscription};
 
 pub(super) fn set(tx: &mut Tx<'_>, new: &NewSubscription, now: UnixMs) -> Attempt<bool> {
     let user = ensure_user(tx, new.app, &new.user, now)?;
@@ -34,21 +25,9 @@ pub(super) fn set(tx: &mut Tx<'_>, new: &NewSubscription, now: UnixMs) -> Attemp
         ))?;
         id
     };
-    let stored: Option<(i16, i64)> = constant!(
-        (SmallInt, BigInt); "SELECT active, observed_at FROM subscription WHERE topic = ?1 AND user_key = ?2",
-        BigInt => topic, BigInt => user.0,
-    )
-    .get_result(tx.conn)
-    .optional()?;
-    let was_active = stored.is_some_and(|(active, _)| flag(active));
-    if let Some((_, observed_at)) = stored {
-        // As with opt-ins a tie is a "no", and what says nothing new is not written.
-        let tie_says_yes = new.active && !was_active;
-        if new.observed_at.0 < observed_at
-            || (new.observed_at.0 == observed_at && (tie_says_yes || new.active == was_active))
-        {
-            return Ok(false);
-        }
+    let stored = stored(tx.conn, topic, user)?;
+    if stored.is_some_and(|stored| stored.outlives(new)) {
+        return Ok(false);
     }
     tx.execute(constant!(
         ();
@@ -58,7 +37,41 @@ pub(super) fn set(tx: &mut Tx<'_>, new: &NewSubscription, now: UnixMs) -> Attemp
         BigInt => topic, BigInt => user.0, SmallInt => i16::from(new.active), BigInt => new.observed_at.0,
         BigInt => now.0,
     ))?;
-    Ok(was_active != new.active)
+    Ok(stored.is_some_and(|stored| stored.active) != new.active)
+}
+
+/// What [`set`] would answer.
+pub(super) fn assess(conn: &mut SqliteConnection, new: &NewSubscription) -> Attempt<bool> {
+    let (Some(user), Some(topic)) = (user_key(conn, new.app, &new.user)?, topic_key(conn, new.app, &new.topic)?) else {
+        return Ok(new.active);
+    };
+    let stored = stored(conn, topic, user)?;
+    Ok(!stored.is_some_and(|stored| stored.outlives(new)) && stored.is_some_and(|stored| stored.active) != new.active)
+}
+
+#[derive(Clone, Copy)]
+struct Stored {
+    active: bool,
+    observed_at: i64,
+}
+
+impl Stored {
+    /// As with opt-ins a tie is a "no", and what says nothing new is not written.
+    fn outlives(self, new: &NewSubscription) -> bool {
+        let tie_says_yes = new.active && !self.active;
+        new.observed_at.0 < self.observed_at
+            || (new.observed_at.0 == self.observed_at && (tie_says_yes || new.active == self.active))
+    }
+}
+
+fn stored(conn: &mut SqliteConnection, topic: i64, user: UserKey) -> Attempt<Option<Stored>> {
+    let row: Option<(i16, i64)> = constant!(
+        (SmallInt, BigInt); "SELECT active, observed_at FROM subscription WHERE topic = ?1 AND user_key = ?2",
+        BigInt => topic, BigInt => user.0,
+    )
+    .get_result(conn)
+    .optional()?;
+    Ok(row.map(|(active, observed_at)| Stored { active: flag(active), observed_at }))
 }
 
 pub(super) fn list(

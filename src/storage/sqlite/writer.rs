@@ -1,7 +1,7 @@
-//! The one writer: four queues by importance, drained into groups.
+//! The one writer: five queues by importance, drained into groups.
 //!
-//! Acceptance and consent go first, then outcomes and claims, then fan-out pages, then retention; but each class has a
-//! share of every group, so none starves. In production the writer is a thread of its own; in simulation a step runs
+//! Acceptance and consent go first, then outcomes and claims, then fan-out pages, then imports, then retention; but each
+//! class has a share of every group, or of every few groups, so none starves. In production the writer is a thread of its own; in simulation a step runs
 //! on the caller's thread when it is submitted.
 
 use std::collections::VecDeque;
@@ -28,10 +28,12 @@ pub(super) enum Class {
     Outcome,
     /// Fan-out pages.
     Page,
+    /// Batches of an import.
+    Import,
     Retention,
 }
 
-const QUEUES: usize = 4;
+const QUEUES: usize = 5;
 
 impl Class {
     const fn queue(self) -> usize {
@@ -39,7 +41,8 @@ impl Class {
             Self::Accept | Self::Consent => 0,
             Self::Outcome => 1,
             Self::Page => 2,
-            Self::Retention => 3,
+            Self::Import => 3,
+            Self::Retention => 4,
         }
     }
 }
@@ -62,6 +65,10 @@ impl Default for QueueLimits {
 /// A group is not extended beyond this, so that one full of large requests does not hold up the next.
 const GROUP_MAX_BYTES: usize = 2 * 1024 * 1024;
 
+/// While others wait, only one group in so many takes a batch of an import: a batch holds its group up for some
+/// milliseconds.
+const GROUPS_PER_IMPORT: u32 = 8;
+
 #[derive(Default)]
 struct Queue {
     steps: VecDeque<(usize, Box<dyn Step>)>,
@@ -71,6 +78,8 @@ struct Queue {
 #[derive(Default)]
 struct State {
     queues: [Queue; QUEUES],
+    /// Groups since the last batch of an import.
+    groups_without_import: u32,
     paused: bool,
     stopping: bool,
     /// Nothing may be written any more.
@@ -82,19 +91,26 @@ impl State {
         self.queues.iter().all(|queue| queue.steps.is_empty())
     }
 
-    /// Up to `most` steps: a page and a retention step if they wait, a quarter for outcomes, the rest by importance.
+    /// Up to `most` steps: a page, a batch of an import and a retention step if they wait and it is their turn, a quarter
+    /// for outcomes, the rest by importance.
     fn take_group(&mut self, most: usize) -> Vec<Box<dyn Step>> {
         let waits = |queue: usize| self.queues[queue].steps.len();
         let busy = waits(0) + waits(1) > 0;
         let pages = waits(2).min(if busy { 1 } else { 2 });
-        let retention = waits(3).min(1);
-        let room = most.saturating_sub(pages + retention).max(2);
+        self.groups_without_import = self.groups_without_import.saturating_add(1);
+        let imports_turn = !(busy || pages > 0) || self.groups_without_import >= GROUPS_PER_IMPORT;
+        let imports = if imports_turn { waits(3).min(1) } else { 0 };
+        if imports > 0 {
+            self.groups_without_import = 0;
+        }
+        let retention = waits(4).min(1);
+        let room = most.saturating_sub(pages + imports + retention).max(2);
         let reserved = waits(1).min((room / 4).max(1));
         let accepts = waits(0).min(room - reserved);
         let outcomes = waits(1).min(room - accepts);
-        let mut group = Vec::with_capacity(accepts + outcomes + pages + retention);
+        let mut group = Vec::with_capacity(accepts + outcomes + pages + imports + retention);
         let mut group_bytes = 0;
-        for (queue, count) in self.queues.iter_mut().zip([accepts, outcomes, pages, retention]) {
+        for (queue, count) in self.queues.iter_mut().zip([accepts, outcomes, pages, imports, retention]) {
             for taken in 0..count {
                 if taken > 0 && group_bytes > GROUP_MAX_BYTES {
                     break;

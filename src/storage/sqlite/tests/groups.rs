@@ -351,3 +351,28 @@ fn blank() -> NewEvent {
         may_broadcast: false,
     }
 }
+
+#[tokio::test]
+async fn imports_wait_for_live_traffic_but_not_for_ever() {
+    let on_file = on_file();
+    let store = &*on_file.store;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let step = |class: Class, name: &'static str| {
+        let order = Arc::clone(&order);
+        store.write(class, SMALL, name, move |_| {
+            order.lock().unwrap().push(name);
+            Ok(())
+        })
+    };
+    // Ten groups' worth of live steps, and imports that were there first.
+    let live = 10 * open::Settings::file("unused").group_max;
+    let mut steps: Vec<_> = (0..5).map(|_| step(Class::Import, "import")).collect();
+    steps.extend((0..live).map(|_| step(Class::Consent, "live")));
+    for answer in in_one_group(store, steps).await {
+        answer.unwrap();
+    }
+    let order = order.lock().unwrap();
+    let first = order.iter().position(|name| *name == "import").unwrap();
+    assert!(first > live / 2, "live traffic goes first: {first} of {live}");
+    assert!(order[first..].contains(&"live"), "an import does not starve");
+}

@@ -12,13 +12,13 @@ use crate::domain::time::UnixMs;
 
 /// From when to when a certificate holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Validity {
+pub(crate) struct Validity {
     pub not_before: UnixMs,
     pub not_after: UnixMs,
 }
 
 /// All certificates of a PEM text, at least one.
-pub(super) fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+pub(crate) fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match chain {
         Ok(chain) if !chain.is_empty() => Ok(chain),
@@ -27,7 +27,7 @@ pub(super) fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'
 }
 
 /// Whether the key is the one of the chain's first certificate.
-pub(super) fn check_pair(chain: Vec<CertificateDer<'static>>, key_pem: &[u8]) -> Result<(), &'static str> {
+pub(crate) fn check_pair(chain: Vec<CertificateDer<'static>>, key_pem: &[u8]) -> Result<(), &'static str> {
     let key = PrivateKeyDer::from_pem_slice(key_pem)
         .map_err(|_| "holds no private key in PEM form (PKCS#8, PKCS#1 or SEC1, not encrypted)")?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -39,7 +39,7 @@ pub(super) fn check_pair(chain: Vec<CertificateDer<'static>>, key_pem: &[u8]) ->
 }
 
 /// `None` when it is not an X.509 certificate.
-pub(super) fn validity(certificate: &[u8]) -> Option<Validity> {
+pub(crate) fn validity(certificate: &[u8]) -> Option<Validity> {
     const SEQUENCE: u8 = 0x30;
     const VERSION: u8 = 0xa0;
     let (certificate, _) = element(certificate, SEQUENCE)?;

@@ -16,10 +16,10 @@ use std::any::Any;
 use std::marker::PhantomData;
 
 use diesel::QueryResult;
+use diesel::backend::{Backend, DieselReserveSpecialization};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
 use diesel::sql_types::HasSqlType;
-use diesel::sqlite::Sqlite;
 
 /// A constant statement with its values. `Id` is a type of its own for each text; `Row` the SQL types it returns.
 pub struct Constant<Id, Values, Row> {
@@ -50,22 +50,23 @@ pub struct Value<Kind, V> {
 }
 
 /// The values of a statement, in order.
-pub trait Values {
-    fn walk<'b>(&'b self, pass: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()>;
+pub trait Values<DB: Backend> {
+    fn walk<'b>(&'b self, pass: &mut AstPass<'_, 'b, DB>) -> QueryResult<()>;
 }
 
-impl Values for () {
-    fn walk<'b>(&'b self, _pass: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+impl<DB: Backend> Values<DB> for () {
+    fn walk<'b>(&'b self, _pass: &mut AstPass<'_, 'b, DB>) -> QueryResult<()> {
         Ok(())
     }
 }
 
-impl<Before: Values, Kind, V> Values for (Before, Value<Kind, V>)
+impl<DB, Before, Kind, V> Values<DB> for (Before, Value<Kind, V>)
 where
-    Sqlite: HasSqlType<Kind>,
-    V: ToSql<Kind, Sqlite>,
+    DB: Backend + HasSqlType<Kind>,
+    Before: Values<DB>,
+    V: ToSql<Kind, DB>,
 {
-    fn walk<'b>(&'b self, pass: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+    fn walk<'b>(&'b self, pass: &mut AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self.0.walk(pass)?;
         pass.push_bind_param::<Kind, V>(&self.1.value)
     }
@@ -76,8 +77,8 @@ impl<Id: Any, Values, Row> QueryId for Constant<Id, Values, Row> {
     const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl<Id, V: Values, Row> QueryFragment<Sqlite> for Constant<Id, V, Row> {
-    fn walk_ast<'b>(&'b self, mut pass: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+impl<DB: Backend + DieselReserveSpecialization, Id, V: Values<DB>, Row> QueryFragment<DB> for Constant<Id, V, Row> {
+    fn walk_ast<'b>(&'b self, mut pass: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         pass.push_sql(self.sql);
         pass.push_sql(" --");
         self.values.walk(&mut pass)
@@ -95,7 +96,7 @@ macro_rules! constant {
     ($row:ty; $sql:expr $(, $kind:ty => $value:expr)* $(,)?) => {{
         const SQL: &str = $sql;
         enum Id {}
-        $crate::storage::sqlite::statement::Constant::<Id, (), $row>::new(SQL)$(.bind::<$kind, _>($value))*
+        $crate::storage::statement::Constant::<Id, (), $row>::new(SQL)$(.bind::<$kind, _>($value))*
     }};
 }
 

@@ -1,0 +1,154 @@
+//! W3C trace context: a caller's `traceparent` gives its `trace_id` to every log line of that request.
+//!
+//! A link, not a trace of our own: spans are not exported, and deliveries are not children of the call, for one event
+//! may be a million of them. Without the header, or with one that is not well formed, nothing is added.
+
+use std::task::{Context, Poll};
+
+use http::{HeaderMap, Request};
+use tower::Service;
+use tower_layer::Layer;
+use tracing::Span;
+use tracing::instrument::{Instrument as _, Instrumented};
+
+const TRACEPARENT: &str = "traceparent";
+
+/// Puts requests that bring a trace into a span with its ids.
+#[derive(Clone, Copy)]
+pub struct TraceLayer;
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Traced<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Traced { inner }
+    }
+}
+
+/// See [`TraceLayer`].
+#[derive(Clone)]
+pub struct Traced<S> {
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Traced<S>
+where
+    S: Service<Request<B>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Instrumented<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let span = match trace(request.headers()) {
+            Some((trace_id, parent_id)) => {
+                tracing::info_span!("request", path = request.uri().path(), trace_id, parent_id)
+            }
+            None => Span::none(),
+        };
+        // Layers below decide and log already when called.
+        let future = span.in_scope(|| self.inner.call(request));
+        future.instrument(span)
+    }
+}
+
+/// Trace id and the caller's span id, of a header as <https://www.w3.org/TR/trace-context/> §3.2 has it (read
+/// 2026-11-24): later versions may add parts, version ff is none, and ids of zeroes are invalid.
+fn trace(headers: &HeaderMap) -> Option<(&str, &str)> {
+    let value = headers.get(TRACEPARENT)?.to_str().ok()?;
+    let mut parts = value.split('-');
+    let (version, trace_id, parent_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let shaped = hex(version, 2) && hex(trace_id, 32) && hex(parent_id, 16) && hex(flags, 2) && version != "ff";
+    let complete = version != "00" || parts.next().is_none();
+    let meant = [trace_id, parent_id].iter().all(|id| id.bytes().any(|byte| byte != b'0'));
+    (shaped && complete && meant).then_some((trace_id, parent_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(value: &str) -> Option<(String, String)> {
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, value.parse().expect("a header value"));
+        trace(&headers).map(|(trace, parent)| (trace.to_owned(), parent.to_owned()))
+    }
+
+    #[test]
+    fn a_well_formed_header_gives_its_ids() {
+        let ids = Some(("4bf92f3577b34da6a3ce929d0e0e4736".to_owned(), "00f067aa0ba902b7".to_owned()));
+        assert_eq!(read("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ids);
+        assert_eq!(read("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later"), ids, "a later version");
+    }
+
+    #[tokio::test]
+    async fn log_lines_of_the_call_carry_the_trace() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _default = tracing::subscriber::set_default(subscriber);
+        let mut service = TraceLayer.layer(tower::service_fn(|_: Request<()>| async {
+            tracing::info!("inside");
+            Ok::<_, std::convert::Infallible>(())
+        }));
+        let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let traced = Request::builder().uri("/x").header(TRACEPARENT, header).body(()).expect("a request");
+        service.call(traced).await.expect("it answers");
+        service.call(Request::new(())).await.expect("it answers");
+        let text = log.text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].contains(r#""trace_id":"4bf92f3577b34da6a3ce929d0e0e4736""#), "{text}");
+        assert!(lines[0].contains(r#""parent_id":"00f067aa0ba902b7""#), "{text}");
+        assert!(!lines[1].contains("trace_id"), "{text}");
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("no panic while held").clone()).expect("UTF-8")
+        }
+    }
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic while held").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn anything_else_is_left_alone() {
+        for wrong in [
+            "",
+            "00",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+        assert_eq!(trace(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! Rows of one kind as columns, for one statement with arrays: a round trip for hundreds of rows.
+
+use super::fail::{Attempt, Fail};
+use super::jobs::Lease;
+use super::rows::stored_count;
+use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
+use crate::domain::notification::NewJob;
+use crate::domain::outcome::{self, Entry};
+use crate::domain::targets;
+use crate::domain::time::UnixMs;
+
+/// Rows for `job`, all of this version's format.
+#[derive(Default)]
+pub(super) struct JobColumns {
+    pub id: Vec<i64>,
+    pub app: Vec<i64>,
+    pub notification: Vec<i64>,
+    pub route: Vec<i64>,
+    pub lane: Vec<i16>,
+    pub ready_at: Vec<i64>,
+    pub due_at: Vec<i64>,
+    pub owner: Vec<i64>,
+    pub fence: Vec<i64>,
+    pub attempt: Vec<i32>,
+    pub claims: Vec<i32>,
+    pub first_attempt_at: Vec<Option<i64>>,
+    pub first_user: Vec<i64>,
+    pub last_user: Vec<i64>,
+    pub target_count: Vec<i32>,
+    pub targets: Vec<Vec<u8>>,
+}
+
+impl JobColumns {
+    pub fn push(&mut self, id: JobId, app: AppKey, job: &NewJob, lease: Lease) -> Attempt<()> {
+        let (Some(first), Some(last)) = (job.targets.first(), job.targets.last()) else {
+            return Err(Fail::corrupt("a job without targets"));
+        };
+        self.id.push(id.0);
+        self.app.push(app.0);
+        self.notification.push(job.notification.0);
+        self.route.push(job.route.0);
+        self.lane.push(job.lane.code());
+        self.ready_at.push(job.ready_at.0);
+        self.due_at.push(job.due_at.0);
+        self.owner.push(lease.owner);
+        self.fence.push(lease.fence);
+        self.attempt.push(stored_count(job.attempt));
+        self.claims.push(stored_count(job.claims));
+        self.first_attempt_at.push(job.first_attempt_at.map(|at| at.0));
+        self.first_user.push(first.user.0);
+        self.last_user.push(last.user.0);
+        self.target_count.push(i32::try_from(job.targets.len()).unwrap_or(i32::MAX));
+        self.targets.push(targets::pack(&job.targets));
+        Ok(())
+    }
+
+    /// Keeps the rows, by their place, that `wanted` says.
+    pub fn retain(&mut self, wanted: impl Fn(usize) -> bool) {
+        fn keep<T>(column: &mut Vec<T>, wanted: &impl Fn(usize) -> bool) {
+            let mut at = 0..;
+            column.retain(|_| at.next().is_some_and(wanted));
+        }
+        keep(&mut self.id, &wanted);
+        keep(&mut self.app, &wanted);
+        keep(&mut self.notification, &wanted);
+        keep(&mut self.route, &wanted);
+        keep(&mut self.lane, &wanted);
+        keep(&mut self.ready_at, &wanted);
+        keep(&mut self.due_at, &wanted);
+        keep(&mut self.owner, &wanted);
+        keep(&mut self.fence, &wanted);
+        keep(&mut self.attempt, &wanted);
+        keep(&mut self.claims, &wanted);
+        keep(&mut self.first_attempt_at, &wanted);
+        keep(&mut self.first_user, &wanted);
+        keep(&mut self.last_user, &wanted);
+        keep(&mut self.target_count, &wanted);
+        keep(&mut self.targets, &wanted);
+    }
+}
+
+/// Rows for `outcome_block`.
+#[derive(Default)]
+pub(super) struct BlockColumns {
+    pub id: Vec<i64>,
+    pub app: Vec<i64>,
+    pub notification: Vec<i64>,
+    pub route: Vec<Option<i64>>,
+    pub first_user: Vec<i64>,
+    pub last_user: Vec<i64>,
+    pub at: Vec<i64>,
+    pub entries: Vec<Vec<u8>>,
+    /// Of the update whose results they are; -1 for planning's.
+    pub place: Vec<i64>,
+}
+
+impl BlockColumns {
+    /// `entries` ascend by (user, device). None for none.
+    pub fn push(
+        &mut self,
+        mut next_id: impl FnMut() -> i64,
+        app: AppKey,
+        notification: NotificationId,
+        from: Option<(RouteId, i64)>,
+        entries: &[Entry],
+        at: UnixMs,
+    ) {
+        for chunk in entries.chunks(outcome::MAX_ENTRIES) {
+            let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
+            self.id.push(next_id());
+            self.app.push(app.0);
+            self.notification.push(notification.0);
+            self.route.push(from.map(|(route, _)| route.0));
+            self.first_user.push(first.user.0);
+            self.last_user.push(last.user.0);
+            self.at.push(at.0);
+            self.entries.push(outcome::pack(chunk));
+            self.place.push(from.map_or(-1, |(_, place)| place));
+        }
+    }
+}
+
+/// Rows for `attempt_detail`.
+#[derive(Default)]
+pub(super) struct DetailColumns {
+    pub id: Vec<i64>,
+    pub app: Vec<i64>,
+    pub notification: Vec<i64>,
+    pub user: Vec<i64>,
+    pub device: Vec<i64>,
+    pub attempt: Vec<i32>,
+    pub at: Vec<i64>,
+    pub code: Vec<i16>,
+    pub status: Vec<i32>,
+    pub reason: Vec<String>,
+    pub next_at: Vec<Option<i64>>,
+    pub place: Vec<i64>,
+}
+
+/// `INSERT INTO job SELECT … FROM unnest(…)`, the arrays from parameter `$first` on: its SQL up to WHERE.
+macro_rules! insert_jobs {
+    ($p1:literal, $p2:literal, $p3:literal, $p4:literal, $p5:literal, $p6:literal, $p7:literal, $p8:literal,
+     $p9:literal, $p10:literal, $p11:literal, $p12:literal, $p13:literal, $p14:literal, $p15:literal, $p16:literal,
+     $format:literal) => {
+        concat!(
+            "INSERT INTO job (id, app, notification_id, route, lane, format, ready_at, due_at, owner, fence, attempt, \
+             claims, first_attempt_at, first_user, last_user, target_count, targets) \
+             SELECT j.id, j.app, j.notification_id, j.route, j.lane, ",
+            $format,
+            ", j.ready_at, j.due_at, j.owner, j.fence, j.attempt, j.claims, j.first_attempt_at, j.first_user, \
+             j.last_user, j.target_count, j.targets FROM unnest(",
+            $p1,
+            ", ",
+            $p2,
+            ", ",
+            $p3,
+            ", ",
+            $p4,
+            ", ",
+            $p5,
+            ", ",
+            $p6,
+            ", ",
+            $p7,
+            ", ",
+            $p8,
+            ", ",
+            $p9,
+            ", ",
+            $p10,
+            ", ",
+            $p11,
+            ", ",
+            $p12,
+            ", ",
+            $p13,
+            ", ",
+            $p14,
+            ", ",
+            $p15,
+            ", ",
+            $p16,
+            ") AS j(id, app, notification_id, route, lane, ready_at, due_at, owner, fence, attempt, claims, \
+             first_attempt_at, first_user, last_user, target_count, targets)"
+        )
+    };
+}
+pub(super) use insert_jobs;
+
+/// The same for `outcome_block`; `b.place` is there for WHERE.
+macro_rules! insert_blocks {
+    ($p1:literal, $p2:literal, $p3:literal, $p4:literal, $p5:literal, $p6:literal, $p7:literal, $p8:literal,
+     $p9:literal) => {
+        concat!(
+            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
+             SELECT b.id, b.app, b.notification_id, b.route, b.first_user, b.last_user, b.at, b.entries FROM unnest(",
+            $p1, ", ", $p2, ", ", $p3, ", ", $p4, ", ", $p5, ", ", $p6, ", ", $p7, ", ", $p8, ", ", $p9,
+            ") AS b(id, app, notification_id, route, first_user, last_user, at, entries, place)"
+        )
+    };
+}
+pub(super) use insert_blocks;

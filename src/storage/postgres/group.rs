@@ -1,0 +1,587 @@
+//! Group commit: many callers' events in a handful of statements.
+//!
+//! Events to named people wait in a queue of bounded count and bytes; one task with a connection of its own takes all
+//! that wait, up to a limit, and while their statements run the next group gathers. Reads are batched over the group;
+//! everything is then written by one statement, which is its own transaction. The corner cases:
+//!
+//! - One key twice in a group: the second waits for the group's end and then finds the first.
+//! - A key that another replica took since the look: nothing of that event is inserted (its notification depends on its
+//!   key, and the rest on its notification), and a second look answers it. Keys are inserted in their order, so two
+//!   replicas cannot wait for each other.
+//! - A lost answer: ids were made before the first try and every try has the same. A notification that is already there
+//!   was ours; nothing is inserted for it again, and its leases go to whoever claims them.
+//! - A row that the server refuses: the group is halved until it is alone.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
+use diesel_async::AsyncPgConnection;
+use tokio::sync::{mpsc, oneshot};
+
+use super::accept::{Gate, HASH_VERSION, Planned, Prepared};
+use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs};
+use super::effects::{Effects, Ids};
+use super::fail::{Attempt, Fail, unavailable};
+use super::people::People;
+use super::query::RunQuery;
+use super::rows::priority_code;
+use super::statement::constant;
+use super::tx::{Remedy, remedy};
+use super::{Context, Inner};
+use crate::domain::ids::{NotificationId, UserKey};
+use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
+use crate::domain::targets;
+use crate::domain::time::UnixMs;
+use crate::storage::{Result, StoreError};
+
+const DOING: &str = "accepting an event";
+/// Events of one group.
+const GROUP_MAX: usize = 256;
+/// Events that may wait, and the bytes they may hold.
+const MAX_WAITING: usize = 8_192;
+const MAX_BYTES: usize = 32 * 1024 * 1024;
+/// How long a group is tried before its callers are told to come again.
+const PATIENCE: Duration = Duration::from_secs(4);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(6);
+const RECONNECT: Duration = Duration::from_millis(100);
+const MAX_TIMING: u32 = 16;
+
+struct Waiting {
+    prepared: Prepared,
+    now: UnixMs,
+    ids: Ids,
+    bytes: usize,
+    reply: oneshot::Sender<Result<Accepted>>,
+}
+
+/// Where events wait.
+pub(super) struct Acceptor {
+    queue: mpsc::Sender<Waiting>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Acceptor {
+    pub fn new() -> (Self, Committer) {
+        let (queue, waiting) = mpsc::channel(MAX_WAITING);
+        let bytes = Arc::<AtomicUsize>::default();
+        (Self { queue, bytes: Arc::clone(&bytes) }, Committer { waiting, bytes, conn: None })
+    }
+
+    /// Once queued it happens, whether or not anybody waits for the answer.
+    pub async fn accept(&self, prepared: Prepared, now: UnixMs) -> Result<Accepted> {
+        let bytes = prepared.bytes();
+        let full = || StoreError::Overloaded { what: "the queue to the database is full" };
+        if self.bytes.load(Ordering::Relaxed) + bytes > MAX_BYTES {
+            return Err(full());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let waiting = Waiting { prepared, now, ids: Ids::default(), bytes, reply };
+        if let Err(refused) = self.queue.try_send(waiting) {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(match refused {
+                mpsc::error::TrySendError::Full(_) => full(),
+                mpsc::error::TrySendError::Closed(_) => unavailable(DOING),
+            });
+        }
+        answer.await.unwrap_or_else(|_| Err(unavailable(DOING)))
+    }
+}
+
+/// The task that writes them.
+pub(super) struct Committer {
+    waiting: mpsc::Receiver<Waiting>,
+    bytes: Arc<AtomicUsize>,
+    conn: Option<AsyncPgConnection>,
+}
+
+/// A key's earlier use.
+struct Used {
+    hash: Vec<u8>,
+    notification: NotificationId,
+}
+
+impl Used {
+    fn answer(&self, hash: &[u8; 32]) -> Result<Accepted> {
+        let notification = self.notification;
+        if self.hash == hash {
+            Ok(Accepted { notification, duplicate: true })
+        } else {
+            Err(StoreError::IdempotencyKeyReused { notification })
+        }
+    }
+}
+
+/// An event that nothing speaks against so far.
+struct Candidate {
+    place: usize,
+    id: NotificationId,
+}
+
+impl Committer {
+    /// Until the store is closed and the queue is empty.
+    pub async fn run(mut self, inner: Arc<Inner>) {
+        let stopping = inner.context.stopping.clone();
+        let mut group = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                count = self.waiting.recv_many(&mut group, GROUP_MAX) => if count == 0 { return },
+                () = stopping.cancelled() => {
+                    self.waiting.close();
+                    if self.waiting.is_empty() {
+                        return;
+                    }
+                    continue;
+                }
+            }
+            self.commit(&inner, std::mem::take(&mut group)).await;
+        }
+    }
+
+    async fn commit(&mut self, inner: &Inner, group: Vec<Waiting>) {
+        let bytes = group.iter().map(|waiting| waiting.bytes).sum();
+        let mut groups = VecDeque::from([group]);
+        while let Some(group) = groups.pop_front() {
+            let (mut group, repeats) = part_repeats(group);
+            if !repeats.is_empty() {
+                groups.push_front(repeats);
+            }
+            match self.try_group(inner, &mut group).await {
+                Ok(answers) => {
+                    for (waiting, answer) in group.into_iter().zip(answers) {
+                        // The caller may have gone; the event is accepted all the same.
+                        let _ = waiting.reply.send(answer);
+                    }
+                }
+                Err(Fail::Database(error)) if group.len() > 1 && remedy(&error) == Remedy::GiveUp => {
+                    let second = group.split_off(group.len() / 2);
+                    groups.push_front(second);
+                    groups.push_front(group);
+                }
+                Err(fail) => {
+                    let text = format!("{fail:?}");
+                    tracing::warn!(error = text, events = group.len(), "events could not be accepted");
+                    for waiting in group {
+                        let _ = waiting.reply.send(Err(unavailable(DOING)));
+                    }
+                }
+            }
+        }
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Until it is durable, refused by the server for what it is, or its callers have waited long enough.
+    async fn try_group(&mut self, inner: &Inner, group: &mut [Waiting]) -> Attempt<Vec<Result<Accepted>>> {
+        let runtime = &inner.context.runtime;
+        let deadline = runtime.instant() + PATIENCE;
+        let mut timing = 0;
+        loop {
+            let error = match runtime.timeout(ATTEMPT_LIMIT, self.attempt(inner, group)).await {
+                Some(Err(Fail::Database(error))) => error,
+                Some(other) => return other,
+                None => {
+                    self.conn = None;
+                    inner.context.sweep.store(true, Ordering::Release);
+                    return Err(Fail::Refused(unavailable(DOING)));
+                }
+            };
+            match remedy(&error) {
+                Remedy::Again if timing < MAX_TIMING => timing += 1,
+                Remedy::Reconnect => {
+                    self.conn = None;
+                    if runtime.instant() + RECONNECT >= deadline || inner.context.is_stopping() {
+                        // What it may have leased nobody holds.
+                        inner.context.sweep.store(true, Ordering::Release);
+                        return Err(Fail::Database(error));
+                    }
+                    runtime.sleep(RECONNECT).await;
+                }
+                Remedy::Again | Remedy::GiveUp => return Err(Fail::Database(error)),
+            }
+        }
+    }
+
+    async fn attempt(&mut self, inner: &Inner, group: &mut [Waiting]) -> Attempt<Vec<Result<Accepted>>> {
+        let context = &inner.context;
+        if self.conn.is_none() {
+            let connected = inner.target.connect().await;
+            self.conn = Some(connected.map_err(|error| Fail::Database(super::tx::unreachable(&error)))?);
+        }
+        let conn = self.conn.as_mut().expect("connected above");
+        for waiting in group.iter_mut() {
+            waiting.ids.restart();
+        }
+        let gate =
+            Gate { boot: context.boot, gated: context.deny.position(), gated_at: context.runtime.instant().into_std() };
+        let mut answers: Vec<Option<Result<Accepted>>> = group.iter().map(|_| None).collect();
+        let mut candidates = Vec::with_capacity(group.len());
+        let mut before = Vec::new();
+        let used = used_keys(conn, group, 0..group.len()).await?;
+        for (place, waiting) in group.iter_mut().enumerate() {
+            let id = NotificationId(waiting.ids.next(&context.ids, waiting.now));
+            let event = &waiting.prepared.event;
+            let limit = event.max_audience.unwrap_or(u32::MAX);
+            match (used.get(&place), &event.idempotency) {
+                (Some(used), _) if used.notification == id => before.push(Candidate { place, id }),
+                (Some(used), Some((_, hash))) => answers[place] = Some(used.answer(hash)),
+                _ if event.expires_at <= waiting.now => answers[place] = Some(Err(StoreError::AlreadyExpired)),
+                _ if waiting.prepared.users.len() > limit as usize => {
+                    answers[place] = Some(Err(StoreError::AudienceTooLarge { limit: u64::from(limit) }));
+                }
+                _ => candidates.push(Candidate { place, id }),
+            }
+        }
+        let users = users(conn, context, group, &candidates).await?;
+        let (mut rows, mut jobs, mut blocks) = (Rows::default(), JobColumns::default(), BlockColumns::default());
+        let mut planned = plan(conn, context, group, &candidates, &users, &gate, &mut rows).await?;
+        for (candidate, plan) in candidates.iter().zip(&planned) {
+            let waiting = &mut group[candidate.place];
+            let (app, now) = (waiting.prepared.event.app, waiting.now);
+            for (id, job, lease) in &plan.jobs {
+                jobs.push(*id, app, job, *lease)?;
+            }
+            let ids = &mut waiting.ids;
+            blocks.push(|| ids.next(&context.ids, now), app, candidate.id, None, &plan.suppressed, now);
+        }
+        let leasing = context.leasing.read().await;
+        let written = if candidates.is_empty() { HashSet::new() } else { rows.write(conn, jobs, blocks).await? };
+        let mut effects = Effects::default();
+        let mut lost = Vec::new();
+        let leased: Vec<i64> = planned.iter().flat_map(|plan| &plan.hand_overs).map(|handed| handed.job.id.0).collect();
+        context.held.lock().expect("no panic while held").extend(leased);
+        for (candidate, plan) in candidates.into_iter().zip(planned.drain(..)) {
+            let engine = &group[candidate.place].prepared.engine;
+            if !written.contains(&candidate.id.0) {
+                inner.let_go(plan.hand_overs.iter().map(|handed| handed.job.id.0));
+                lost.push(candidate);
+                continue;
+            }
+            let lane = group[candidate.place].prepared.event.lane.unwrap_or(crate::domain::platform::Lane::Interactive);
+            for route in plan.unowned() {
+                effects.wake_jobs(engine, route, lane);
+            }
+            for handed in plan.hand_overs {
+                effects.hand_over(engine, handed);
+            }
+            effects.planned(engine, plan.targets, plan.suppressed);
+            answers[candidate.place] = Some(Ok(Accepted { notification: candidate.id, duplicate: false }));
+        }
+        drop(leasing);
+        effects.apply(&context.deny, &context.runtime);
+        if !lost.is_empty() {
+            let used = used_keys(conn, group, lost.iter().map(|candidate| candidate.place)).await?;
+            for candidate in lost {
+                let hash = group[candidate.place].prepared.event.idempotency.as_ref().map(|(_, hash)| hash);
+                match (used.get(&candidate.place), hash) {
+                    (Some(used), Some(hash)) if used.notification != candidate.id => {
+                        answers[candidate.place] = Some(used.answer(hash));
+                    }
+                    _ => before.push(candidate),
+                }
+            }
+        }
+        free(conn, context, &before).await?;
+        for Candidate { place, id } in before {
+            answers[place] = Some(Ok(Accepted { notification: id, duplicate: false }));
+        }
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(unavailable(DOING)))).collect())
+    }
+}
+
+/// Those whose key is met for the second time wait.
+fn part_repeats(group: Vec<Waiting>) -> (Vec<Waiting>, Vec<Waiting>) {
+    let mut keys = HashSet::new();
+    group.into_iter().partition(|waiting| match &waiting.prepared.event.idempotency {
+        None => true,
+        Some((key, _)) => keys.insert((waiting.prepared.event.app, key.clone())),
+    })
+}
+
+/// Earlier uses of the keys of these events, by their place.
+async fn used_keys(
+    conn: &mut AsyncPgConnection,
+    group: &[Waiting],
+    places: impl Iterator<Item = usize>,
+) -> Attempt<HashMap<usize, Used>> {
+    let (mut at, mut apps, mut keys, mut nows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for place in places {
+        let waiting = &group[place];
+        if let Some((key, _)) = &waiting.prepared.event.idempotency {
+            at.push(i32::try_from(place).unwrap_or(i32::MAX));
+            apps.push(waiting.prepared.event.app.0);
+            keys.push(key.as_str());
+            nows.push(waiting.now.0);
+        }
+    }
+    if at.is_empty() {
+        return Ok(HashMap::new());
+    }
+    // idempotency's primary key
+    let rows: Vec<(i32, Vec<u8>, i64)> = constant!(
+        (Integer, Binary, BigInt);
+        "SELECT e.place, i.hash, i.notification_id FROM unnest($1, $2, $3, $4) AS e(place, app, key, now) \
+         JOIN idempotency i ON i.app = e.app AND i.key = e.key AND i.expires_at > e.now",
+        Array<Integer> => at, Array<BigInt> => apps, Array<Text> => keys, Array<BigInt> => nows,
+    )
+    .load(conn)
+    .await?;
+    let used = |(place, hash, notification)| {
+        (usize::try_from(place).unwrap_or(usize::MAX), Used { hash, notification: NotificationId(notification) })
+    };
+    Ok(rows.into_iter().map(used).collect())
+}
+
+/// Everybody the events name and their actors, by app and name. Whom an event is for gets a row where there is none;
+/// an actor without one needs none.
+async fn users(
+    conn: &mut AsyncPgConnection,
+    context: &Context,
+    group: &mut [Waiting],
+    candidates: &[Candidate],
+) -> Attempt<HashMap<(i64, String), UserKey>> {
+    let (mut wanted, mut named) = (HashSet::new(), Vec::new());
+    for candidate in candidates {
+        let event = &group[candidate.place].prepared.event;
+        for user in &group[candidate.place].prepared.users {
+            named.push((event.app.0, user.as_str().to_owned(), candidate.place));
+            wanted.insert((event.app.0, user.as_str().to_owned()));
+        }
+        if let Some(actor) = &event.actor {
+            wanted.insert((event.app.0, actor.as_str().to_owned()));
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut known = look_up(conn, wanted.into_iter().collect()).await?;
+    let mut missing: Vec<(i64, String, i64, i64)> = Vec::new();
+    let mut making = HashSet::new();
+    for (app, name, place) in named {
+        let key = (app, name);
+        if !known.contains_key(&key) && making.insert(key.clone()) {
+            let waiting = &mut group[place];
+            let id = waiting.ids.next(&context.ids, waiting.now);
+            missing.push((app, key.1, id, waiting.now.0));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(known);
+    }
+    // In one order on every replica.
+    missing.sort_unstable();
+    let again: Vec<(i64, String)> = missing.iter().map(|(app, name, ..)| (*app, name.clone())).collect();
+    let (mut apps, mut names, mut ids, mut nows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (app, name, id, now) in missing {
+        apps.push(app);
+        names.push(name);
+        ids.push(id);
+        nows.push(now);
+    }
+    constant!(
+        ();
+        "INSERT INTO app_user (id, app, external_id, created_at) SELECT u.id, u.app, u.name, u.now \
+         FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, app, name, now, n) ORDER BY u.n \
+         ON CONFLICT (app, external_id) DO NOTHING",
+        Array<BigInt> => ids, Array<BigInt> => apps, Array<Text> => names, Array<BigInt> => nows,
+    )
+    .execute(conn)
+    .await?;
+    // Another replica may have been faster.
+    known.extend(look_up(conn, again).await?);
+    Ok(known)
+}
+
+async fn look_up(conn: &mut AsyncPgConnection, wanted: Vec<(i64, String)>) -> Attempt<HashMap<(i64, String), UserKey>> {
+    let (apps, names): (Vec<i64>, Vec<String>) = wanted.into_iter().unzip();
+    // app_user_by_name
+    let rows: Vec<(i64, String, i64)> = constant!(
+        (BigInt, Text, BigInt);
+        "SELECT u.app, u.external_id, u.id FROM unnest($1, $2) AS e(app, name) \
+         JOIN app_user u ON u.app = e.app AND u.external_id = e.name",
+        Array<BigInt> => apps, Array<Text> => names,
+    )
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(app, name, id)| ((app, name), UserKey(id))).collect())
+}
+
+/// What becomes of each candidate, and its row.
+async fn plan(
+    conn: &mut AsyncPgConnection,
+    context: &Context,
+    group: &mut [Waiting],
+    candidates: &[Candidate],
+    users: &HashMap<(i64, String), UserKey>,
+    gate: &Gate,
+    rows: &mut Rows,
+) -> Attempt<Vec<Planned>> {
+    let (mut places, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new());
+    let mut notifications = Vec::with_capacity(candidates.len());
+    for (at, candidate) in candidates.iter().enumerate() {
+        let Waiting { prepared, now, .. } = &group[candidate.place];
+        let event = &prepared.event;
+        let key = |name: &str| users.get(&(event.app.0, name.to_owned())).copied();
+        for user in &prepared.users {
+            let user = key(user.as_str()).ok_or_else(|| Fail::corrupt("a user's row vanished"))?;
+            places.push(i32::try_from(at).unwrap_or(i32::MAX));
+            keys.push(user.0);
+            types.push(event.event_type.as_str());
+        }
+        let actor = event.actor.as_ref().and_then(|actor| key(actor.as_str()));
+        let notification = prepared.notification(candidate.id, actor, false, *now);
+        rows.push(&notification, prepared);
+        notifications.push(Arc::new(notification));
+    }
+    let mut found: HashMap<usize, People> =
+        People::of_events(conn, &places, &keys, &types).await?.into_iter().collect();
+    let mut planned = Vec::with_capacity(candidates.len());
+    for (at, (candidate, notification)) in candidates.iter().zip(notifications).enumerate() {
+        let Waiting { prepared, now, ids, .. } = &mut group[candidate.place];
+        let mut people = found.remove(&at).unwrap_or_default();
+        if let Some(list) = prepared.engine.allow_list(prepared.event.app) {
+            people.restrict(conn, &list).await?;
+        }
+        let next_id = || ids.next(&context.ids, *now);
+        planned.push(Planned::new(people, notification, &prepared.engine, gate, next_id, *now));
+    }
+    Ok(planned)
+}
+
+/// Rows for `notification` and `idempotency`.
+#[derive(Default)]
+struct Rows {
+    id: Vec<i64>,
+    app: Vec<i64>,
+    event_type: Vec<String>,
+    type_version: Vec<Option<i64>>,
+    default_opt_in: Vec<i16>,
+    lane: Vec<i16>,
+    priority: Vec<i16>,
+    on_maybe: Vec<i16>,
+    collapse_key: Vec<Option<String>>,
+    actor: Vec<Option<i64>>,
+    subject: Vec<Option<String>>,
+    content: Vec<String>,
+    event_at: Vec<i64>,
+    accepted_at: Vec<i64>,
+    not_before: Vec<Option<i64>>,
+    expires_at: Vec<i64>,
+    people: Vec<i64>,
+    keyed: Vec<bool>,
+    key_app: Vec<i64>,
+    key: Vec<String>,
+    key_hash: Vec<Vec<u8>>,
+    key_notification: Vec<i64>,
+    key_expires_at: Vec<i64>,
+}
+
+impl Rows {
+    fn push(&mut self, new: &Notification, prepared: &Prepared) {
+        self.id.push(new.id.0);
+        self.app.push(new.app.0);
+        self.event_type.push(new.event_type.as_str().to_owned());
+        self.type_version.push(new.type_version.map(|version| version.0));
+        self.default_opt_in.push(i16::from(new.default_opt_in));
+        self.lane.push(new.lane.code());
+        self.priority.push(priority_code(new.priority));
+        self.on_maybe.push(new.on_maybe.code());
+        self.collapse_key.push(new.collapse_key.as_ref().map(|key| key.as_str().to_owned()));
+        self.actor.push(new.actor.map(|actor| actor.0));
+        self.subject.push(new.body.subject.clone());
+        self.content.push(prepared.body.clone());
+        self.event_at.push(new.event_at.0);
+        self.accepted_at.push(new.accepted_at.0);
+        self.not_before.push(new.not_before.map(|at| at.0));
+        self.expires_at.push(new.expires_at.0);
+        self.people.push(i64::try_from(prepared.users.len()).unwrap_or(i64::MAX));
+        self.keyed.push(prepared.event.idempotency.is_some());
+        if let Some((key, hash)) = &prepared.event.idempotency {
+            self.key_app.push(new.app.0);
+            self.key.push(key.as_str().to_owned());
+            self.key_hash.push(hash.to_vec());
+            self.key_notification.push(new.id.0);
+            self.key_expires_at.push(new.accepted_at.0 + IDEMPOTENCY_KEPT_MS);
+        }
+    }
+
+    /// The ids of the notifications that were inserted, each with all that belongs to it. `IS TRUE` keeps the planner
+    /// from turning the look into a join, which without hashing would compare every row with every other.
+    async fn write(
+        self,
+        conn: &mut AsyncPgConnection,
+        jobs: JobColumns,
+        blocks: BlockColumns,
+    ) -> Attempt<HashSet<i64>> {
+        let written: Vec<i64> = constant!(
+            BigInt;
+            concat!(
+                "WITH new_key AS (INSERT INTO idempotency AS i (app, key, hash_version, hash, notification_id, \
+                 expires_at) SELECT k.app, k.key, $1, k.hash, k.notification_id, k.expires_at \
+                 FROM unnest($2, $3, $4, $5, $6) AS k(app, key, hash, notification_id, expires_at) \
+                 ORDER BY k.app, k.key ON CONFLICT (app, key) DO UPDATE SET hash_version = excluded.hash_version, \
+                 hash = excluded.hash, notification_id = excluded.notification_id, expires_at = excluded.expires_at \
+                 WHERE i.expires_at <= excluded.expires_at - $7 RETURNING notification_id), \
+                 new_notification AS (INSERT INTO notification (id, app, event_type, type_version, default_opt_in, lane, \
+                 priority, on_maybe, collapse_key, actor, subject, content, event_at, accepted_at, not_before, \
+                 expires_at, people) SELECT n.id, n.app, n.event_type, n.type_version, n.default_opt_in, n.lane, \
+                 n.priority, n.on_maybe, n.collapse_key, n.actor, n.subject, n.content, n.event_at, n.accepted_at, \
+                 n.not_before, n.expires_at, n.people FROM unnest($8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+                 $18, $19, $20, $21, $22, $23, $24, $25) AS n(id, app, event_type, type_version, default_opt_in, lane, \
+                 priority, on_maybe, collapse_key, actor, subject, content, event_at, accepted_at, not_before, \
+                 expires_at, people, keyed) WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) \
+                 ON CONFLICT (id) DO NOTHING RETURNING id), \
+                 new_job AS (",
+                insert_jobs!("$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33", "$34", "$35", "$36", "$37", "$38",
+                    "$39", "$40", "$41", "$42"),
+                " WHERE (j.notification_id IN (SELECT id FROM new_notification)) IS TRUE), new_block AS (",
+                insert_blocks!("$43", "$44", "$45", "$46", "$47", "$48", "$49", "$50", "$51"),
+                " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE) \
+                 SELECT id FROM new_notification"
+            ),
+            SmallInt => HASH_VERSION, Array<BigInt> => self.key_app, Array<Text> => self.key,
+            Array<Binary> => self.key_hash, Array<BigInt> => self.key_notification,
+            Array<BigInt> => self.key_expires_at, BigInt => IDEMPOTENCY_KEPT_MS,
+            Array<BigInt> => self.id, Array<BigInt> => self.app, Array<Text> => self.event_type,
+            Array<Nullable<BigInt>> => self.type_version, Array<SmallInt> => self.default_opt_in,
+            Array<SmallInt> => self.lane, Array<SmallInt> => self.priority, Array<SmallInt> => self.on_maybe,
+            Array<Nullable<Text>> => self.collapse_key, Array<Nullable<BigInt>> => self.actor,
+            Array<Nullable<Text>> => self.subject, Array<Text> => self.content, Array<BigInt> => self.event_at,
+            Array<BigInt> => self.accepted_at, Array<Nullable<BigInt>> => self.not_before,
+            Array<BigInt> => self.expires_at, Array<BigInt> => self.people, Array<Bool> => self.keyed,
+            Array<BigInt> => jobs.id, Array<BigInt> => jobs.app, Array<BigInt> => jobs.notification,
+            Array<BigInt> => jobs.route, Array<SmallInt> => jobs.lane, Array<BigInt> => jobs.ready_at,
+            Array<BigInt> => jobs.due_at, Array<BigInt> => jobs.owner, Array<BigInt> => jobs.fence,
+            Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
+            Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
+            Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
+            SmallInt => targets::FORMAT,
+            Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
+            Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
+            Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
+            Array<BigInt> => blocks.place,
+        )
+        .load(conn)
+        .await?;
+        Ok(written.into_iter().collect())
+    }
+}
+
+/// Events that an earlier try wrote without an answer: what it leased was handed to nobody.
+async fn free(conn: &mut AsyncPgConnection, context: &Context, before: &[Candidate]) -> Attempt<()> {
+    if before.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<i64> = before.iter().map(|candidate| candidate.id.0).collect();
+    constant!(
+        ();
+        "UPDATE job SET owner = 0, fence = fence + 1, claims = 0 WHERE notification_id = ANY ($1) AND owner = $2",
+        Array<BigInt> => ids, BigInt => context.boot.0,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,454 @@
+//! Users and topics by name, and people with their devices and choices: what resolving, planning and gating read.
+
+use super::query::RunQuery;
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt, Text};
+use diesel::{OptionalExtension, QueryResult};
+use diesel_async::AsyncPgConnection;
+
+use super::fail::{Attempt, Fail};
+use super::ids;
+use super::rows::{choice, device_state, token};
+use super::statement::constant;
+use super::tx::Tx;
+use crate::domain::allow::AllowList;
+use crate::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, UserChoice};
+use crate::domain::device::Labels;
+use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, Topic, UserId, UserKey};
+use crate::domain::notification::TargetFacts;
+use crate::domain::plan::{self, Person};
+use crate::domain::targets::Target;
+use crate::domain::time::UnixMs;
+use crate::storage::StoreError;
+
+pub(super) async fn user_key(conn: &mut AsyncPgConnection, app: AppKey, user: &UserId) -> QueryResult<Option<UserKey>> {
+    // app_user_by_name
+    let key: Option<i64> = constant!(
+        BigInt; "SELECT id FROM app_user WHERE app = $1 AND external_id = $2", BigInt => app.0, Text => user.as_str(),
+    )
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(key.map(UserKey))
+}
+
+/// The user's row, made on mention. Writes: only after every refusal.
+pub(super) async fn ensure_user(tx: &mut Tx, app: AppKey, user: &UserId, now: UnixMs) -> Attempt<UserKey> {
+    if let Some(key) = user_key(tx.conn(), app, user).await? {
+        return Ok(key);
+    }
+    let id = tx.next_id(now);
+    insert_user(tx, app, UserKey(id), user, now).await?;
+    Ok(UserKey(id))
+}
+
+pub(super) async fn insert_user(tx: &mut Tx, app: AppKey, key: UserKey, user: &UserId, now: UnixMs) -> Attempt<()> {
+    tx.execute(constant!(
+        (); "INSERT INTO app_user (id, app, external_id, created_at) VALUES ($1, $2, $3, $4)",
+        BigInt => key.0, BigInt => app.0, Text => user.as_str(), BigInt => now.0,
+    ))
+    .await?;
+    Ok(())
+}
+
+/// Until the end of the transaction nobody else changes this person's choices.
+pub(super) async fn lock_user(tx: &mut Tx, user: UserKey) -> Attempt<()> {
+    tx.execute(constant!((); "SELECT id FROM app_user WHERE id = $1 FOR NO KEY UPDATE", BigInt => user.0)).await?;
+    Ok(())
+}
+
+/// The names of users, in the order of `keys`; `None` for an erased one.
+pub(super) async fn user_names(conn: &mut AsyncPgConnection, keys: &[UserKey]) -> QueryResult<Vec<Option<UserId>>> {
+    let names: Vec<Option<String>> = constant!(
+        Nullable<Text>;
+        "SELECT u.external_id FROM unnest($1) WITH ORDINALITY AS e(value, n) LEFT JOIN app_user u ON u.id = e.value ORDER BY e.n",
+        Array<BigInt> => ids(keys.iter().map(|key| key.0)),
+    )
+    .load(conn).await?;
+    Ok(names.into_iter().map(|name| name.as_deref().map(UserId::trusted)).collect())
+}
+
+pub(super) async fn topic_key(conn: &mut AsyncPgConnection, app: AppKey, topic: &Topic) -> QueryResult<Option<i64>> {
+    // topic_by_name
+    constant!(BigInt; "SELECT id FROM topic WHERE app = $1 AND name = $2", BigInt => app.0, Text => topic.as_str())
+        .get_result(conn)
+        .await
+        .optional()
+}
+
+/// Which user each of these devices of the app belongs to, sorted and distinct.
+///
+/// # Errors
+/// `DeviceNotFound` with every id that is unknown or another app's.
+pub(super) async fn device_owners(
+    conn: &mut AsyncPgConnection,
+    app: AppKey,
+    devices: &[DeviceId],
+) -> Attempt<Vec<Target>> {
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(i64, Option<i64>)> = constant!(
+        (BigInt, Nullable<BigInt>);
+        "SELECT e.value, d.user_key FROM unnest($1) AS e(value) LEFT JOIN device d ON d.id = e.value AND d.app = $2",
+        Array<BigInt> => ids(devices.iter().map(|device| device.0)), BigInt => app.0,
+    )
+    .load(conn)
+    .await?;
+    let unknown: Vec<DeviceId> =
+        rows.iter().filter(|(_, owner)| owner.is_none()).map(|(device, _)| DeviceId(*device)).collect();
+    if !unknown.is_empty() {
+        return Err(StoreError::DeviceNotFound { devices: unknown }.into());
+    }
+    let mut targets: Vec<Target> = rows
+        .into_iter()
+        .filter_map(|(device, owner)| Some(Target { user: UserKey(owner?), device: DeviceId(device) }))
+        .collect();
+    targets.sort_unstable();
+    targets.dedup();
+    Ok(targets)
+}
+
+/// Choices of the row's user and device, as columns. `$2` is the event type. The user's come from `choice_joins`; the
+/// device's are looked up only where `has_choice` says that there are any.
+macro_rules! choices {
+    () => {
+        "all_types.opted_in, this_type.opted_in, \
+         CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+         WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
+         CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+         WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = $2) END"
+    };
+}
+
+/// What [`choices`] reads; `$user` is SQL. Joins, for a sub-query opens its cursor anew in every row.
+macro_rules! choice_joins {
+    ($user:literal) => {
+        concat!(
+            " LEFT JOIN opt_in all_types ON all_types.user_key = ",
+            $user,
+            " AND all_types.device = 0 AND all_types.event_type = '' LEFT JOIN opt_in this_type ON this_type.user_key = ",
+            $user,
+            " AND this_type.device = 0 AND this_type.event_type = $2"
+        )
+    };
+}
+
+type FactTypes = (
+    BigInt,
+    BigInt,
+    BigInt,
+    SmallInt,
+    BigInt,
+    SmallInt,
+    Binary,
+    Nullable<Text>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+);
+
+#[derive(diesel::Queryable)]
+struct FactRow {
+    /// Position in what was asked for.
+    position: i64,
+    device: i64,
+    user: i64,
+    state: i16,
+    route: i64,
+    seal_key: i16,
+    token: Vec<u8>,
+    locale: Option<String>,
+    user_all: Option<i16>,
+    user_type: Option<i16>,
+    device_all: Option<i16>,
+    device_type: Option<i16>,
+}
+
+impl FactRow {
+    fn into_facts(self) -> Attempt<TargetFacts> {
+        Ok(TargetFacts {
+            target: Target { user: UserKey(self.user), device: DeviceId(self.device) },
+            state: device_state(self.state)?,
+            route: RouteId(self.route),
+            token: token(self.seal_key, self.token)?,
+            locale: self.locale.as_deref().map(Locale::trusted),
+            user_choice: UserChoice { all: choice(self.user_all), this_type: choice(self.user_type) },
+            device_choice: DeviceChoice { all: choice(self.device_all), this_type: choice(self.device_type) },
+        })
+    }
+}
+
+/// What the gate needs of each device, by position; a missing row, or one of another user than the target's, is
+/// `None`. One query: device by its key, choices by theirs.
+pub(super) async fn facts_of_targets(
+    conn: &mut AsyncPgConnection,
+    event_type: &EventType,
+    targets: &[Target],
+) -> Attempt<Vec<Option<TargetFacts>>> {
+    let mut facts: Vec<Option<TargetFacts>> = vec![None; targets.len()];
+    let rows = constant!(
+        FactTypes;
+        concat!(
+            "SELECT e.n - 1, d.id, d.user_key, d.state, d.route, d.seal_key, d.token_sealed, d.locale, ",
+            choices!(),
+            " FROM unnest($1) WITH ORDINALITY AS e(value, n) JOIN device d ON d.id = e.value",
+            choice_joins!("d.user_key")
+        ),
+        Array<BigInt> => ids(targets.iter().map(|target| target.device.0)), Text => event_type.as_str(),
+    )
+    .load::<FactRow>(conn)
+    .await?;
+    for row in rows {
+        let position = usize::try_from(row.position).unwrap_or(usize::MAX);
+        let slot = facts.get_mut(position).ok_or_else(|| Fail::corrupt("a position out of range"))?;
+        if targets[position].user.0 == row.user {
+            *slot = Some(row.into_facts()?);
+        }
+    }
+    Ok(facts)
+}
+
+/// See `Queue::names_and_labels`.
+pub(super) async fn names_and_labels(
+    conn: &mut AsyncPgConnection,
+    targets: &[Target],
+) -> Attempt<Vec<Option<(UserId, Labels)>>> {
+    let rows: Vec<(i64, Option<String>, String)> = constant!(
+        (BigInt, Nullable<Text>, Text);
+        "SELECT e.n - 1, u.external_id, d.labels FROM unnest($1) WITH ORDINALITY AS e(value, n) \
+         JOIN device d ON d.id = e.value JOIN app_user u ON u.id = d.user_key",
+        Array<BigInt> => ids(targets.iter().map(|target| target.device.0)),
+    )
+    .load(conn)
+    .await?;
+    let mut found = vec![None; targets.len()];
+    for (position, name, labels) in rows {
+        let position = usize::try_from(position).unwrap_or(usize::MAX);
+        let slot = found.get_mut(position).ok_or_else(|| Fail::corrupt("a position out of range"))?;
+        if let Some(name) = name {
+            *slot = Some((UserId::trusted(&name), serde_json::from_str(&labels)?));
+        }
+    }
+    Ok(found)
+}
+
+type PersonTypes = (
+    BigInt,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
+    Nullable<SmallInt>,
+    Nullable<Binary>,
+    Nullable<Text>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+);
+
+type PersonRow = (
+    i64,
+    Option<i64>,
+    Option<i64>,
+    Option<i16>,
+    Option<Vec<u8>>,
+    Option<String>,
+    Option<i16>,
+    Option<i16>,
+    Option<i16>,
+    Option<i16>,
+);
+
+/// People ascending by user, and the facts of every device they may be reached on, ascending by (user, device).
+#[derive(Default)]
+pub(super) struct People {
+    pub people: Vec<Person>,
+    pub facts: Vec<TargetFacts>,
+}
+
+impl People {
+    /// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over.
+    pub async fn of_users(conn: &mut AsyncPgConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
+        let rows = constant!(
+            PersonTypes;
+            concat!(
+                "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                choices!(),
+                " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
+            choice_joins!("e.value"),
+                " ORDER BY e.value"
+            ),
+            Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
+        )
+        .load::<PersonRow>(conn)
+        .await?;
+        let mut found = Self::default();
+        for row in rows {
+            found.add(row)?;
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The same for many events at once: each wanted person with the place of the event and its type. In the order of
+    /// the places; an event without people is left out.
+    pub async fn of_events(
+        conn: &mut AsyncPgConnection,
+        places: &[i32],
+        users: &[i64],
+        event_types: &[&str],
+    ) -> Attempt<Vec<(usize, Self)>> {
+        let rows: Vec<(i32, PersonRow)> = constant!(
+            (Integer, PersonTypes);
+            "SELECT e.place, e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, \
+                 all_types.opted_in, this_type.opted_in, \
+                 CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+                 WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
+                 CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+                 WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = e.event_type) END \
+                 FROM unnest($1, $2, $3) AS e(place, value, event_type) \
+                 LEFT JOIN device d ON d.user_key = e.value AND d.state = 1 \
+                 LEFT JOIN opt_in all_types ON all_types.user_key = e.value AND all_types.device = 0 \
+                 AND all_types.event_type = '' \
+                 LEFT JOIN opt_in this_type ON this_type.user_key = e.value AND this_type.device = 0 \
+                 AND this_type.event_type = e.event_type ORDER BY e.place, e.value",
+            Array<Integer> => places, Array<BigInt> => users, Array<Text> => event_types,
+        )
+        .load(conn)
+        .await?;
+        let mut events: Vec<(usize, Self)> = Vec::new();
+        for (place, row) in rows {
+            let place = usize::try_from(place).map_err(|_| Fail::corrupt("a negative place"))?;
+            if events.last().is_none_or(|(last, _)| *last != place) {
+                events.push((place, Self::default()));
+            }
+            events.last_mut().expect("pushed above when it was not there").1.add(row)?;
+        }
+        for (_, found) in &mut events {
+            found.sort();
+        }
+        Ok(events)
+    }
+
+    fn add(&mut self, row: PersonRow) -> Attempt<()> {
+        let (user, device, route, seal_key, sealed, locale, all, this_type, device_all, device_type) = row;
+        let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
+        let person = self.person(UserKey(user), user_choice);
+        let (Some(device), Some(route)) = (device, route) else { return Ok(()) };
+        let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
+        person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
+        self.facts.push(TargetFacts {
+            target: Target { user: UserKey(user), device: DeviceId(device) },
+            state: DeviceState::Active,
+            route: RouteId(route),
+            token: token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?,
+            locale: locale.as_deref().map(Locale::trusted),
+            user_choice,
+            device_choice,
+        });
+        Ok(())
+    }
+
+    /// A left join yields one user's rows together and users in the order asked; nothing promises it for devices, and
+    /// sorting what is sorted costs less here than an ORDER BY does in SQLite.
+    fn sort(&mut self) {
+        for person in &mut self.people {
+            person.devices.sort_unstable_by_key(|(device, _)| *device);
+        }
+        self.people.sort_by_key(|person| person.user);
+        self.facts.sort_unstable_by_key(|facts| facts.target);
+    }
+
+    /// Adds people named by device only, on just those devices whatever their state. `targets`: sorted, of people who
+    /// are not here yet.
+    pub async fn add_devices(
+        &mut self,
+        conn: &mut AsyncPgConnection,
+        event_type: &EventType,
+        targets: &[Target],
+    ) -> Attempt<()> {
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let mut others = Self::default();
+        for found in facts_of_targets(conn, event_type, targets).await?.into_iter().flatten() {
+            let person = others.person(found.target.user, found.user_choice);
+            person.devices.push((found.target.device, facts(found.state, found.route, found.device_choice)));
+            others.facts.push(found);
+        }
+        self.people.append(&mut others.people);
+        self.facts.append(&mut others.facts);
+        self.sort();
+        Ok(())
+    }
+
+    /// Bars every device that the app's allow-list does not name.
+    pub async fn restrict(&mut self, conn: &mut AsyncPgConnection, list: &AllowList) -> Attempt<()> {
+        let targets = plan::targets(&self.people);
+        let known = names_and_labels(conn, &targets).await?;
+        plan::restrict(&mut self.people, list, &targets, &known);
+        Ok(())
+    }
+
+    pub fn facts_of(&self, target: Target) -> Option<&TargetFacts> {
+        let at = self.facts.binary_search_by_key(&target, |facts| facts.target).ok()?;
+        self.facts.get(at)
+    }
+
+    fn person(&mut self, user: UserKey, choice: UserChoice) -> &mut Person {
+        if self.people.last().is_none_or(|last| last.user != user) {
+            self.people.push(Person { user, choice, devices: Vec::new() });
+        }
+        self.people.last_mut().expect("pushed above when it was not there")
+    }
+}
+
+type PageTypes = (
+    BigInt,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+    Nullable<SmallInt>,
+);
+
+type PageRow = (i64, Option<i64>, Option<i64>, Option<i16>, Option<i16>, Option<i16>, Option<i16>);
+
+/// `users` (ascending, distinct) on all their active devices, without tokens: a fan-out's page.
+pub(super) async fn people_of_page(
+    conn: &mut AsyncPgConnection,
+    event_type: &EventType,
+    users: &[UserKey],
+) -> Attempt<People> {
+    let rows = constant!(
+        PageTypes;
+        concat!(
+            "SELECT e.value, d.id, d.route, ",
+            choices!(),
+            " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
+            choice_joins!("e.value"),
+                " ORDER BY e.value"
+        ),
+        Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
+    )
+    .load::<PageRow>(conn)
+    .await?;
+    let mut found = People { people: Vec::with_capacity(users.len()), facts: Vec::new() };
+    for row in rows {
+        let (user, device, route, all, this_type, device_all, device_type) = row;
+        let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
+        let person = found.person(UserKey(user), user_choice);
+        if let (Some(device), Some(route)) = (device, route) {
+            let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
+            person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Planning decides about the route and the allow-list; until then they are taken for good.
+fn facts(state: DeviceState, route: RouteId, choice: DeviceChoice) -> DeviceFacts {
+    DeviceFacts { state, route, route_known: true, allowed_here: true, choice }
+}

@@ -1,0 +1,177 @@
+//! This replica among the others: its heartbeat, the work of those whose heart stopped, and leases that got lost.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::query::RunQuery;
+use diesel::sql_types::{Array, BigInt, Integer};
+use diesel_async::AsyncPgConnection;
+
+use super::Inner;
+use super::statement::constant;
+
+const BEAT: Duration = Duration::from_secs(1);
+const BEAT_LIMIT: Duration = Duration::from_secs(3);
+/// Silent for longer than this, a replica's leases are free.
+pub(super) const DEAD_AFTER_MS: i64 = 10_000;
+
+/// The beating heart.
+pub(super) struct Replica {
+    pub slot: i32,
+    pub conn: Option<AsyncPgConnection>,
+}
+
+impl Replica {
+    pub async fn run(mut self, inner: Arc<Inner>) {
+        let context = &inner.context;
+        let runtime = context.runtime.clone();
+        let mut beats = 0_u64;
+        loop {
+            match runtime.timeout(BEAT_LIMIT, self.beat(&inner, beats)).await {
+                Some(Ok(true)) => {}
+                Some(Ok(false)) => {
+                    inner.die("another process has this replica's slot: it was silent for too long");
+                    return;
+                }
+                failed => {
+                    self.conn = None;
+                    if let Some(Err(error)) = failed {
+                        tracing::debug!(error, "the heartbeat did not reach the database");
+                    }
+                }
+            }
+            beats += 1;
+            tokio::select! {
+                biased;
+                () = context.stopping.cancelled() => break,
+                () = runtime.sleep(BEAT) => {}
+            }
+        }
+        // Out of the way at once: what is left is free for the others.
+        if !matches!(runtime.timeout(BEAT_LIMIT, self.leave(&inner)).await, Some(Ok(()))) {
+            tracing::warn!("the replica's row could not be updated; its leases are free in ten seconds");
+        }
+    }
+
+    /// Whether the slot is still ours.
+    async fn beat(&mut self, inner: &Inner, beats: u64) -> Result<bool, String> {
+        let context = &inner.context;
+        if self.conn.is_none() {
+            self.conn = Some(inner.target.connect().await.map_err(|error| error.to_string())?);
+        }
+        let conn = self.conn.as_mut().expect("connected above");
+        let before = context.runtime.now().0;
+        let now: Vec<i64> = constant!(
+            BigInt;
+            "UPDATE replica SET heartbeat = (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT \
+             WHERE slot = $1 AND boot_id = $2 RETURNING heartbeat",
+            Integer => self.slot, BigInt => context.boot.0,
+        )
+        .load(conn)
+        .await
+        .map_err(|error| error.to_string())?;
+        let Some(now) = now.first() else { return Ok(false) };
+        // Half the way there and back.
+        context.skew.store(now - i64::midpoint(before, context.runtime.now().0), Ordering::Relaxed);
+        if beats % 2 == 1 {
+            let freed = release_dead(conn, context.boot.0).await.map_err(|error| error.to_string())?;
+            if freed > 0 {
+                inner.forget_bounds();
+                tracing::info!(jobs = freed, "took up the work of a replica that is gone");
+            }
+        }
+        if context.sweep.swap(false, Ordering::AcqRel) {
+            let swept = sweep(conn, inner).await;
+            if let Err(error) = swept {
+                context.sweep.store(true, Ordering::Release);
+                return Err(error.to_string());
+            }
+        }
+        Ok(true)
+    }
+
+    async fn leave(&mut self, inner: &Inner) -> Result<(), String> {
+        let conn = match self.conn.take() {
+            Some(conn) => conn,
+            None => inner.target.connect().await.map_err(|error| error.to_string())?,
+        };
+        let mut conn = conn;
+        let boot = inner.context.boot.0;
+        let text = |error: diesel::result::Error| error.to_string();
+        // The heartbeat keeps the time of the last ids; a boot id of 0 owns nothing.
+        constant!(
+            (); "UPDATE replica SET boot_id = 0 WHERE slot = $1 AND boot_id = $2",
+            Integer => self.slot, BigInt => boot,
+        )
+        .execute(&mut conn)
+        .await
+        .map_err(text)?;
+        constant!(
+            (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1", BigInt => boot,
+        )
+        .execute(&mut conn)
+        .await
+        .map_err(text)?;
+        constant!(
+            (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1", BigInt => boot,
+        )
+        .execute(&mut conn)
+        .await
+        .map_err(text)?;
+        Ok(())
+    }
+}
+
+/// Frees what is leased to nobody alive. `boot` is alive.
+pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> diesel::QueryResult<u64> {
+    let alive: Vec<i64> = constant!(
+        BigInt;
+        "SELECT boot_id FROM replica WHERE boot_id <> 0 \
+         AND heartbeat > (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - $1",
+        BigInt => DEAD_AFTER_MS,
+    )
+    .load(conn)
+    .await?;
+    let alive: Vec<i64> = alive.into_iter().chain([boot, 0]).collect();
+    // job_by_owner
+    let jobs = constant!(
+        ();
+        "UPDATE job SET owner = 0, fence = fence + 1 WHERE id IN \
+         (SELECT id FROM job WHERE owner <> 0 AND owner <> ALL ($1) ORDER BY id FOR UPDATE SKIP LOCKED)",
+        Array<BigInt> => &alive,
+    )
+    .execute(conn)
+    .await?;
+    constant!(
+        (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner <> ALL ($1)",
+        Array<BigInt> => &alive,
+    )
+    .execute(conn)
+    .await?;
+    Ok(jobs as u64)
+}
+
+/// Frees what is leased to us by transactions whose answer was lost. While it looks, nobody takes new leases.
+async fn sweep(conn: &mut AsyncPgConnection, inner: &Inner) -> diesel::QueryResult<()> {
+    let context = &inner.context;
+    let _alone = context.leasing.write().await;
+    let held: Vec<i64> = context.held.lock().expect("no panic while held").iter().copied().collect();
+    let freed = constant!(
+        (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1 AND id <> ALL ($2)",
+        BigInt => context.boot.0, Array<BigInt> => &held,
+    )
+    .execute(conn)
+    .await?;
+    constant!(
+        (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1 AND notification_id <> ALL ($2)",
+        BigInt => context.boot.0, Array<BigInt> => &held,
+    )
+    .execute(conn)
+    .await?;
+    if freed > 0 {
+        tracing::info!(jobs = freed, "freed leases whose claim was answered to nobody");
+    }
+    inner.forget_bounds();
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! What the hot statements touch in a database of a million people: the server's own counters, after the store did its
+//! work and closed its connections, say that nothing was scanned.
+
+use super::*;
+use crate::domain::content::Content;
+use crate::domain::notification::Audience;
+use crate::domain::outcome::ResultCode;
+use crate::domain::plan::plan;
+use crate::storage::conformance::{Engine, START, World, entries, topic, user};
+
+const PEOPLE: i64 = 1_000_000;
+
+/// Everybody has a device and a choice and follows one topic; open work on another route, and history.
+async fn fill(database: &Database, world: &World<'_>) {
+    let (app, apns, fcm) = (world.app.0, world.apns.0, world.fcm.0);
+    let now = START.0;
+    let statements = [
+        format!(
+            "INSERT INTO app_user (id, app, external_id, created_at) SELECT 1000000000 + n, {app}, 'person-' || n, {now} \
+             FROM generate_series(1, {PEOPLE}) AS n"
+        ),
+        format!(
+            "INSERT INTO device (id, app, platform, user_key, route, kind, token_hash, token_sealed, observed_at, \
+             confirmed_at, state, created_at) SELECT 1000000000 + n, {app}, 1, 1000000000 + n, {apns}, 1, \
+             decode(md5(n::TEXT), 'hex'), convert_to(md5(n::TEXT), 'UTF8'), {now}, {now}, 1, {now} \
+             FROM generate_series(1, {PEOPLE}) AS n"
+        ),
+        format!(
+            "INSERT INTO opt_in (user_key, app, opted_in, observed_at, recorded_at) \
+             SELECT 1000000000 + n, {app}, 1, {now}, {now} FROM generate_series(1, {PEOPLE}) AS n"
+        ),
+        format!("INSERT INTO topic (id, app, name) VALUES (77, {app}, 'everybody')"),
+        format!(
+            "INSERT INTO subscription (topic, user_key, active, observed_at, recorded_at) \
+             SELECT 77, 1000000000 + n, 1, {now}, {now} FROM generate_series(1, {PEOPLE}) AS n"
+        ),
+        format!(
+            "INSERT INTO notification (id, app, event_type, default_opt_in, lane, priority, content, event_at, \
+             accepted_at, expires_at) SELECT 1000000000 + n, {app}, 'comment.created', 1, 0, 0, '{{}}', {now}, {now}, \
+             {now} FROM generate_series(1, 200000) AS n"
+        ),
+        format!(
+            "INSERT INTO job (id, app, notification_id, route, lane, format, ready_at, due_at, first_user, last_user, \
+             target_count, targets) SELECT 1000000000 + n, {app}, 1000000000 + n, {fcm}, 0, 1, {now}, {now} + n, 1, 2, \
+             1, ''::BYTEA FROM generate_series(1, 200000) AS n"
+        ),
+        "INSERT INTO outcome_block (id, app, notification_id, first_user, last_user, at, entries) \
+         SELECT 1000000000 + n, 1, 1000000000 + n, 1, 2, 1, ''::BYTEA FROM generate_series(1, 200000) AS n"
+            .to_owned(),
+        format!(
+            "INSERT INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
+             SELECT {app}, 'key-' || n, 1, ''::BYTEA, 1000000000 + n, {now} FROM generate_series(1, 200000) AS n"
+        ),
+        "VACUUM ANALYZE".to_owned(),
+    ];
+    let mut conn = database.connect().await;
+    conn.batch_execute("SET statement_timeout = 0; SET synchronous_commit = off; SET enable_hashjoin = on")
+        .await
+        .unwrap();
+    for statement in statements {
+        conn.batch_execute(&statement).await.unwrap();
+    }
+}
+
+/// Rows that were read by scans and through indexes so far, by table.
+async fn rows_read(database: &Database) -> HashMap<String, (i64, i64)> {
+    let mut conn = database.connect().await;
+    let rows: Vec<(String, i64, i64)> = constant!(
+        (diesel::sql_types::Text, diesel::sql_types::BigInt, diesel::sql_types::BigInt);
+        "SELECT relname::TEXT, seq_tup_read, coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables"
+    )
+    .load(&mut conn)
+    .await
+    .unwrap();
+    rows.into_iter().map(|(table, scanned, fetched)| (table, (scanned, fetched))).collect()
+}
+
+/// [`rows_read`], once it nearly stands still: a server process tells its counts up to a second late, or when it ends.
+/// An open store's heartbeat reads a few rows a second.
+async fn settled(database: &Database) -> HashMap<String, (i64, i64)> {
+    let mut last = rows_read(database).await;
+    loop {
+        crate::runtime::Runtime::production().sleep(std::time::Duration::from_millis(1_200)).await;
+        let now = rows_read(database).await;
+        let total =
+            |counts: &HashMap<String, (i64, i64)>| counts.values().map(|(scans, reads)| scans + reads).sum::<i64>();
+        if total(&now) - total(&last) < 100 {
+            return now;
+        }
+        last = now;
+    }
+}
+
+#[tokio::test]
+async fn the_hot_statements_scan_nothing_among_a_million_people() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let boot = store.boot_id();
+    let filled = Fixture { store: Arc::<PostgresStore>::clone(&store), deny, boot, kept: Box::new(()) };
+    let world = World::new(&filled).await;
+    fill(&database, &world).await;
+    // What it and the filling read must be counted before the measurement begins.
+    store.close().await;
+
+    // A store of its own, so that its counters are all written when it is closed.
+    let (store, deny) = database.open().await;
+    let before = settled(&database).await;
+    let boot = store.boot_id();
+    let measured = Fixture { store: Arc::<PostgresStore>::clone(&store), deny, boot, kept: Box::new(()) };
+    let world = World { fixture: &measured, app: world.app, apns: world.apns, fcm: world.fcm, now: START.0.into() };
+    let now = world.now();
+    for number in 0..10 {
+        let name = format!("person-{}", 1 + number * 99_991);
+        let mut event = world.to_users(&[&name]);
+        event.idempotency = Some(crate::storage::conformance::key(&format!("new-{number}"), 1));
+        store.accept(event, Engine::with_room(0), now).await.unwrap();
+        store.register_device(world.registration(&name, &format!("new-token-{number}")), now).await.unwrap();
+        store.set_opt_in(world.choice(&name, number % 2 == 0), now).await.unwrap();
+        store.set_subscription(world.app, user(&name), topic("few"), true, now, now).await.unwrap();
+    }
+    store.accept(world.to_topics(&["few"]), Engine::with_room(0), now).await.unwrap();
+    let claimed = world.claim(world.apns, Lane::Interactive).await;
+    assert_eq!(claimed.len(), 11);
+    for claimed in &claimed {
+        let targets = &claimed.job.targets;
+        let facts = store.gate_facts(claimed.notification.id, &claimed.notification.event_type, targets).await.unwrap();
+        assert_eq!(facts.facts.len(), targets.len());
+    }
+    let updates = claimed.iter().map(|one| world.update(one, entries(&one.job.targets, ResultCode::Sent))).collect();
+    assert!(store.record(updates, now).await.unwrap().iter().all(|held| *held));
+    assert!(store.next_due(world.fcm, Lane::Interactive).await.unwrap().is_some());
+
+    let mut everybody = world.to_topics(&["everybody"]);
+    everybody.body = Arc::new(crate::domain::notification::Body { content: Content::default(), ..Default::default() });
+    assert_eq!(everybody.audience.topics.len(), 1, "{:?}", Audience::default());
+    store.accept(everybody, Engine::with_room(0), now).await.unwrap();
+    let mut fanout = store.claim_fanout(boot, now, &[]).await.unwrap().unwrap();
+    for _ in 0..5 {
+        let page = store.fanout_page(&fanout, 1_000).await.unwrap();
+        assert_eq!(page.people.len(), 1_000);
+        let planned = plan(&page.people, &fanout.notification.rules(), now);
+        let job = |(route, targets)| crate::domain::notification::NewJob {
+            notification: fanout.notification.id,
+            route,
+            lane: Lane::Bulk,
+            targets,
+            attempt: 0,
+            claims: 0,
+            ready_at: now,
+            due_at: now,
+            first_attempt_at: None,
+        };
+        let write = PageWrite {
+            app: world.app,
+            notification: fanout.notification.id,
+            fence: fanout.fence,
+            cursor: page.cursor,
+            done: page.done,
+            jobs: planned.jobs.into_iter().map(job).collect(),
+            leased: 0,
+            suppressed: planned.suppressed,
+        };
+        assert!(store.write_page(write, now).await.unwrap().is_some());
+        fanout.cursor = page.cursor;
+    }
+    store.close().await;
+
+    let mut fetched = 0;
+    for (table, (scans, fetches)) in settled(&database).await {
+        let (scans_before, fetches_before) = before.get(&table).copied().unwrap_or_default();
+        assert!(scans - scans_before < 500, "{} rows of {table} were read by sequential scans", scans - scans_before);
+        fetched += fetches - fetches_before;
+    }
+    println!("{fetched} rows read through indexes among {PEOPLE} people");
+    // Five pages of a thousand people: subscription, device, two choices. The rest is small.
+    assert!(fetched < 40_000, "{fetched} rows were read through indexes");
+}
