@@ -86,6 +86,8 @@ metrics! {
     PROVIDER_UP = Gauge "nudged_provider_up" ["app", "platform", "credential"];
     /// Days until an APNs certificate ends; negative after it. Signing keys do not end.
     CERTIFICATE_DAYS_LEFT = Gauge "nudged_certificate_days_left" ["app", "credential"];
+    /// Spans given to the trace collector, by result: `exported` or `failed`.
+    SPANS = Counter "nudged_spans_total" ["result"];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.

@@ -19,3 +19,4 @@ mod reload;
 mod server;
 mod tables;
 mod tour;
+mod traces;
