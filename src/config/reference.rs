@@ -287,7 +287,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "max_events_per_second",
                 Absent("no limit", "500"),
-                "Events taken a second, over time; as many may come at once. More are answered RESOURCE_EXHAUSTED with the time to wait.",
+                "Events taken a second, over time; as many may come at once. More are answered RESOURCE_EXHAUSTED with the time to wait. On Postgres of each replica.",
             ),
             key(
                 "max_open_targets",
