@@ -20,11 +20,11 @@ pub mod grpc;
 pub mod keys;
 mod layers;
 pub mod log;
-pub mod traces;
 pub mod problem;
 pub mod reference;
 mod section;
 pub mod settings;
+pub mod traces;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -42,9 +42,9 @@ pub use fcm::FcmCredential;
 pub use grpc::{Grpc, GrpcTls};
 pub use keys::{Key, Scope};
 pub use log::{Log, LogFormat};
-pub use traces::Traces;
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use settings::Settings;
+pub use traces::Traces;
 pub use values::{Endpoint, SecretSource, SecretText, Sha256Digest};
 
 use layers::{File, Layers};
