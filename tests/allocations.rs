@@ -112,6 +112,7 @@ fn the_hot_steps_allocate_by_the_batch_and_not_by_the_target() {
                     state: DeviceState::Active,
                     route: RouteId(1 + at % 2),
                     route_known: true,
+                    allowed_here: true,
                     choice: DeviceChoice { all: None, this_type: None },
                 },
             )],

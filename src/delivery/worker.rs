@@ -8,11 +8,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::flight::Flight;
-use super::shared::{RouteLanes, Shared, Work};
+use super::holds;
+use super::shared::{Link, RouteLanes, Shared, Work};
 use crate::domain::consent::{self, DeviceFacts};
 use crate::domain::deny::DenyPosition;
+use crate::domain::device::Labels;
 use crate::domain::event_type::{Definition, LocaleTemplate};
-use crate::domain::ids::{Locale, NotificationId, RouteId};
+use crate::domain::ids::{Locale, NotificationId, RouteId, UserId};
 use crate::domain::notification::{HandedOver, Notification, Permit, TargetFacts};
 use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
@@ -37,14 +39,20 @@ const POISON_CLAIMS: u32 = SUSPECT_CLAIMS + 3;
 
 pub struct Worker {
     shared: Arc<Shared>,
+    lanes: Arc<RouteLanes>,
     route: RouteId,
     lane: Lane,
     work: mpsc::UnboundedReceiver<Work>,
     encoded: HashMap<EncodedKey, Result<Encoded, ResultCode>>,
+    /// What `encoded` was made for.
+    link: Arc<Link>,
 }
 
 /// A notification, and its variant as `render::Variant` names it.
 type EncodedKey = (NotificationId, Option<String>, Option<usize>);
+
+/// The names and labels of a job's targets, where they are asked for.
+type Known = Option<Vec<Option<(UserId, Labels)>>>;
 
 /// What a claim round came to.
 enum Round {
@@ -57,23 +65,31 @@ enum Round {
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, route: RouteId, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
-        Self { shared, route, lane, work, encoded: HashMap::new() }
+    pub fn new(shared: Arc<Shared>, lanes: Arc<RouteLanes>, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
+        let (route, link) = (lanes.route.id, lanes.link());
+        Self { shared, lanes, route, lane, work, encoded: HashMap::new(), link }
     }
 
-    /// Runs until the engine stops; then what is in the inbox goes back to the queue.
+    /// Runs until the engine stops or the route is removed; then what is in the inbox goes back to the queue.
     pub async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let lanes = &shared.routes[&self.route];
+        let lanes = Arc::clone(&self.lanes);
+        let spec = &lanes.route.spec;
+        let mut pauses = shared.holds.subscribe();
         let inbox = &lanes.lanes[self.lane.index()];
         let mut claim_at = Some(shared.runtime.instant());
         loop {
             let now = shared.runtime.instant();
-            let claim_now = claim_at.is_some_and(|at| at <= now);
+            // Nothing is claimed from a route that an operator holds.
+            let held = pauses.borrow_and_update().of_route(spec.app, spec.platform).is_some();
+            let claim_now = !held && claim_at.is_some_and(|at| at <= now);
             let pause = lanes.state.paused_until(now);
+            let next = if held { None } else { pause.or(claim_at) };
             tokio::select! {
                 biased;
                 () = shared.stopping.cancelled() => break,
+                () = lanes.removed.cancelled() => break,
+                Ok(()) = pauses.changed() => claim_at = Some(shared.runtime.instant()),
                 work = self.work.recv() => match work {
                     Some(work) => {
                         if !self.take(work).await {
@@ -83,7 +99,7 @@ impl Worker {
                     None => break,
                 },
                 () = inbox.wake.notified(), if !claim_now => claim_at = Some(shared.runtime.instant()),
-                () = shared.runtime.sleep_until(pause.or(claim_at).unwrap_or(now + shared.settings.poll)),
+                () = shared.runtime.sleep_until(next.unwrap_or(now + shared.settings.poll)),
                     if pause.is_some() || !claim_now => claim_at = Some(shared.runtime.instant()),
                 () = std::future::ready(()), if pause.is_none() && claim_now => {
                     claim_at = match self.claim().await {
@@ -110,12 +126,12 @@ impl Worker {
     async fn claim(&mut self) -> Round {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
-        let lanes = &shared.routes[&self.route];
-        let probing = lanes.state.is_broken();
+        let probing = self.lanes.state.is_broken();
         let (max_jobs, most) = if probing { (1, 1) } else { (settings.max_claim_jobs, settings.max_claim_targets) };
         let mut room = tokio::select! {
             biased;
             () = shared.stopping.cancelled() => return Round::Idle(None),
+            () = self.lanes.removed.cancelled() => return Round::Idle(None),
             room = shared.permits.claim(self.lane, most) => room,
         };
         let request = ClaimRequest {
@@ -162,8 +178,7 @@ impl Worker {
     }
 
     fn flight(&self, job: crate::domain::notification::Job, notification: Arc<Notification>, permit: Permit) -> Flight {
-        let route = Arc::clone(&self.shared.routes[&self.route].route);
-        Flight::new(job, notification, route, permit, self.shared.runtime.instant())
+        Flight::new(job, notification, Arc::clone(&self.lanes.route), permit, self.shared.runtime.instant())
     }
 
     /// Whether the sender and the store went along.
@@ -179,6 +194,7 @@ impl Worker {
             Work::HandedOver(jobs) => {
                 let (mut batches, mut taken) = (Vec::with_capacity(jobs.len()), true);
                 let guard = self.beside_others().await;
+                self.refresh_link();
                 for handed in jobs {
                     match self.prepare_handed(handed, Arc::clone(&guard)).await {
                         Ok(batch) => batches.extend(batch),
@@ -199,6 +215,16 @@ impl Worker {
         Arc::new(self.shared.isolation.clone().read_owned().await)
     }
 
+    /// To be called before the first of a group is prepared: all of a group goes out through one sender, for another
+    /// cannot read what the one before encoded.
+    fn refresh_link(&mut self) {
+        let link = self.lanes.link();
+        if !Arc::ptr_eq(&link, &self.link) {
+            self.encoded.clear();
+            self.link = link;
+        }
+    }
+
     async fn prepare_handed(
         &mut self,
         handed: HandedOver,
@@ -206,6 +232,10 @@ impl Worker {
     ) -> Result<Option<Batch>, StoreError> {
         let HandedOver { job, notification, facts, gated, gated_at, permit } = handed;
         let mut flight = self.flight(job, notification, permit);
+        if self.hold(&mut flight) {
+            self.settle(flight);
+            return Ok(None);
+        }
         flight.keep(guard);
         let templates = match self.templates(&flight.notification).await {
             Ok(templates) => templates,
@@ -223,8 +253,23 @@ impl Worker {
     /// The gate before each send: asks the database about all of them at once, ends what is forbidden and sends the
     /// rest. `Ok(false)`: the sender did not take everything. Either way such a job goes back to the queue with what was
     /// already known written. A suspect job comes alone.
-    async fn gate_and_send(&mut self, mut flights: Vec<Flight>) -> Result<bool, StoreError> {
+    async fn gate_and_send(&mut self, flights: Vec<Flight>) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
+        // Before the look at the pauses and the query: whatever they miss has a higher position.
+        let gated = shared.deny.position();
+        let gated_at = shared.runtime.instant().into_std();
+        let mut going = Vec::with_capacity(flights.len());
+        for mut flight in flights {
+            if self.hold(&mut flight) {
+                self.settle(flight);
+            } else {
+                going.push(flight);
+            }
+        }
+        let mut flights = going;
+        if flights.is_empty() {
+            return Ok(true);
+        }
         if let [flight] = &mut flights[..]
             && flight.job.claims > SUSPECT_CLAIMS
             && self.isolate(flight)
@@ -243,9 +288,6 @@ impl Worker {
                 flight.keep(Arc::clone(&guard));
             }
         }
-        // Before the query: whatever it misses has a higher position.
-        let gated = shared.deny.position();
-        let gated_at = shared.runtime.instant().into_std();
         let pending: Vec<Vec<u32>> = flights.iter_mut().map(Flight::take_pending).collect();
         let question = |(flight, pending): (&Flight, &Vec<u32>)| GateQuestion {
             notification: flight.notification.id,
@@ -265,6 +307,7 @@ impl Worker {
                 return Err(error);
             }
         };
+        self.refresh_link();
         let mut batches = Vec::with_capacity(flights.len());
         for (((flight, pending), templates), facts) in flights.into_iter().zip(pending).zip(templates).zip(read) {
             let (flight, allowed) = self.gate(flight, pending, facts);
@@ -273,26 +316,41 @@ impl Worker {
         Ok(self.submit(batches))
     }
 
+    /// Templates and facts of each flight; of each target also the name and labels where there is an allow-list.
     async fn ask_gates(
         &self,
         questions: Vec<GateQuestion>,
         notifications: Vec<Arc<Notification>>,
-    ) -> Result<(Vec<Option<Arc<Templates>>>, Vec<GateFacts>), StoreError> {
+    ) -> Result<(Vec<Option<Arc<Templates>>>, Vec<(GateFacts, Known)>), StoreError> {
         let mut templates = Vec::with_capacity(notifications.len());
         for notification in notifications {
             templates.push(self.templates(&notification).await?);
         }
-        Ok((templates, self.shared.store.gates(questions).await?))
+        let has_list = self.shared.table().allow_lists.contains_key(&self.lanes.route.spec.app);
+        let mut known = Vec::with_capacity(questions.len());
+        for asked in &questions {
+            known.push(if has_list { Some(self.shared.store.names_and_labels(&asked.targets).await?) } else { None });
+        }
+        let facts = self.shared.store.gates(questions).await?;
+        Ok((templates, facts.into_iter().zip(known).collect()))
     }
 
     /// Ends what the gate forbids; the rest with what sending needs.
-    fn gate(&self, mut flight: Flight, pending: Vec<u32>, read: GateFacts) -> (Flight, Vec<(u32, TargetFacts)>) {
+    fn gate(
+        &self,
+        mut flight: Flight,
+        pending: Vec<u32>,
+        (read, known): (GateFacts, Known),
+    ) -> (Flight, Vec<(u32, TargetFacts)>) {
         let shared = &self.shared;
+        let table = shared.table();
+        let allow_list = table.allow_lists.get(&flight.notification.app);
+        let known = known.unwrap_or_default();
         let mut rules = flight.notification.rules();
         rules.cancelled |= read.cancelled;
         let (now, instant) = (shared.runtime.now(), shared.runtime.instant());
         let mut allowed = Vec::with_capacity(pending.len());
-        for (index, facts) in pending.into_iter().zip(read.facts) {
+        for (at, (index, facts)) in pending.into_iter().zip(read.facts).enumerate() {
             let Some(facts) = facts else {
                 flight.conclude(index, ResultCode::DeviceRetired, instant);
                 continue;
@@ -300,7 +358,11 @@ impl Worker {
             let device = DeviceFacts {
                 state: facts.state,
                 route: facts.route,
-                route_known: shared.senders.knows(facts.route),
+                route_known: table.routes.contains_key(&facts.route),
+                allowed_here: allow_list.is_none_or(|list| {
+                    let known = known.get(at).and_then(Option::as_ref);
+                    known.is_some_and(|(user, labels)| list.allows(user, labels))
+                }),
                 choice: facts.device_choice,
             };
             match consent::gates(&rules, facts.target.user, facts.user_choice, &device, now) {
@@ -309,6 +371,24 @@ impl Worker {
             }
         }
         (flight, allowed)
+    }
+
+    /// Whether an operator holds it: then all of it goes back to the queue.
+    fn hold(&self, flight: &mut Flight) -> bool {
+        let spec = &self.lanes.route.spec;
+        let now = self.shared.runtime.now();
+        if flight.notification.expires_at <= now {
+            // It waits for nothing: the gate ends it.
+            return false;
+        }
+        let pauses = self.shared.holds.now();
+        match pauses.of(spec.app, spec.platform, &flight.notification.event_type) {
+            None => false,
+            Some(pause) => {
+                flight.hold(holds::until(pause, now));
+                true
+            }
+        }
     }
 
     /// The templates of the version that the notification was accepted with.
@@ -356,7 +436,7 @@ impl Worker {
         gated_at: std::time::Instant,
     ) -> Option<Batch> {
         let shared = Arc::clone(&self.shared);
-        let lanes = &shared.routes[&self.route];
+        let link = Arc::clone(&self.link);
         let now = shared.runtime.instant();
         let notification = Arc::clone(&flight.notification);
         let identity = shared.store.identity();
@@ -369,7 +449,7 @@ impl Worker {
             let named = render::choose(content, templates, facts.locale.as_ref(), app_default.as_ref());
             let found = variants.iter().find(|(known, _)| *known == named).map(|(_, variant)| *variant);
             let variant = found.unwrap_or_else(|| {
-                let made = self.encode(lanes, &notification, templates, named, app_default.as_ref()).map(|one| {
+                let made = self.encode(&link, &notification, templates, named, app_default.as_ref()).map(|one| {
                     encoded.push(one);
                     u16::try_from(encoded.len() - 1).expect("no more variants than targets")
                 });
@@ -397,7 +477,7 @@ impl Worker {
         flight.sending(count, read_at, now);
         let ticket = shared.ticket();
         let batch = Batch {
-            route: Arc::clone(&lanes.route),
+            route: Arc::clone(&self.lanes.route),
             lane: self.lane,
             notification: notification.id,
             encoded,
@@ -416,7 +496,7 @@ impl Worker {
         if batches.is_empty() {
             return true;
         }
-        let left = self.shared.routes[&self.route].sender.submit_all(batches);
+        let left = self.link.sender.submit_all(batches);
         if left.is_empty() {
             return true;
         }
@@ -439,7 +519,7 @@ impl Worker {
 
     fn encode(
         &mut self,
-        lanes: &RouteLanes,
+        link: &Link,
         notification: &Notification,
         templates: Option<&Templates>,
         variant: Variant<'_>,
@@ -459,10 +539,11 @@ impl Worker {
             priority: notification.priority,
             collapse_key: notification.collapse_key.clone(),
             expires_at: notification.expires_at,
-            push_id: lanes.push_id,
+            push_id: link.push_id,
         };
-        let made = lanes.sender.encode(&lanes.route, &message, &options).map_err(|error| {
-            tracing::info!(notification_id = %self.shared.public_id(notification.id), platform = %lanes.route.spec.platform, %error,
+        let platform = self.lanes.route.spec.platform;
+        let made = link.sender.encode(&self.lanes.route, &message, &options).map_err(|error| {
+            tracing::info!(notification_id = %self.shared.public_id(notification.id), %platform, %error,
                 "a notification cannot be sent on this platform");
             match error {
                 EncodeError::TooLarge { .. } => ResultCode::PayloadTooLarge,
