@@ -199,8 +199,8 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
 /// statements cannot wait for each other.
 ///
 /// The queue is empty most of the time, and that is what the planner then believes for the life of a prepared statement:
-/// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)) here and
-/// wherever jobs are found by a list: at worst all of the queue is then read once a statement, not once a job.
+/// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)), and no join,
+/// here and wherever jobs are found by a list: they leave it nothing but the primary key.
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
     let (mut ids, mut fences, mut progress) = (Vec::new(), Vec::new(), Vec::new());
     let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
@@ -234,9 +234,9 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
              ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
              FOR NO KEY UPDATE) AS j), \
              ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
-             advanced AS (UPDATE job SET progress = locked.progress, \
-             claims = CASE WHEN locked.moved THEN 0 ELSE claims END FROM locked \
-             WHERE job.id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL)) AND job.id = locked.id), \
+             advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
+             claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
+             WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL))), \
              blocks AS (",
             insert_blocks!("$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13"),
             " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
@@ -247,7 +247,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
              WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at \
              FROM unnest($26, $27, $28, $29, $30, $31) AS r(device, app, since, reason, at, place) \
-             WHERE device.id = ANY ($26) AND device.id = r.device AND device.app = r.app AND device.state = 1 \
+             WHERE device.id = r.device AND device.app = r.app AND device.state = 1 \
              AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE) \
              SELECT place FROM locked"
         ),
