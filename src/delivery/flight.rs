@@ -16,7 +16,7 @@ use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::targets::{MAX_TARGETS, Target};
 use crate::domain::time::UnixMs;
 use crate::runtime::Instant;
-use crate::storage::{Attempt, JobUpdate};
+use crate::storage::{Attempt, DeviceChange, JobUpdate};
 
 /// Retries are due on this grid, so that those of one moment share a job.
 const RETRY_GRID_MS: i64 = 250;
@@ -38,6 +38,7 @@ pub struct Flight {
     details: Vec<Attempt>,
     retries: Vec<Retry>,
     retirements: Vec<Retirement>,
+    device_changes: Vec<DeviceChange>,
     first_answer_at: Option<Instant>,
     /// A configuration fault was among the answers.
     broken: Option<ProviderAnswer>,
@@ -93,6 +94,7 @@ impl Flight {
             details: Vec::new(),
             retries: Vec::new(),
             retirements: Vec::new(),
+            device_changes: Vec::new(),
             first_answer_at: None,
             broken: None,
             succeeded: false,
@@ -262,6 +264,7 @@ impl Flight {
                 details: std::mem::take(&mut self.details),
                 followers,
                 retirements: std::mem::take(&mut self.retirements),
+                device_changes: std::mem::take(&mut self.device_changes),
             },
             release: matches!(next, Next::Return),
         }

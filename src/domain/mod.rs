@@ -10,6 +10,7 @@ pub mod identity;
 pub mod ids;
 pub mod notification;
 pub mod outcome;
+pub mod pacing;
 pub mod plan;
 pub mod platform;
 pub mod retry;

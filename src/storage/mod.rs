@@ -1,5 +1,5 @@
-//! The store as the rest of the crate sees it: two ports in domain types, so that a distributed queue can one day take
-//! the place of [`Queue`] alone. `sqlite` and `postgres` implement both and know nothing of each other.
+//! The store as the rest of the crate sees it: three ports in domain types, so that a distributed queue can one day take
+//! the place of [`Queue`] alone. `sqlite` and `postgres` implement all and know nothing of each other.
 //!
 //! Every method is one atomic step: it happened whole, and durably, when it answers `Ok`; it left nothing when it
 //! answers a refusal ([`StoreError::is_refusal`]). After `Unavailable` the caller cannot know; every method is safe to
@@ -16,6 +16,8 @@ pub mod error;
 mod fail;
 mod paging;
 pub mod postgres;
+mod providers;
+mod redrive;
 mod rows;
 pub mod sqlite;
 mod statement;
@@ -39,6 +41,9 @@ use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
 
 pub use error::StoreError;
+pub use providers::{
+    DeviceTimes, Providers, RedriveBatch, RedriveFilter, Redriven, TROUBLE_KEPT_MS, Trouble, TroubleCause,
+};
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
@@ -453,6 +458,17 @@ pub struct JobUpdate {
     /// Retries and deferrals, inserted unowned.
     pub followers: Vec<NewJob>,
     pub retirements: Vec<Retirement>,
+    /// What else platforms said of devices.
+    pub device_changes: Vec<DeviceChange>,
+}
+
+/// What a platform's answer changes of a device, beside retiring it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceChange {
+    /// Left alone until then. `doubted`: its token was called gone, and is asked once more.
+    Hold { device: DeviceId, until: UnixMs, doubted: bool },
+    /// It was reached through `to`, where it is from now on unless it moved meanwhile.
+    Reroute { device: DeviceId, from: RouteId, to: RouteId },
 }
 
 /// An open expansion under a lease.
@@ -577,6 +593,6 @@ pub struct GateFacts {
     pub facts: Vec<Option<TargetFacts>>,
 }
 
-/// Both ports in one.
-pub trait Store: Registry + Queue {}
-impl<T: Registry + Queue> Store for T {}
+/// All ports in one.
+pub trait Store: Registry + Queue + Providers {}
+impl<T: Registry + Queue + Providers> Store for T {}

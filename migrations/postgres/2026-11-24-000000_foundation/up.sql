@@ -68,7 +68,10 @@ CREATE TABLE device (
     has_choice SMALLINT NOT NULL DEFAULT 0,
     observed_at BIGINT NOT NULL,
     confirmed_at BIGINT NOT NULL,
+    -- The platform asked to leave it alone until then.
     hold_until BIGINT,
+    -- When a platform called the token gone while a repeated registration was not yet written: asked once more.
+    doubted_at BIGINT,
     state SMALLINT NOT NULL CHECK (state IN (1, 2, 3)),
     retired_reason TEXT,
     retired_at BIGINT,
@@ -80,6 +83,7 @@ CREATE INDEX device_by_old_token ON device (app, platform, plugin, token_hash, i
 -- One row an app install: a new token of the same install takes its place.
 CREATE INDEX device_by_installation ON device (app, installation_id) WHERE state = 1 AND installation_id IS NOT NULL;
 CREATE INDEX device_by_user ON device (user_key, id);
+CREATE INDEX device_by_hold ON device (hold_until) WHERE hold_until IS NOT NULL;
 
 -- device 0: the user's own choice. event_type '': the master switch, or everything on that device.
 CREATE TABLE opt_in (
@@ -298,11 +302,24 @@ CREATE TABLE replica (
     version TEXT NOT NULL DEFAULT ''
 );
 
--- State shared by the routes of a credential: rates, pauses, provider tokens' birth.
+-- Rates that replicas share: one credential's token bucket. `granted` answers the statement that wrote it.
 CREATE TABLE pace (
     name TEXT NOT NULL PRIMARY KEY,
-    state TEXT NOT NULL,
-    updated_at BIGINT NOT NULL
+    permits DOUBLE PRECISION NOT NULL,
+    ramp_from BIGINT NOT NULL,
+    at BIGINT NOT NULL,
+    granted INTEGER NOT NULL
+);
+
+-- What a platform refuses, by credential or route, as a replica met it; and until when an operator lets tokens be retired
+-- all the same.
+CREATE TABLE provider_trouble (
+    name TEXT NOT NULL PRIMARY KEY,
+    cause SMALLINT NOT NULL,
+    reason TEXT NOT NULL,
+    since BIGINT NOT NULL,
+    seen_at BIGINT NOT NULL,
+    confirmed_until BIGINT
 );
 
 -- Append-only "no" log per app with a cursor, for replicas; a single process uses the in-memory feed.

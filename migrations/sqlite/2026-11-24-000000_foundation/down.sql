@@ -1,6 +1,7 @@
 DROP TABLE import_progress;
 DROP TABLE pause;
 DROP TABLE deny;
+DROP TABLE provider_trouble;
 DROP TABLE pace;
 DROP TABLE replica;
 DROP TABLE attempt_detail;

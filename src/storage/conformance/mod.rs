@@ -9,6 +9,7 @@ pub mod devices;
 pub mod explaining;
 pub mod fanouts;
 pub mod imports;
+pub mod providers;
 pub mod queue;
 
 use std::collections::BTreeMap;
@@ -68,6 +69,11 @@ macro_rules! store_conformance {
             what_was_said_later_stands_against_an_import, a_refused_item_leaves_nothing_and_the_rest_goes_on,
             assessing_says_the_same_and_writes_nothing, too_many_imported_devices_make_room_by_age,
             an_audience_can_be_met_without_an_event;
+            providers: permits_follow_the_arithmetic_of_the_rate, permits_asked_for_at_once_are_granted_once,
+            a_trouble_is_known_until_it_ends_or_nobody_meets_it, a_confirmation_outlives_the_trouble,
+            a_device_is_left_alone_and_doubted, a_device_moves_to_the_route_that_reached_it,
+            the_dead_are_sent_again_once, a_redrive_takes_only_what_it_was_asked_for,
+            a_redrive_leaves_what_was_cancelled_and_what_retired_is_suppressed;
             explaining: the_last_block_that_names_a_target_wins, deliveries_are_listed_in_pages,
             deliveries_are_filtered, a_person_is_explained, an_expansion_that_has_not_come_is_pending,
             another_apps_ids_are_not_found, notifications_are_listed_newest_first, counts_follow_a_delivery;
@@ -266,6 +272,7 @@ impl<'a> World<'a> {
             details: Vec::new(),
             followers: Vec::new(),
             retirements: Vec::new(),
+            device_changes: Vec::new(),
         }
     }
 

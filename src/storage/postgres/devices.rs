@@ -313,7 +313,7 @@ async fn update(
         "UPDATE device SET route = $2, kind = $3, installation_id = $4, token_hash = $5, token_sealed = $6, \
          seal_key = 0, locale = $7, time_zone = $8, app_version = $9, os_version = $10, permission = $11, labels = $12, \
          observed_at = $13, confirmed_at = greatest(confirmed_at, $14), state = 1, retired_reason = NULL, \
-         retired_at = NULL WHERE id = $1",
+         retired_at = NULL, hold_until = CASE WHEN doubted_at IS NULL THEN hold_until END, doubted_at = NULL WHERE id = $1",
         BigInt => id, BigInt => registration.route.0, SmallInt => registration.kind as i16,
         Nullable<Text> => registration.installation_id.as_deref(), Binary => &hash[..],
         Binary => registration.token.expose().as_bytes(),

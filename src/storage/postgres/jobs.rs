@@ -10,6 +10,7 @@ use diesel_async::AsyncPgConnection;
 use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs};
 use super::fail::{Attempt, Fail};
 use super::ids;
+use super::providers;
 use super::query::RunQuery;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
@@ -263,6 +264,12 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
     let held: HashSet<i64> = held.into_iter().collect();
     followers.retain(|row| held.contains(&parents[row]));
     insert(tx, followers).await?;
+    // Few and far between.
+    for (_, update) in (0_i64..).zip(updates).filter(|(place, _)| held.contains(place)) {
+        for change in &update.device_changes {
+            providers::change_device(tx, update.app, *change, now).await?;
+        }
+    }
     let mut answers = Vec::with_capacity(updates.len());
     for (place, update) in (0_i64..).zip(updates) {
         let ours = held.contains(&place)

@@ -12,7 +12,7 @@ use super::tx::Tx;
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, EventType, NotificationId};
 use crate::domain::notification::Notification;
-use crate::domain::outcome::{self, State};
+use crate::domain::outcome::{self, ResultCode, State};
 use crate::domain::targets::Progress;
 use crate::domain::time::UnixMs;
 use crate::storage::{Counts, NotificationView, Page, StoreError};
@@ -83,7 +83,7 @@ pub(super) async fn view(conn: &mut AsyncPgConnection, app: AppKey, id: Notifica
 
 /// Finals from the blocks (a delivery has one final result), open ones from the jobs.
 async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Counts> {
-    let mut counts = Counts::default();
+    let (mut counts, mut redriven) = (Counts::default(), 0);
     // job_by_notification
     let jobs = constant!(
         (Integer, Nullable<Binary>); "SELECT target_count, progress FROM job WHERE notification_id = $1",
@@ -104,6 +104,8 @@ async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Cou
     for entries in blocks {
         for entry in outcome::unpack(&entries)? {
             match entry.code.state() {
+                // It died before, and is counted where it waits or ends now.
+                State::Open if entry.code == ResultCode::Redriven => redriven += 1,
                 // Counted where it waits.
                 State::Open => {}
                 State::Sent => counts.sent += 1,
@@ -114,6 +116,7 @@ async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Cou
             }
         }
     }
+    counts.dead = counts.dead.saturating_sub(redriven);
     Ok(counts)
 }
 

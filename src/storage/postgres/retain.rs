@@ -9,7 +9,7 @@ use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::ids::EPOCH_MS;
 use crate::domain::time::UnixMs;
-use crate::storage::{Backlog, IMPORT_KEPT_MS};
+use crate::storage::{Backlog, IMPORT_KEPT_MS, TROUBLE_KEPT_MS};
 
 /// Rows deleted of each table at once.
 const BATCH: i64 = 500;
@@ -65,6 +65,14 @@ pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> 
             "DELETE FROM import_progress WHERE (app, name) IN \
              (SELECT app, name FROM import_progress WHERE updated_at < $1 AND name LIKE 'import/%' LIMIT $2 + 0)",
             BigInt => now.0 - IMPORT_KEPT_MS, BigInt => BATCH,
+        ))
+        .await?;
+    // Few rows, too.
+    rows += tx
+        .execute(constant!(
+            ();
+            "DELETE FROM provider_trouble WHERE seen_at < $1 AND coalesce(confirmed_until, 0) < $2",
+            BigInt => now.0 - TROUBLE_KEPT_MS, BigInt => now.0,
         ))
         .await?;
     Ok(rows as u64)

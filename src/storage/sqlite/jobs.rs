@@ -10,6 +10,7 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::devices;
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::providers;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, json_ids, stored_count};
 use super::statement::constant;
@@ -235,6 +236,9 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool>
     }
     for dead in &update.retirements {
         devices::retire_dead(tx, update.app, dead, now)?;
+    }
+    for change in &update.device_changes {
+        providers::change_device(tx, update.app, *change, now)?;
     }
     Ok(true)
 }

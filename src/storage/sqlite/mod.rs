@@ -17,6 +17,7 @@ mod notifications;
 mod open;
 mod opt_in;
 mod people;
+mod providers;
 mod readers;
 mod retain;
 mod scanner;
@@ -46,7 +47,7 @@ use self::scanner::Scanner;
 use self::statement::constant;
 use self::writer::{Class, Writer};
 use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
+use super::{cache, effects, fail, redrive, rows, statement};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -73,6 +74,7 @@ pub struct SqliteStore {
     /// None in simulation.
     scanner: Option<Scanner>,
     context: Arc<Context>,
+    paces: providers::Paces,
     lock: std::sync::Mutex<Option<File>>,
 }
 
@@ -86,7 +88,8 @@ impl SqliteStore {
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
         let scanner = opened.scanner.map(|conn| Scanner::start(&context, conn, &settings.path)).transpose()?;
-        Ok(Self { writer, readers, scanner, context, lock: std::sync::Mutex::new(opened.lock) })
+        let paces = providers::Paces::default();
+        Ok(Self { writer, readers, scanner, context, paces, lock: std::sync::Mutex::new(opened.lock) })
     }
 
     /// What owns the leases of this start.

@@ -9,7 +9,7 @@ use super::group::Tx;
 use super::statement::constant;
 use crate::domain::ids::EPOCH_MS;
 use crate::domain::time::UnixMs;
-use crate::storage::{Backlog, IMPORT_KEPT_MS};
+use crate::storage::{Backlog, IMPORT_KEPT_MS, TROUBLE_KEPT_MS};
 
 /// Rows deleted of each table at once.
 const BATCH: i64 = 500;
@@ -52,6 +52,12 @@ pub(super) fn retain(tx: &mut Tx<'_>, history_before: UnixMs, now: UnixMs) -> At
         "DELETE FROM import_progress WHERE (app, name) IN \
          (SELECT app, name FROM import_progress WHERE updated_at < ?1 AND name LIKE 'import/%' LIMIT ?2 + 0)",
         BigInt => now.0 - IMPORT_KEPT_MS, BigInt => BATCH,
+    ))?;
+    // Few rows, too.
+    rows += tx.execute(constant!(
+        ();
+        "DELETE FROM provider_trouble WHERE seen_at < ?1 AND coalesce(confirmed_until, 0) < ?2",
+        BigInt => now.0 - TROUBLE_KEPT_MS, BigInt => now.0,
     ))?;
     Ok(rows as u64)
 }
