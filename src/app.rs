@@ -209,6 +209,10 @@ fn engine_settings(config: &Config) -> delivery::Settings {
         drain: from.drain,
         apns: from.apns,
         fcm: from.fcm,
+        retirement_guard: delivery::RetirementGuard {
+            min: from.retirement_guard_min,
+            percent: from.retirement_guard_percent,
+        },
         ..delivery::Settings::default()
     }
 }

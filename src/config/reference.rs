@@ -170,6 +170,16 @@ pub const SECTIONS: &[Section] = &[
             key("claim_targets", Value("2000"), "Deliveries taken by one claim."),
             key("flush_interval_ms", Value("150"), "Outcomes are recorded at least this often while there are any."),
             key("send_timeout_secs", Value("15"), "How long a platform may take to answer a push."),
+            key(
+                "retirement_guard_min",
+                Value("100"),
+                "Devices of a route retired for one reason within ten minutes before the guard against mass retirement looks.",
+            ),
+            key(
+                "retirement_guard_percent",
+                Value("50"),
+                "When so many percent of the route's answers in that time say the same, the route is paused instead, until a probe succeeds or an operator confirms (ConfirmRetirements). 0: never.",
+            ),
         ],
     },
     Section {
@@ -300,6 +310,13 @@ pub const SECTIONS: &[Section] = &[
             key("endpoint", Value("\"https://api.push.apple.com\""), "Where production pushes go."),
             key("endpoint_sandbox", Value("\"https://api.sandbox.push.apple.com\""), "Where sandbox pushes go."),
             key("ca_file", Absent("none", "\"relay-ca.pem\""), "Authorities (PEM) trusted instead of the public ones."),
+            key("rate_per_minute", Value("0"), "Pushes a minute through this credential, all replicas together. 0: as fast as Apple takes them."),
+            key("ramp_up_secs", Value("60"), "From a tenth of the rate to all of it, after a minute without a push."),
+            key(
+                "environment_probes_per_minute",
+                Value("30"),
+                "Tokens a minute that Apple calls bad and that are tried in its other environment before they are retired. 0: none.",
+            ),
         ],
     },
     Section {
@@ -319,6 +336,12 @@ pub const SECTIONS: &[Section] = &[
                 Absent("none", "\"relay-ca.pem\""),
                 "Authorities (PEM) trusted instead of the public ones, at the token endpoint too.",
             ),
+            key(
+                "rate_per_minute",
+                Value("600000"),
+                "Pushes a minute through this credential, all replicas together: Google's default quota of a project. 0: as fast as Google takes them.",
+            ),
+            key("ramp_up_secs", Value("60"), "From a tenth of the rate to all of it, after a minute without a push."),
         ],
     },
 ];

@@ -6,13 +6,14 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::device::Retirement;
+use crate::domain::device::{GoneVerdict, Retirement};
 use crate::domain::event_type::OnMaybe;
+use crate::domain::ids::{DeviceId, RouteId};
 use crate::domain::notification::{Job, NewJob, Notification, Permit};
 use crate::domain::outcome::{Entry, ResultCode};
 use crate::domain::platform::Route;
 use crate::domain::retry::RetryPolicy;
-use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
+use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::targets::{MAX_TARGETS, Target};
 use crate::domain::time::UnixMs;
 use crate::runtime::Instant;
@@ -20,6 +21,21 @@ use crate::storage::{Attempt, DeviceChange, JobUpdate};
 
 /// Retries are due on this grid, so that those of one moment share a job.
 const RETRY_GRID_MS: i64 = 250;
+
+/// A device that cannot be reached for a fault in its platform's configuration waits so long.
+const TARGET_FAULT_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+fn on_grid(at: UnixMs) -> UnixMs {
+    UnixMs(at.0.saturating_add(RETRY_GRID_MS - 1).div_euclid(RETRY_GRID_MS) * RETRY_GRID_MS)
+}
+
+/// A complaint about rates comes from behind the credential.
+const fn proves_the_credential(cause: RetryCause) -> bool {
+    match cause {
+        RetryCause::DeviceThrottled | RetryCause::ProviderThrottled => true,
+        RetryCause::Transport | RetryCause::Throttled | RetryCause::ServerError => false,
+    }
+}
 
 /// A claimed or handed-over job until its outcomes are durable.
 pub struct Flight {
@@ -36,14 +52,21 @@ pub struct Flight {
     returned: usize,
     /// … and not before this.
     put_off: Option<UnixMs>,
+    /// To be asked about in the platform's other environment, once nothing is outstanding; and the route there.
+    elsewhere: Vec<u32>,
+    elsewhere_by: Option<Arc<Route>>,
+    /// The targets at the sender were sent through this route instead, to learn whether their tokens belong there.
+    probing: Option<Arc<Route>>,
+    /// Tokens that a platform called gone since a time: whether that retires them depends on their registration.
+    gone: Vec<Gone>,
+    /// Targets that wait in other jobs without having failed.
+    aside: Vec<Aside>,
     entries: Vec<Entry>,
     details: Vec<Attempt>,
     retries: Vec<Retry>,
     retirements: Vec<Retirement>,
     device_changes: Vec<DeviceChange>,
     first_answer_at: Option<Instant>,
-    /// A configuration fault was among the answers.
-    broken: Option<ProviderAnswer>,
     succeeded: bool,
     sent_at: Instant,
     /// When the tokens at the sender were read: what a "gone" without a time is held to, so that a token registered
@@ -52,6 +75,23 @@ pub struct Flight {
     /// Keeps suspect jobs and the others apart.
     kept: Option<Box<dyn Any + Send>>,
     split: Vec<NewJob>,
+}
+
+/// See [`Flight::gone`].
+pub struct Gone {
+    pub index: u32,
+    pub device: DeviceId,
+    pub since: UnixMs,
+    answer: ProviderAnswer,
+    at: UnixMs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Aside {
+    route: RouteId,
+    due_at: UnixMs,
+    attempt: u32,
+    target: Target,
 }
 
 struct Retry {
@@ -95,13 +135,17 @@ impl Flight {
             held: Vec::new(),
             returned: 0,
             put_off: None,
+            elsewhere: Vec::new(),
+            elsewhere_by: None,
+            probing: None,
+            gone: Vec::new(),
+            aside: Vec::new(),
             entries: Vec::new(),
             details: Vec::new(),
             retries: Vec::new(),
             retirements: Vec::new(),
             device_changes: Vec::new(),
             first_answer_at: None,
-            broken: None,
             succeeded: false,
             sent_at: now,
             read_at: UnixMs(0),
@@ -125,9 +169,129 @@ impl Flight {
         (0..count).filter(|index| !self.job.progress.is_finished(*index as usize)).collect()
     }
 
-    /// Targets to gate: those that no run finished, or those held.
+    /// Targets to gate: those held, those to be asked about elsewhere, or else those that no run finished.
     pub fn take_pending(&mut self) -> Vec<u32> {
-        if self.held.is_empty() { self.pending() } else { std::mem::take(&mut self.held) }
+        if !self.held.is_empty() {
+            self.probing = None;
+            return std::mem::take(&mut self.held);
+        }
+        if !self.elsewhere.is_empty() {
+            self.probing = self.elsewhere_by.take();
+            return std::mem::take(&mut self.elsewhere);
+        }
+        self.pending()
+    }
+
+    /// The route that the next targets are to be tried through, where it is not the job's own.
+    pub fn probing(&self) -> Option<&Arc<Route>> {
+        self.probing.as_ref()
+    }
+
+    /// A target whose token is bad here is asked about in the platform's other environment, in this flight.
+    pub fn look_elsewhere(&mut self, index: u32, elsewhere: Arc<Route>) {
+        self.answered();
+        self.elsewhere.push(index);
+        self.elsewhere_by = Some(elsewhere);
+    }
+
+    /// … or later, in a job of its own: the turns for that are few.
+    pub fn look_elsewhere_later(&mut self, index: u32, due_at: UnixMs, answer: ProviderAnswer, at: UnixMs, now: Instant) {
+        self.answered();
+        self.first_answer_at.get_or_insert(now);
+        self.wait(index, due_at, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt + 1);
+    }
+
+    /// The platform asked to leave a device alone.
+    pub fn leave_alone(&mut self, index: u32, until: UnixMs) -> DeviceId {
+        let device = self.job.targets[index as usize].device;
+        self.device_changes.push(DeviceChange::Hold { device, until, doubted: false });
+        device
+    }
+
+    fn answered(&mut self) {
+        debug_assert!(self.outstanding > 0, "an answer belongs to a request");
+        self.outstanding = self.outstanding.saturating_sub(1);
+    }
+
+    /// The rest waits, and is not due before this.
+    pub fn put_off(&mut self, targets: usize, until: UnixMs) {
+        self.put_back(targets);
+        self.put_off = Some(self.put_off.map_or(until, |known| known.max(until)));
+    }
+
+    /// A target without an attempt waits in another job until then; past its TTL it has expired.
+    pub fn defer(&mut self, index: u32, until: UnixMs, now: Instant) {
+        self.first_answer_at.get_or_insert(now);
+        self.wait(index, until, ResultCode::Deferred, None, self.job.attempt);
+    }
+
+    /// A target whose device is reached by another route by now.
+    pub fn forward(&mut self, index: u32, route: RouteId, at: UnixMs, now: Instant) {
+        self.first_answer_at.get_or_insert(now);
+        let target = self.job.targets[index as usize];
+        self.aside.push(Aside { route, due_at: at, attempt: self.job.attempt, target });
+        self.end(index, ResultCode::Deferred);
+    }
+
+    /// `failed`: the attempt before, for the record.
+    fn wait(
+        &mut self,
+        index: u32,
+        until: UnixMs,
+        code: ResultCode,
+        failed: Option<(ProviderAnswer, UnixMs)>,
+        attempt: u32,
+    ) {
+        let due_at = on_grid(until);
+        let target = self.job.targets[index as usize];
+        let expires = due_at >= self.notification.expires_at;
+        let code = if expires { ResultCode::Expired } else { code };
+        if let Some((answer, at)) = failed {
+            self.detail(target, code, answer, at, (!expires).then_some(due_at));
+        }
+        if !expires {
+            self.aside.push(Aside { route: self.route.id, due_at, attempt, target });
+        }
+        self.end(index, code);
+    }
+
+    /// Tokens whose end is to be decided before a flush.
+    pub fn gone(&self) -> &[Gone] {
+        &self.gone
+    }
+
+    /// Decides about every gone token, in the order of [`Flight::gone`]. The devices that are left alone meanwhile.
+    pub fn judge_gone(
+        &mut self,
+        verdicts: &[GoneVerdict],
+        random: f64,
+        policy: &RetryPolicy,
+    ) -> Vec<(DeviceId, UnixMs)> {
+        let mut doubted = Vec::new();
+        for (gone, verdict) in std::mem::take(&mut self.gone).into_iter().zip(verdicts) {
+            let Gone { index, device, since, answer, at } = gone;
+            match *verdict {
+                GoneVerdict::Retire => self.retire(index, since, answer, at),
+                GoneVerdict::Doubt(until) => {
+                    self.device_changes.push(DeviceChange::Hold { device, until, doubted: true });
+                    self.wait(index, until, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt + 1);
+                    doubted.push((device, until));
+                }
+                GoneVerdict::Keep => {
+                    let until = at.plus(policy.delay(RetryCause::Throttled, None, self.job.attempt + 1, random));
+                    self.wait(index, until, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt + 1);
+                }
+            }
+        }
+        doubted
+    }
+
+    fn retire(&mut self, index: u32, since: UnixMs, answer: ProviderAnswer, at: UnixMs) {
+        let target = self.job.targets[index as usize];
+        let reason = answer.to_string();
+        self.retirements.push(Retirement { device: target.device, since: Some(since), reason });
+        self.detail(target, ResultCode::DeadToken, answer, at, None);
+        self.end(index, ResultCode::DeadToken);
     }
 
     /// Taken targets go back to the queue as they are.
@@ -184,18 +348,34 @@ impl Flight {
 
     /// Takes one answer.
     pub fn answer(&mut self, index: u32, outcome: SendOutcome, at: UnixMs, now: Instant) {
-        debug_assert!(self.outstanding > 0, "an answer belongs to a request");
-        self.outstanding = self.outstanding.saturating_sub(1);
+        self.answered();
         let target = self.job.targets[index as usize];
         if outcome.is_attempt() {
             self.first_answer_at.get_or_insert(now);
         }
         match outcome {
             SendOutcome::Sent { provider_id: _ } => {
-                self.succeeded = true;
+                if let Some(elsewhere) = &self.probing {
+                    let (from, to) = (self.route.id, elsewhere.id);
+                    self.device_changes.push(DeviceChange::Reroute { device: target.device, from, to });
+                } else {
+                    self.succeeded = true;
+                }
                 self.end(index, ResultCode::Sent);
             }
-            SendOutcome::RetryLater { cause, after, answer } => self.retry(index, target, cause, after, answer, at),
+            // Asked elsewhere, and not welcome there either.
+            SendOutcome::TokenGone { answer, .. }
+            | SendOutcome::Rejected { answer }
+            | SendOutcome::SenderBroken { answer, .. }
+                if self.probing.is_some() =>
+            {
+                let said = format!("BadDeviceToken; elsewhere {answer}");
+                self.retire(index, self.read_at, ProviderAnswer::new(400, &said), at);
+            }
+            SendOutcome::RetryLater { cause, after, answer } => {
+                self.succeeded |= proves_the_credential(cause);
+                self.retry(index, target, cause, after, answer, at);
+            }
             SendOutcome::MaybeSent { answer } => match self.notification.on_maybe {
                 // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
                 OnMaybe::Retry => self.retry(index, target, RetryCause::Transport, None, answer, at),
@@ -204,20 +384,20 @@ impl Flight {
                     self.end(index, ResultCode::DeadMaybeSent);
                 }
             },
-            SendOutcome::TokenGone { since, answer } => {
-                let since = Some(since.unwrap_or(self.read_at));
-                self.retirements.push(Retirement { device: target.device, since, reason: answer.to_string() });
-                self.detail(target, ResultCode::DeadToken, answer, at, None);
-                self.end(index, ResultCode::DeadToken);
+            SendOutcome::TokenGone { since: Some(since), answer, .. } => {
+                self.gone.push(Gone { index, device: target.device, since, answer, at });
             }
+            SendOutcome::TokenGone { since: None, answer, .. } => self.retire(index, self.read_at, answer, at),
             SendOutcome::Rejected { answer } => {
                 self.detail(target, ResultCode::DeadRejected, answer, at, None);
                 self.end(index, ResultCode::DeadRejected);
             }
-            SendOutcome::SenderBroken { answer } => {
-                self.broken.get_or_insert(answer);
-                self.returned += 1;
+            SendOutcome::SenderBroken { scope: FaultScope::Target, answer } => {
+                let until = at.plus(TARGET_FAULT_PAUSE);
+                self.first_answer_at.get_or_insert(now);
+                self.wait(index, until, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt);
             }
+            SendOutcome::SenderBroken { scope: FaultScope::Credential | FaultScope::Route, .. } => self.returned += 1,
             SendOutcome::Held => self.held.push(index),
             SendOutcome::NotAttempted => self.returned += 1,
         }
@@ -226,7 +406,7 @@ impl Flight {
     pub fn next(&self) -> Next {
         if self.outstanding > 0 {
             Next::Wait
-        } else if !self.held.is_empty() {
+        } else if !self.held.is_empty() || !self.elsewhere.is_empty() {
             Next::Regate
         } else if self.returned > 0 {
             Next::Return
@@ -240,14 +420,9 @@ impl Flight {
         self.first_answer_at
     }
 
-    /// The configuration fault among the answers, once.
-    pub fn take_broken(&mut self) -> Option<ProviderAnswer> {
-        self.broken.take()
-    }
-
-    /// Whether the platform took anything.
-    pub fn succeeded(&self) -> bool {
-        self.succeeded
+    /// Whether the platform took anything, or refused it for reasons that lie behind the credential.
+    pub fn take_success(&mut self) -> bool {
+        std::mem::take(&mut self.succeeded)
     }
 
     /// When the last targets were handed to the sender.
@@ -259,6 +434,7 @@ impl Flight {
     pub fn flush(&mut self, policy: &RetryPolicy, now: UnixMs, random: impl FnMut() -> f64) -> Flush {
         let mut followers = self.plan_retries(policy, now, random);
         followers.append(&mut self.split);
+        followers.append(&mut self.wait_aside());
         let next = self.next();
         let mut entries = std::mem::take(&mut self.entries);
         entries.sort_unstable_by_key(|entry| (entry.user, entry.device));
@@ -302,6 +478,30 @@ impl Flight {
         self.retries.push(Retry { target, cause, hint, answer, at });
     }
 
+    fn wait_aside(&mut self) -> Vec<NewJob> {
+        let mut aside = std::mem::take(&mut self.aside);
+        aside.sort_unstable();
+        let mut jobs = Vec::new();
+        for alike in aside.chunk_by(|a, b| (a.route, a.due_at, a.attempt) == (b.route, b.due_at, b.attempt)) {
+            for part in alike.chunks(MAX_TARGETS) {
+                let Aside { route, due_at, attempt, .. } = part[0];
+                let made_one = attempt > self.job.attempt;
+                jobs.push(NewJob {
+                    notification: self.notification.id,
+                    route,
+                    lane: self.job.lane,
+                    targets: part.iter().map(|aside| aside.target).collect(),
+                    attempt,
+                    claims: 0,
+                    ready_at: due_at,
+                    due_at,
+                    first_attempt_at: self.job.first_attempt_at.or(made_one.then_some(self.read_at)),
+                });
+            }
+        }
+        jobs
+    }
+
     fn detail(
         &mut self,
         target: Target,
@@ -335,7 +535,7 @@ impl Flight {
         for chunk in retries.chunk_by(|a, b| a.cause == b.cause && a.hint == b.hint) {
             let delay = policy.delay(chunk[0].cause, chunk[0].hint, made, random());
             let ready_at = now.plus(delay);
-            let due_at = UnixMs((ready_at.0 + RETRY_GRID_MS - 1).div_euclid(RETRY_GRID_MS) * RETRY_GRID_MS);
+            let due_at = on_grid(ready_at);
             let over = if due_at >= self.notification.expires_at {
                 Some(ResultCode::Expired)
             } else if due_at >= gives_up_at {
@@ -450,13 +650,19 @@ mod tests {
     async fn every_answer_becomes_one_entry_and_the_job_ends() {
         let (mut flight, instant) = flight(4, HOUR);
         flight.sending(4, UnixMs(5), instant);
-        let gone = SendOutcome::TokenGone { since: Some(UnixMs(7)), answer: ProviderAnswer::new(410, "Unregistered") };
+        let gone = SendOutcome::TokenGone {
+            since: Some(UnixMs(7)),
+            elsewhere: false,
+            answer: ProviderAnswer::new(410, "Unregistered"),
+        };
         flight.answer(3, SendOutcome::Rejected { answer: ProviderAnswer::new(400, "BadTopic") }, UnixMs(9), instant);
         flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(9), instant);
         assert_eq!(flight.next(), Next::Wait);
         flight.answer(1, gone, UnixMs(9), instant);
         flight.answer(2, later(RetryCause::ServerError, Some(30)), UnixMs(9), instant);
         assert_eq!(flight.next(), Next::Finish);
+        assert_eq!(flight.gone().len(), 1, "its registration decides");
+        flight.judge_gone(&[GoneVerdict::Retire], 0.5, &POLICY);
         let flush = flight.flush(&POLICY, UnixMs(1_000), || 0.5);
         let expected = [ResultCode::Sent, ResultCode::DeadToken, ResultCode::MovedToRetry, ResultCode::DeadRejected];
         assert_eq!(codes(&flush), expected);
@@ -474,7 +680,7 @@ mod tests {
         let (mut flight, instant) = flight(1, HOUR);
         flight.sending(1, UnixMs(5), instant);
         let answer = ProviderAnswer::new(404, "UNREGISTERED");
-        flight.answer(0, SendOutcome::TokenGone { since: None, answer }, UnixMs(9), instant);
+        flight.answer(0, SendOutcome::TokenGone { since: None, elsewhere: false, answer }, UnixMs(9), instant);
         let flush = flight.flush(&POLICY, UnixMs(9), || 0.5);
         assert_eq!(flush.update.retirements[0].since, Some(UnixMs(5)));
     }
@@ -514,10 +720,10 @@ mod tests {
         let (mut flight, instant) = flight(2, HOUR);
         flight.sending(2, UnixMs(5), instant);
         flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
-        let broken = SendOutcome::SenderBroken { answer: ProviderAnswer::new(403, "InvalidProviderToken") };
-        flight.answer(1, broken, UnixMs(0), instant);
+        let answer = ProviderAnswer::new(403, "InvalidProviderToken");
+        flight.answer(1, SendOutcome::SenderBroken { scope: FaultScope::Credential, answer }, UnixMs(0), instant);
         assert_eq!(flight.next(), Next::Return);
-        assert!(flight.take_broken().is_some());
+        assert!(flight.take_success(), "the first was taken");
         let flush = flight.flush(&POLICY, UnixMs(0), || 0.0);
         assert!(flush.release && flush.update.followers.is_empty());
         assert_eq!(codes(&flush), [ResultCode::Sent]);
@@ -551,5 +757,77 @@ mod tests {
         let sizes: Vec<usize> = flush.update.followers.iter().map(|job| job.targets.len()).collect();
         assert_eq!(sizes, [3, 2]);
         assert!(flush.update.followers.iter().all(|job| job.attempt == 0 && job.claims == 4));
+    }
+
+    fn bad_token() -> SendOutcome {
+        let answer = ProviderAnswer::new(400, "BadDeviceToken");
+        SendOutcome::TokenGone { since: None, elsewhere: true, answer }
+    }
+
+    fn other_route() -> Arc<Route> {
+        let (flight, _) = flight(1, HOUR);
+        Arc::new(Route { id: RouteId(9), spec: flight.route.spec.clone() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bad_token_is_asked_about_elsewhere_and_moves_there() {
+        let (mut flight, instant) = flight(3, HOUR);
+        flight.take_pending();
+        flight.sending(3, UnixMs(5), instant);
+        flight.look_elsewhere(1, other_route());
+        assert_eq!(flight.next(), Next::Wait);
+        flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(9), instant);
+        flight.look_elsewhere(2, other_route());
+        assert_eq!(flight.next(), Next::Regate);
+        assert_eq!(flight.take_pending(), [1, 2]);
+        assert_eq!(flight.probing().map(|route| route.id), Some(RouteId(9)));
+        flight.sending(2, UnixMs(5), instant);
+        flight.answer(1, SendOutcome::Sent { provider_id: None }, UnixMs(9), instant);
+        flight.answer(2, bad_token(), UnixMs(9), instant);
+        assert_eq!(flight.next(), Next::Finish);
+        let flush = flight.flush(&POLICY, UnixMs(9), || 0.0);
+        assert_eq!(codes(&flush), [ResultCode::Sent, ResultCode::Sent, ResultCode::DeadToken]);
+        let moved = DeviceChange::Reroute { device: DeviceId(20), from: RouteId(3), to: RouteId(9) };
+        assert_eq!(flush.update.device_changes, [moved]);
+        assert_eq!(flush.update.retirements[0].device, DeviceId(30));
+        assert!(flush.update.retirements[0].reason.contains("elsewhere 400 BadDeviceToken"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_doubted_token_waits_and_one_registered_again_is_tried_again() {
+        let (mut flight, instant) = flight(3, 10 * HOUR);
+        flight.sending(3, UnixMs(5), instant);
+        for index in 0..3 {
+            let answer = ProviderAnswer::new(410, "Unregistered");
+            let gone = SendOutcome::TokenGone { since: Some(UnixMs(7)), elsewhere: false, answer };
+            flight.answer(index, gone, UnixMs(1_000), instant);
+        }
+        let verdicts = [GoneVerdict::Doubt(UnixMs(HOUR)), GoneVerdict::Keep, GoneVerdict::Doubt(UnixMs(20 * HOUR))];
+        let doubted = flight.judge_gone(&verdicts, 0.0, &POLICY);
+        assert_eq!(doubted.len(), 2);
+        let flush = flight.flush(&POLICY, UnixMs(1_000), || 0.0);
+        assert_eq!(codes(&flush), [ResultCode::MovedToRetry, ResultCode::MovedToRetry, ResultCode::Expired]);
+        assert!(flush.update.retirements.is_empty());
+        let due: Vec<i64> = flush.update.followers.iter().map(|job| job.due_at.0).collect();
+        assert_eq!(due, [61_000, HOUR], "a minute at least, and the hour of the doubt");
+        assert!(flush.update.followers.iter().all(|job| job.attempt == 1));
+        assert_eq!(flush.update.device_changes.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_aside_keeps_its_attempts_and_its_route() {
+        let (mut flight, instant) = flight(3, HOUR);
+        flight.take_pending();
+        flight.defer(0, UnixMs(60_010), instant);
+        flight.forward(1, RouteId(8), UnixMs(1), instant);
+        flight.sending(1, UnixMs(5), instant);
+        let answer = ProviderAnswer::new(401, "THIRD_PARTY_AUTH_ERROR");
+        flight.answer(2, SendOutcome::SenderBroken { scope: FaultScope::Target, answer }, UnixMs(9), instant);
+        assert_eq!(flight.next(), Next::Finish);
+        let flush = flight.flush(&POLICY, UnixMs(9), || 0.0);
+        assert_eq!(codes(&flush), [ResultCode::Deferred, ResultCode::Deferred, ResultCode::MovedToRetry]);
+        let jobs: Vec<_> = flush.update.followers.iter().map(|job| (job.route, job.due_at.0, job.attempt)).collect();
+        let in_five_minutes = on_grid(UnixMs(9).plus(TARGET_FAULT_PAUSE)).0;
+        assert_eq!(jobs, [(RouteId(3), 60_250, 0), (RouteId(3), in_five_minutes, 0), (RouteId(8), 1, 0)]);
     }
 }

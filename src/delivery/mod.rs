@@ -10,15 +10,21 @@
 //! repeated with the same identity.
 
 mod broadcasts;
+mod credential;
 mod expand;
 mod flight;
+mod guard;
 mod holds;
+mod learn;
 mod metrics;
 mod outcomes;
+mod pacer;
 mod permits;
+mod quiet;
 mod route_state;
 mod settings;
 mod shared;
+mod troubles;
 mod worker;
 
 use std::collections::HashMap;
@@ -34,15 +40,17 @@ use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{AppKey, RouteId};
 use crate::domain::notification::HandOff;
+use crate::domain::pacing::Rate;
 use crate::domain::platform::Lane;
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::{Registry, Sender};
 use crate::storage::{BootId, Store};
 
-pub use settings::Settings;
+pub use settings::{RetirementGuard, Settings};
 
 use broadcasts::Broadcasts;
+use credential::CredentialKey;
 use holds::Holds;
 use permits::Permits;
 use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
@@ -70,6 +78,16 @@ pub struct Routing {
     pub without_push_id: Vec<RouteId>,
     /// Of the apps that have one.
     pub allow_lists: HashMap<AppKey, Arc<AllowList>>,
+    /// How fast each route's credential is used; a route that is not here as fast as its provider takes it.
+    pub pacing: HashMap<RouteId, Pacing>,
+}
+
+/// Of a credential; the same for all its routes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pacing {
+    pub rate: Option<Rate>,
+    /// How many bad tokens may be tried in the platform's other environment; 0: none.
+    pub environment_probes_per_minute: u32,
 }
 
 /// The running engine. Must be shut down by [`Engine::shutdown`]; dropping it leaves leases to the next start.
@@ -78,6 +96,7 @@ pub struct Engine {
     /// Bounded by the routes there are and were.
     workers: Mutex<Vec<JoinHandle<()>>>,
     holds: JoinHandle<()>,
+    troubles: JoinHandle<()>,
     expander: JoinHandle<()>,
     housekeeper: JoinHandle<()>,
     writer: JoinHandle<()>,
@@ -104,6 +123,10 @@ impl Engine {
             permits: Permits::new(settings.max_in_flight_targets),
             table: std::sync::RwLock::default(),
             holds,
+            credentials: Mutex::default(),
+            guard: guard::Guard::default(),
+            quiet: quiet::Quiet::default(),
+            troubled: Notify::new(),
             flights: Mutex::new(HashMap::new()),
             orphans: Mutex::default(),
             next_ticket: AtomicU64::new(1),
@@ -119,8 +142,9 @@ impl Engine {
         let expander = runtime.spawn(expand::Expander::new(Arc::clone(&shared)).run());
         let housekeeper = runtime.spawn(housekeeping(Arc::clone(&shared)));
         let holds = runtime.spawn(holds::watch(Arc::clone(&shared)));
+        let troubles = runtime.spawn(troubles::watch(Arc::clone(&shared)));
         let workers = Mutex::default();
-        let engine = Self { shared, workers, holds, expander, housekeeper, writer, finish };
+        let engine = Self { shared, workers, holds, troubles, expander, housekeeper, writer, finish };
         engine.reroute(routing);
         Ok(engine)
     }
@@ -130,7 +154,7 @@ impl Engine {
     /// sender passes its gate again.
     pub fn reroute(&self, routing: Routing) -> Vec<Arc<dyn Sender>> {
         let shared = &self.shared;
-        let Routing { senders, without_push_id, allow_lists } = routing;
+        let Routing { senders, without_push_id, allow_lists, pacing } = routing;
         let before = shared.table();
         let before_senders = distinct(before.routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
         let mut routes = HashMap::new();
@@ -138,13 +162,19 @@ impl Engine {
         for route in senders.routes() {
             let (_, sender) = senders.get(route.id).expect("it was just listed");
             let link = Link { sender: Arc::clone(sender), push_id: !without_push_id.contains(&route.id) };
+            let pacing = pacing.get(&route.id).copied().unwrap_or_default();
+            let credential = shared.credential(CredentialKey::of(&route.spec));
+            credential.pacer.set_rate(pacing.rate);
+            credential.set_probes(pacing.environment_probes_per_minute);
             let lanes = if let Some(known) = before.routes.get(&route.id) {
-                known.relink(link);
+                if known.relink(link) {
+                    shared.guard.forget(route.id);
+                }
                 Arc::clone(known)
             } else {
                 let [interactive, bulk] = Lane::ALL.map(|_| mpsc::unbounded_channel());
                 let inbox = |work| LaneInbox { wake: Notify::new(), work };
-                let lanes = RouteLanes::new(Arc::clone(route), link, [inbox(interactive.0), inbox(bulk.0)]);
+                let lanes = RouteLanes::new(Arc::clone(route), link, credential, [inbox(interactive.0), inbox(bulk.0)]);
                 let lanes = Arc::new(lanes);
                 inboxes.push((Arc::clone(&lanes), Lane::Interactive, interactive.1));
                 inboxes.push((Arc::clone(&lanes), Lane::Bulk, bulk.1));
@@ -182,7 +212,9 @@ impl Engine {
 
     /// Routes that are paused, with the platform's words.
     pub fn paused_routes(&self) -> Vec<(RouteId, String)> {
-        self.shared.table().routes.values().filter_map(|lanes| Some((lanes.route.id, lanes.state.reason()?))).collect()
+        let table = self.shared.table();
+        let reason = |lanes: &Arc<RouteLanes>| lanes.credential.state.paused().or_else(|| lanes.state.paused());
+        table.routes.values().filter_map(|lanes| Some((lanes.route.id, reason(lanes)?.reason))).collect()
     }
 
     /// Ordered: stop claiming, drain the senders to the deadline, write what they answered, give back what is left.
@@ -194,6 +226,7 @@ impl Engine {
         }
         join("the expander", self.expander).await;
         join("the watch over pauses", self.holds).await;
+        join("the watch over providers", self.troubles).await;
         join("housekeeping", self.housekeeper).await;
         let senders = distinct(shared.table().routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
         futures_util::future::join_all(senders.iter().map(|sender| sender.drain(shared.settings.drain))).await;
@@ -221,7 +254,7 @@ pub struct RouteStates(Arc<Shared>);
 impl RouteStates {
     /// Its platform refuses the credential; unknown routes are not.
     pub fn is_paused(&self, route: RouteId) -> bool {
-        self.0.route(route).is_some_and(|lanes| lanes.state.is_broken())
+        self.0.route(route).is_some_and(|lanes| lanes.is_broken())
     }
 }
 
@@ -234,6 +267,10 @@ async fn join(what: &str, task: JoinHandle<()>) {
 async fn housekeeping(shared: Arc<Shared>) {
     loop {
         let now = shared.runtime.now();
+        match shared.store.held_devices(now, quiet::MAX_QUIET).await {
+            Ok(held) => shared.quiet.replace(held),
+            Err(error) => tracing::debug!(%error, "the devices that are left alone cannot be read"),
+        }
         match shared.store.backlog(now).await {
             Ok(backlog) => {
                 metrics::backlog(&shared, &backlog);

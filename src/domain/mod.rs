@@ -15,6 +15,7 @@ pub mod pacing;
 pub mod pause;
 pub mod plan;
 pub mod platform;
+pub mod provider;
 pub mod retry;
 pub mod sending;
 pub mod targets;

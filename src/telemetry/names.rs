@@ -76,6 +76,14 @@ metrics! {
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
     /// Routes paused because their credential is broken.
     ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
+    /// Routes that wait because their provider asked to slow down.
+    ROUTES_SLOWED = Gauge "nudged_routes_slowed" ["platform"];
+    /// Dead tokens that were not retired, because so many die alike that the configuration is the likelier fault.
+    RETIREMENTS_HELD = Counter "nudged_retirements_held_total" ["platform"];
+    /// Answers that blame the platform's configuration for one kind of device (FCM: its APNs or web push credentials).
+    UNREACHABLE_TARGETS = Counter "nudged_unreachable_targets_total" ["platform"];
+    /// Devices left alone for a while because their platform asked for it or their token is in doubt.
+    DEVICES_QUIET = Gauge "nudged_devices_quiet" [];
     /// Pauses that operators set.
     PAUSES = Gauge "nudged_pauses" [];
     /// Reloads of the configuration, by result: `applied` or `failed`.
