@@ -106,6 +106,9 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.AdminService/PauseDelivery", Scope::Operate),
     ("/nudged.v1.AdminService/ResumeDelivery", Scope::Operate),
     ("/nudged.v1.AdminService/ListPauses", Scope::Operate),
+    ("/nudged.v1.AdminService/GetProviderStatus", Scope::Operate),
+    ("/nudged.v1.AdminService/ConfirmRetirements", Scope::Operate),
+    ("/nudged.v1.AdminService/RedriveDeliveries", Scope::Operate),
 ];
 
 /// The long-lived RPCs of ours.

@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod check;
 pub mod client;
 pub mod config;
+pub mod dead;
 pub mod demo;
 pub mod import;
 pub mod key;
@@ -52,6 +53,9 @@ pub enum Command {
     /// Move devices, choices or subscriptions in from a file
     #[command(subcommand)]
     Import(import::ImportCommand),
+    /// Deliveries that a running server gave up on
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -77,6 +81,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate => block_on(migrate::run(explicit.as_deref(), runtime)),
         Command::Check(arguments) => check::run(&arguments, explicit.as_deref(), &runtime),
+        Command::Dead(command) => block_on(dead::run(command)),
         Command::Config(command) => config::run(&command, explicit.as_deref()),
         Command::Catalog(command) => block_on(catalog::run(command)),
         Command::Import(command) => block_on(import::run(command, runtime)),

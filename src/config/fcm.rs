@@ -6,7 +6,8 @@ use super::apns::{RateLimit, read_endpoint, read_rate};
 use super::section::Section;
 use super::values::{Endpoint, SecretSource};
 
-pub(super) const KEYS: &[&str] = &["service_account", "service_account_file", "endpoint", "ca_file", "rate_per_minute", "ramp_up_secs"];
+pub(super) const KEYS: &[&str] =
+    &["service_account", "service_account_file", "endpoint", "ca_file", "rate_per_minute", "ramp_up_secs"];
 
 #[derive(Clone, Debug)]
 pub struct FcmCredential {

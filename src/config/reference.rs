@@ -310,7 +310,11 @@ pub const SECTIONS: &[Section] = &[
             key("endpoint", Value("\"https://api.push.apple.com\""), "Where production pushes go."),
             key("endpoint_sandbox", Value("\"https://api.sandbox.push.apple.com\""), "Where sandbox pushes go."),
             key("ca_file", Absent("none", "\"relay-ca.pem\""), "Authorities (PEM) trusted instead of the public ones."),
-            key("rate_per_minute", Value("0"), "Pushes a minute through this credential, all replicas together. 0: as fast as Apple takes them."),
+            key(
+                "rate_per_minute",
+                Value("0"),
+                "Pushes a minute through this credential, all replicas together. 0: as fast as Apple takes them.",
+            ),
             key("ramp_up_secs", Value("60"), "From a tenth of the rate to all of it, after a minute without a push."),
             key(
                 "environment_probes_per_minute",

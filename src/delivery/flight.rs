@@ -195,7 +195,14 @@ impl Flight {
     }
 
     /// … or later, in a job of its own: the turns for that are few.
-    pub fn look_elsewhere_later(&mut self, index: u32, due_at: UnixMs, answer: ProviderAnswer, at: UnixMs, now: Instant) {
+    pub fn look_elsewhere_later(
+        &mut self,
+        index: u32,
+        due_at: UnixMs,
+        answer: ProviderAnswer,
+        at: UnixMs,
+        now: Instant,
+    ) {
         self.answered();
         self.first_answer_at.get_or_insert(now);
         self.wait(index, due_at, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt + 1);

@@ -123,13 +123,21 @@ impl Learner<'_> {
             }
             FaultScope::Route => {
                 if lanes.state.broke(cause, &words, self.instant, self.now) {
-                    self.tell(scope, &words, "the platform refuses this topic or environment; the route's deliveries wait");
+                    self.tell(
+                        scope,
+                        &words,
+                        "the platform refuses this topic or environment; the route's deliveries wait",
+                    );
                 }
             }
             FaultScope::Target => {
                 metrics::unreachable_target(lanes.route.spec.platform);
                 if lanes.credential.tells(self.now) {
-                    self.tell(scope, &words, "some devices cannot be reached for a fault in the platform's configuration");
+                    self.tell(
+                        scope,
+                        &words,
+                        "some devices cannot be reached for a fault in the platform's configuration",
+                    );
                 }
             }
         }

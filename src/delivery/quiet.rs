@@ -77,7 +77,11 @@ mod tests {
         assert_eq!(quiet.until(DeviceId(1), UnixMs(500)), None);
         assert_eq!(quiet.until(DeviceId(2), UnixMs(0)), None);
         quiet.replace(vec![(DeviceId(2), UnixMs(900))]);
-        assert_eq!((quiet.until(DeviceId(1), UnixMs(0)), quiet.len()), (Some(UnixMs(500)), 2), "not written yet, perhaps");
+        assert_eq!(
+            (quiet.until(DeviceId(1), UnixMs(0)), quiet.len()),
+            (Some(UnixMs(500)), 2),
+            "not written yet, perhaps"
+        );
         quiet.replace(vec![(DeviceId(2), UnixMs(900))]);
         assert_eq!((quiet.until(DeviceId(1), UnixMs(0)), quiet.len()), (None, 1), "settled");
     }

@@ -51,9 +51,10 @@ fn current(shared: &Shared) -> Vec<Trouble> {
     let table = shared.table();
     let credentials = shared.credentials.lock().expect("no panic while held");
     let used = |credential| table.routes.values().any(|lanes| Arc::ptr_eq(&lanes.credential, credential));
-    let of_credentials = credentials.values().filter(|credential| used(credential)).filter_map(|credential| {
-        trouble(format!("credential/{}", credential.key.stored()), &credential.state)
-    });
+    let of_credentials = credentials
+        .values()
+        .filter(|credential| used(credential))
+        .filter_map(|credential| trouble(format!("credential/{}", credential.key.stored()), &credential.state));
     let of_routes = table.routes.values().filter_map(|lanes| trouble(route_name(lanes), &lanes.state));
     of_credentials.chain(of_routes).collect()
 }

@@ -134,10 +134,18 @@ mod tests {
         let judge = |since, doubted, now| judge_gone(at(since), confirmed, doubted, at(now));
         assert_eq!(judge(-1, None, 10 * hour), GoneVerdict::Keep, "a millisecond before");
         assert_eq!(judge(0, None, 10), GoneVerdict::Doubt(at(hour)));
-        assert_eq!(judge(hour, None, 5 * hour), GoneVerdict::Doubt(at(5 * hour + 60_000)), "asked once more, late as it is");
+        assert_eq!(
+            judge(hour, None, 5 * hour),
+            GoneVerdict::Doubt(at(5 * hour + 60_000)),
+            "asked once more, late as it is"
+        );
         assert_eq!(judge(hour + 1, None, 5 * hour), GoneVerdict::Retire, "any repeat since would have been written");
         assert_eq!(judge(0, Some(at(10)), hour), GoneVerdict::Retire, "asked twice");
-        assert_eq!(judge(0, Some(at(-10)), 10), GoneVerdict::Doubt(at(hour)), "that doubt was about an older registration");
+        assert_eq!(
+            judge(0, Some(at(-10)), 10),
+            GoneVerdict::Doubt(at(hour)),
+            "that doubt was about an older registration"
+        );
         // A timestamp taken for seconds, or seconds taken for milliseconds, must not retire anything.
         assert_eq!(judge_gone(UnixMs(confirmed.0 / 1000), confirmed, None, at(10)), GoneVerdict::Keep);
     }

@@ -17,8 +17,8 @@ use super::ids::{
     TypeVersionId, UserId, UserKey,
 };
 use super::outcome::Entry;
-use super::provider::RouteStatus;
 use super::platform::{DeviceToken, Lane};
+use super::provider::RouteStatus;
 use super::sending::Priority;
 use super::targets::{Progress, Target};
 use super::time::UnixMs;

@@ -9,9 +9,16 @@ use super::time::UnixMs;
 pub enum RouteCondition {
     Working,
     /// The provider asked to slow down; nothing is sent until then.
-    Slowed { until: UnixMs },
+    Slowed {
+        until: UnixMs,
+    },
     /// Nothing is burned; one probe at a time asks whether it works again.
-    Paused { cause: &'static str, reason: String, since: UnixMs, next_probe: UnixMs },
+    Paused {
+        cause: &'static str,
+        reason: String,
+        since: UnixMs,
+        next_probe: UnixMs,
+    },
 }
 
 /// One route of this process.

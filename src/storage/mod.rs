@@ -44,7 +44,7 @@ use crate::domain::time::UnixMs;
 
 pub use error::StoreError;
 pub use providers::{
-    DeviceTimes, Providers, RedriveBatch, RedriveFilter, Redriven, TROUBLE_KEPT_MS, Trouble, TroubleCause,
+    DeviceTimes, Providers, RedriveBatch, RedriveFilter, Redriven, TROUBLE_KEPT_MS, Trouble, TroubleCause, TroubleRow,
 };
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -5,7 +5,7 @@ use super::{Result, StoreError};
 use crate::domain::ids::{AppKey, DeviceId, NotificationId, RouteId, UserId, UserKey};
 use crate::domain::outcome::{ResultCode, State};
 use crate::domain::pacing::{PermitBlock, PermitRequest};
-use crate::domain::platform::Lane;
+use crate::domain::platform::{Environment, Lane, Platform};
 use crate::domain::time::UnixMs;
 
 /// Why a credential or a route is not used now. The numbers are stored.
@@ -147,4 +147,46 @@ pub trait Providers: Send + Sync {
 
     /// Opens dead deliveries again, where they died last and their time is not over. Harmless to repeat.
     async fn redrive(&self, batch: RedriveBatch, now: UnixMs) -> Result<Redriven, StoreError>;
+}
+
+/// What an operator reads of a trouble, from rows as both stores have them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TroubleRow {
+    pub trouble: Trouble,
+    /// The app's name and the route's credential, environment and bundle, where the rows are still there.
+    pub place: String,
+}
+
+impl TroubleRow {
+    pub(super) fn new(trouble: Trouble, apps: &[(i64, String)], routes: &[RouteRow]) -> Self {
+        let app = |key: i64| apps.iter().find(|(id, _)| *id == key).map_or("?", |(_, name)| name);
+        let place = match trouble.name.split('/').collect::<Vec<_>>()[..] {
+            ["credential", key, platform, name] => {
+                format!("apps.{}.{platform}, credential `{name}`", app(key.parse().unwrap_or(0)))
+            }
+            ["route", id] => match routes.iter().find(|route| route.id.to_string() == id) {
+                Some(route) => {
+                    let platform = Platform::from_code(route.platform).map_or("?", Platform::name);
+                    let environment = match Environment::from_code(route.environment) {
+                        Some(Environment::Production) => ", production",
+                        Some(Environment::Sandbox) => ", sandbox",
+                        Some(Environment::None) | None => "",
+                    };
+                    format!("apps.{}.{platform}, credential `{}`{environment}", app(route.app), route.credential)
+                }
+                None => format!("route {id}"),
+            },
+            _ => trouble.name.clone(),
+        };
+        Self { trouble, place }
+    }
+}
+
+/// What of a route names it.
+pub(super) struct RouteRow {
+    pub id: i64,
+    pub app: i64,
+    pub platform: i16,
+    pub credential: String,
+    pub environment: i16,
 }

@@ -8,6 +8,7 @@ mod explain;
 mod notifications;
 mod opt_ins;
 mod pauses;
+mod providers;
 mod values;
 
 pub use devices::{created_at, device, list_devices, register_device, unregister_device};
@@ -17,3 +18,4 @@ pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
 pub use pauses::{pause, pause_delivery, resume_delivery};
+pub use providers::{provider_status, redrive, route_choice};

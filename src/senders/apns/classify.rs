@@ -35,10 +35,9 @@ fn meaning(status: StatusCode, reason: &str) -> Meaning {
     match reason {
         "BadDeviceToken" => Meaning::WrongHere,
         "DeviceTokenNotForTopic" | "Unregistered" | "ExpiredToken" => Meaning::TokenGone,
-        "TopicDisallowed"
-        | "BadCertificateEnvironment"
-        | "BadEnvironmentKeyIdInToken"
-        | "BadEnvironmentKeyInToken" => Meaning::NotForRoute,
+        "TopicDisallowed" | "BadCertificateEnvironment" | "BadEnvironmentKeyIdInToken" | "BadEnvironmentKeyInToken" => {
+            Meaning::NotForRoute
+        }
         "BadCertificate" | "Forbidden" | "InvalidProviderToken" | "MissingProviderToken" | "UnrelatedKeyIdInToken" => {
             Meaning::Broken
         }
@@ -230,7 +229,8 @@ mod tests {
                 500.. => "server",
                 _ => "rejected",
             };
-            for body in [r#"{"reason":"NotYetInvented"}"#, "", "<html><body>Bad Gateway</body></html>", "\0\u{1}", "{}"] {
+            for body in [r#"{"reason":"NotYetInvented"}"#, "", "<html><body>Bad Gateway</body></html>", "\0\u{1}", "{}"]
+            {
                 assert_eq!(word(&verdict(status, body)), expected, "{status} {body}");
             }
         }

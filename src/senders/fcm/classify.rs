@@ -191,7 +191,8 @@ mod tests {
         let project = format!(
             r#"{{"@type":"{ERROR_INFO}","reason":"RATE_LIMIT_EXCEEDED","metadata":{{"quota_limit":"{limit}"}}}}"#
         );
-        let quota = format!(r#"{{"@type":"{QUOTA_FAILURE}","violations":[{{"subject":"device:x","description":"y"}}]}}"#);
+        let quota =
+            format!(r#"{{"@type":"{QUOTA_FAILURE}","violations":[{{"subject":"device:x","description":"y"}}]}}"#);
         let disabled = format!(r#"{{"@type":"{ERROR_INFO}","reason":"SERVICE_DISABLED"}}"#);
         let field = format!(r#"{{"@type":"{BAD_REQUEST}","fieldViolations":[{{"field":"message.android.ttl"}}]}}"#);
         let token = "The registration token is not a valid FCM registration token";

@@ -74,7 +74,7 @@ use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
     NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
-    Subscription,
+    Subscription, TroubleRow,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -288,16 +288,22 @@ pub struct Inspection {
     pub missing_migrations: usize,
     /// Settings that weaken what nudged promises, each with its consequence.
     pub warnings: Vec<String>,
+    /// What stops credentials and routes.
+    pub troubles: Vec<TroubleRow>,
 }
 
 /// Looks at a server without changing anything, for `nudged check`.
-pub async fn inspect(settings: &Settings) -> Result<Inspection, OpenError> {
+pub async fn inspect(settings: &Settings, now: UnixMs) -> Result<Inspection, OpenError> {
     let target = connect::Target::parse(&settings.url, settings.password_file.clone())?;
     let mut conn = target.connect().await.map_err(|error| OpenError::Connect { reason: error.to_string() })?;
-    Ok(Inspection {
-        missing_migrations: open::missing_migrations(&mut conn).await?,
-        warnings: setup::warnings(&mut conn).await?,
-    })
+    let missing_migrations = open::missing_migrations(&mut conn).await?;
+    let troubles = if missing_migrations == 0 {
+        let read = providers::describe(&mut conn, now).await;
+        read.map_err(|fail| OpenError::Read { reason: format!("{fail:?}") })?
+    } else {
+        Vec::new()
+    };
+    Ok(Inspection { missing_migrations, warnings: setup::warnings(&mut conn).await?, troubles })
 }
 
 /// Numbers as one parameter.

@@ -20,8 +20,10 @@ use super::{PostgresStore, people};
 use crate::domain::ids::{AppKey, DeviceId, JobId};
 use crate::domain::pacing::{Bucket, IDLE_AFTER, PermitBlock, PermitRequest, RAMP_BEGINS_AT};
 use crate::domain::time::UnixMs;
+use crate::storage::providers::RouteRow;
 use crate::storage::{
     DeviceChange, DeviceTimes, Providers, RedriveBatch, Redriven, Result, TROUBLE_KEPT_MS, Trouble, TroubleCause,
+    TroubleRow,
 };
 
 #[async_trait::async_trait]
@@ -151,6 +153,20 @@ async fn lease(
     let bucket = Bucket { permits, ramp_from: UnixMs(ramp_from), at: UnixMs(at) };
     let wait = if granted >= request.wanted { std::time::Duration::ZERO } else { bucket.wait(request) };
     Ok(PermitBlock { granted, wait })
+}
+
+/// What stops providers, for `nudged check`.
+pub(super) async fn describe(conn: &mut AsyncPgConnection, now: UnixMs) -> Attempt<Vec<TroubleRow>> {
+    let apps: Vec<(i64, String)> = constant!((BigInt, Text); "SELECT id, name FROM app").load(conn).await?;
+    let routes: Vec<(i64, i64, i16, String, i16)> = constant!(
+        (BigInt, BigInt, SmallInt, Text, SmallInt); "SELECT id, app, platform, credential, environment FROM route",
+    )
+    .load(conn)
+    .await?;
+    let route = |(id, app, platform, credential, environment)| RouteRow { id, app, platform, credential, environment };
+    let routes: Vec<RouteRow> = routes.into_iter().map(route).collect();
+    let rows = troubles(conn, now).await?.into_iter().filter(|trouble| now.0 - trouble.seen_at.0 < TROUBLE_KEPT_MS);
+    Ok(rows.map(|trouble| TroubleRow::new(trouble, &apps, &routes)).collect())
 }
 
 async fn troubles(conn: &mut AsyncPgConnection, now: UnixMs) -> Attempt<Vec<Trouble>> {

@@ -66,7 +66,7 @@ use crate::runtime::Runtime;
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
-    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
+    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription, TroubleRow,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -143,6 +143,14 @@ impl SqliteStore {
         }
         self.readers.read(asker, doing, work).await
     }
+}
+
+/// What stops providers by a database that a running server may be using, for `nudged check`.
+///
+/// # Errors
+/// In words, when it cannot be read.
+pub fn troubles(path: &std::path::Path, now: UnixMs) -> Result<Vec<TroubleRow>, String> {
+    providers::inspect(path, now)
 }
 
 impl Drop for SqliteStore {

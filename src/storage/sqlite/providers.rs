@@ -1,11 +1,12 @@
 //! What is known of the providers. Rates are this process's alone, for no other uses the database: they are in memory.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Mutex;
 
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
-use diesel::{OptionalExtension, RunQueryDsl};
+use diesel::{Connection, OptionalExtension, RunQueryDsl};
 
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
@@ -17,8 +18,10 @@ use super::statement::constant;
 use crate::domain::ids::{AppKey, DeviceId};
 use crate::domain::pacing::{Bucket, PermitBlock, PermitRequest};
 use crate::domain::time::UnixMs;
+use crate::storage::providers::RouteRow;
 use crate::storage::{
     DeviceChange, DeviceTimes, Providers, RedriveBatch, Redriven, Result, TROUBLE_KEPT_MS, Trouble, TroubleCause,
+    TroubleRow,
 };
 
 use super::readers::Asker;
@@ -115,6 +118,25 @@ impl Providers for SqliteStore {
     async fn redrive(&self, batch: RedriveBatch, now: UnixMs) -> Result<Redriven> {
         self.write(Class::Import, SMALL, "opening dead deliveries again", move |tx| redrive_step(tx, &batch, now)).await
     }
+}
+
+/// What stops providers by a database that another process may be using, for `nudged check`. Nothing is changed.
+pub(super) fn inspect(path: &Path, now: UnixMs) -> Result<Vec<TroubleRow>, String> {
+    let uri = format!("file:{}?mode=ro", path.display());
+    let mut conn = SqliteConnection::establish(&uri).map_err(|error| error.to_string())?;
+    describe(&mut conn, now).map_err(|fail| format!("{fail:?}"))
+}
+
+fn describe(conn: &mut SqliteConnection, now: UnixMs) -> Attempt<Vec<TroubleRow>> {
+    let apps: Vec<(i64, String)> = constant!((BigInt, Text); "SELECT id, name FROM app").load(conn)?;
+    let routes: Vec<(i64, i64, i16, String, i16)> = constant!(
+        (BigInt, BigInt, SmallInt, Text, SmallInt); "SELECT id, app, platform, credential, environment FROM route",
+    )
+    .load(conn)?;
+    let route = |(id, app, platform, credential, environment)| RouteRow { id, app, platform, credential, environment };
+    let routes: Vec<RouteRow> = routes.into_iter().map(route).collect();
+    let rows = troubles(conn, now)?.into_iter().filter(|trouble| now.0 - trouble.seen_at.0 < TROUBLE_KEPT_MS);
+    Ok(rows.map(|trouble| TroubleRow::new(trouble, &apps, &routes)).collect())
 }
 
 fn troubles(conn: &mut SqliteConnection, now: UnixMs) -> Attempt<Vec<Trouble>> {
