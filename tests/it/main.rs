@@ -15,6 +15,7 @@ mod guards;
 mod imports;
 mod observed;
 mod postgres;
+mod providers;
 mod reload;
 mod server;
 mod tables;
