@@ -10,6 +10,7 @@ use nudged::api::proto::{
 };
 use tonic::Code;
 use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
 
 use super::postgres::Postgres;
 use super::server::{APP, PATIENCE, World, event, free_port, metric, opt_in, register};
@@ -195,6 +196,7 @@ async fn an_allow_list_and_a_limit_of_open_deliveries_hold() {
             Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             Err(refused) => {
                 assert_eq!(refused.code(), Code::ResourceExhausted);
+                assert_eq!(refused.get_error_details().error_info().unwrap().reason, "OPEN_TARGETS_EXCEEDED");
                 assert!(refused.metadata().get("grpc-retry-pushback-ms").is_some());
                 break;
             }

@@ -20,3 +20,4 @@ mod reload;
 mod server;
 mod tables;
 mod tour;
+mod traces;
