@@ -1,5 +1,7 @@
 //! One suite for every sender, against the sandbox: real HTTP/2 over TLS, validated as strictly as the vendors do.
 
+mod conduct;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

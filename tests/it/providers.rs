@@ -112,7 +112,10 @@ async fn a_refused_credential_burns_nothing_says_why_and_goes_on_by_itself() {
     assert!(all.iter().filter(|route| !apple(route)).all(|route| route.state() == State::Working), "{all:?}");
     let fcm = all.iter().find(|route| route.platform() == device::Platform::Fcm).unwrap();
     assert_eq!(fcm.rate_per_minute, None, "the sandbox's configuration says so");
-    assert_eq!(world.metric("nudged_provider_up{app=\"ifriendspet\",platform=\"apns\",credential=\"default\"}").await, Some(0.0));
+    assert_eq!(
+        world.metric("nudged_provider_up{app=\"ifriendspet\",platform=\"apns\",credential=\"default\"}").await,
+        Some(0.0)
+    );
     // A second process reads it from the database while the server uses it.
     let deadline = Instant::now() + PATIENCE;
     while !check(&world).contains("403 InvalidProviderToken") {
@@ -280,7 +283,8 @@ async fn the_dead_are_redriven_through_the_gates() {
     let bad = RedriveDeliveriesRequest { reasons: vec!["SENT".into()], notification_id: "x".into(), ..redrive };
     let refused = admin.redrive_deliveries(bad).await.expect_err("two wrong fields");
     assert!(refused.message().contains("reasons[0]") && refused.message().contains("notification_id"), "{refused}");
-    let output = binary().args(["dead", "redrive", "--all", "--app", APP, "--address", &world.address]).output().unwrap();
+    let output =
+        binary().args(["dead", "redrive", "--all", "--app", APP, "--address", &world.address]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.starts_with("3 deliveries are open again; 0 "), "{said} {}", String::from_utf8_lossy(&output.stderr));
     reasons(&mut client, &id, &[("SENT", 3), ("OPTED_OUT", 1)]).await;
@@ -339,7 +343,8 @@ async fn a_rate_holds_over_all_replicas() {
     let least = (f64::from(u32::try_from(REPLICAS * USERS).unwrap()) - PER_SECOND) / PER_SECOND;
     assert!(took >= least - 1.0, "{took:.1} s for 90 pushes, {least:.1} s at the rate");
     // In no two seconds more than those two, the burst, and what may be used a second late.
-    let most = at.iter().map(|from| at.iter().filter(|one| (*from..*from + 2_000).contains(*one)).count()).max().unwrap();
+    let most =
+        at.iter().map(|from| at.iter().filter(|one| (*from..*from + 2_000).contains(*one)).count()).max().unwrap();
     assert!(most <= 41, "{most} pushes within two seconds");
     for server in servers {
         server.kill();

@@ -173,7 +173,8 @@ async fn ids_of_another_app_are_not_found_by_any_method_that_takes_one() {
         nudged_id: String::new(),
     };
     expect("ExplainDelivery", code(shop.explain_delivery(explain).await));
-    let mut operator = server.admin_with("nk_shop").await;
+    let bearer = Bearer::key("nk_shop");
+    let mut operator = admin_service_client::AdminServiceClient::with_interceptor(server.channel().await, bearer);
     let redrive = RedriveDeliveriesRequest { app_id: app(), notification_id: id.clone(), ..Default::default() };
     expect("RedriveDeliveries", code(operator.redrive_deliveries(redrive).await));
     let redrive = RedriveDeliveriesRequest { app_id: app(), nudged_id: nudged_id.clone(), ..Default::default() };
