@@ -373,3 +373,26 @@ async fn devices_behind_a_broken_third_party_wait_and_the_others_go_on() {
     assert!(world.metric("nudged_unreachable_targets_total{platform=\"fcm\"}").await >= Some(3.0));
     server.kill();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_platform_that_stalls_holds_its_own_deliveries_and_never_the_others() {
+    let world = World::new().await;
+    let server = world.start_with(&[
+        ("NUDGED_DELIVERY__MAX_STREAMS", "10".to_owned()),
+        ("NUDGED_DELIVERY__MAX_CONNECTIONS", "1".to_owned()),
+        ("NUDGED_DELIVERY__SENDER_THREADS", "1".to_owned()),
+    ]);
+    let mut client = world.client().await;
+    let users = people(&mut client, 60).await;
+    register(&mut client, "android", device::Platform::Fcm, "fcm-token-android:APA91b").await;
+    opt_in(&mut client, "android", true).await;
+    world.sandbox.add_fault(Fault::new(Action::Stall {}).on(Target::Apns).times(100_000)).unwrap();
+    notify(&mut client, "stalled", &users).await;
+    let began = Instant::now();
+    let id = notify(&mut client, "free", &["android".to_owned()]).await;
+    reasons(&mut client, &id, &[("SENT", 1)]).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for Apple's time-out");
+    let status = apns_route(&world).await;
+    assert!(status.in_flight <= 10, "{status:?}");
+    server.kill();
+}
