@@ -163,7 +163,7 @@ impl Engine {
             let (_, sender) = senders.get(route.id).expect("it was just listed");
             let link = Link { sender: Arc::clone(sender), push_id: !without_push_id.contains(&route.id) };
             let pacing = pacing.get(&route.id).copied().unwrap_or_default();
-            let credential = shared.credential(CredentialKey::of(&route.spec));
+            let credential = shared.credential(&CredentialKey::of(&route.spec));
             credential.pacer.set_rate(pacing.rate);
             credential.set_probes(pacing.environment_probes_per_minute);
             let lanes = if let Some(known) = before.routes.get(&route.id) {

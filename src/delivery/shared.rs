@@ -189,7 +189,7 @@ impl Shared {
     }
 
     /// What goes through a credential, as it was configured first or is now.
-    pub fn credential(&self, key: CredentialKey) -> Arc<Credential> {
+    pub fn credential(&self, key: &CredentialKey) -> Arc<Credential> {
         let mut credentials = self.credentials.lock().expect("no panic while held");
         let make = || Arc::new(Credential::new(key.clone(), None));
         Arc::clone(credentials.entry(key.clone()).or_insert_with(make))

@@ -18,7 +18,7 @@ fn counts(stage: &Stage) -> sandbox::ConnectionCounts {
 
 async fn slow(kind: Kind, max_concurrent_streams: u32) -> Stage {
     let latency = Duration::from_millis(150);
-    let options = sandbox::Options { latency, max_concurrent_streams, ..sandbox::Options::default() };
+    let options = sandbox::Options { max_concurrent_streams, latency, ..sandbox::Options::default() };
     let http2 = http2::Settings { max_connections: 1, ..http2::Settings::default() };
     Stage::with(kind, http2, options).await
 }
