@@ -197,6 +197,7 @@ fn limits(config: &Config) -> anyhow::Result<ServerLimits> {
         max_streams_per_connection: u32::try_from(grpc.max_streams_per_connection)
             .context("grpc.max_streams_per_connection is too large")?,
         max_concurrent_requests: grpc.max_concurrent_requests,
+        max_watchers: grpc.max_watchers,
         max_deadline: grpc.request_timeout,
         drain: config.delivery.drain,
         ..ServerLimits::default()

@@ -20,6 +20,7 @@ pub mod server;
 pub mod status;
 mod stream;
 mod trace;
+mod watch;
 
 /// Event types between messages and definitions, for clients of ours.
 pub mod catalogue {

@@ -31,6 +31,10 @@ pub enum ServiceError {
     IdempotencyKeyReused { notification: String },
     #[error("the audience is larger than max_audience ({limit})")]
     AudienceTooLarge { limit: u64 },
+    #[error("what followed the cursor is no longer kept")]
+    CursorExpired,
+    #[error("the cursor is another installation's, database's or app's, or was altered")]
+    CursorForeign,
     /// Overloaded, unavailable or corrupt; refusals have variants of their own above.
     #[error("the store failed")]
     Store(#[source] StoreError),

@@ -19,6 +19,7 @@ pub mod postgres;
 mod rows;
 pub mod sqlite;
 mod statement;
+mod watching;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,8 +38,10 @@ use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::sending::ProviderAnswer;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 
 pub use error::StoreError;
+pub use watching::{WatchEvent, WatchFilter, WatchPage, Watched};
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
@@ -406,6 +409,18 @@ pub trait Registry: Send + Sync {
 
     /// The owner of a device row of this app, for ids read from a `nudged_id`.
     async fn device_owner(&self, app: AppKey, device: DeviceId) -> Result<UserId>;
+
+    /// What came to be durable after `after`, in the order of transactions, `limit` events at most; with `None` only
+    /// where that is now. Everything is told exactly once to whoever goes on from the position answered, in whatever
+    /// process. `CursorExpired` when something after it may have been deleted, `CursorForeign` for a position of another
+    /// database.
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage>;
 
     /// Answers when the database does; for `/readyz`.
     async fn ping(&self) -> Result<()>;

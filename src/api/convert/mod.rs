@@ -8,6 +8,7 @@ mod explain;
 mod notifications;
 mod opt_ins;
 mod values;
+mod watch;
 
 pub use devices::{created_at, device, list_devices, register_device, unregister_device};
 pub use event_types::{declared, definition, event_type, preview, previewed};
@@ -15,3 +16,4 @@ pub use events::{accepted, notify_event, rehearsed};
 pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
+pub use watch::{watch_deliveries, watched};

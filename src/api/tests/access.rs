@@ -284,7 +284,7 @@ async fn an_unknown_method_is_told_only_to_those_with_a_key() {
         if let Some(key) = key {
             request.metadata_mut().insert("authorization", key.parse().expect("ASCII"));
         }
-        let path = http::uri::PathAndQuery::from_static("/nudged.v1.PushService/WatchDeliveries");
+        let path = http::uri::PathAndQuery::from_static("/nudged.v1.PushService/Teleport");
         code(client.unary(request, path, Raw).await)
     };
     assert_eq!(call(Some("Bearer nk_root")).await, Code::Unimplemented);

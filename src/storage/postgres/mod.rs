@@ -29,6 +29,7 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod watching;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -54,7 +55,7 @@ use self::read::read;
 use self::statement::constant;
 use self::tx::step;
 use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
+use super::{cache, effects, fail, rows, statement, watching as watch_rows};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -66,12 +67,13 @@ use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notific
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 use crate::runtime::{Instant, Runtime};
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
     NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
-    Subscription,
+    Subscription, WatchFilter, WatchPage,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -114,6 +116,7 @@ struct Inner {
     pool: Pool<AsyncPgConnection>,
     max_waiting: usize,
     server_clock: bool,
+    watched_from: watching::Origin,
     /// By route and lane: nothing free was due before this at the last claim, and when a full look is due.
     bounds: Mutex<HashMap<(RouteId, Lane), (i64, Instant)>>,
     fatal: watch::Sender<Option<Arc<str>>>,
@@ -221,6 +224,7 @@ impl PostgresStore {
             pool,
             max_waiting: settings.pool * WAITING_PER_CONNECTION,
             server_clock: settings.server_clock,
+            watched_from: opened.watched_from,
             bounds: Mutex::default(),
             fatal: watch::channel(None).0,
         });
@@ -525,6 +529,17 @@ impl Registry for PostgresStore {
         read!(&self.inner, "looking up a device's owner", |conn| devices::owner(conn, app, device))
     }
 
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage> {
+        let from = self.inner.watched_from;
+        read!(&self.inner, "reading for a watcher", |conn| watching::page(conn, from, app, after, filter, limit))
+    }
+
     async fn ping(&self) -> Result<()> {
         let doing = "answering a ping";
         let standby = read!(&self.inner, doing, |conn| async {
@@ -570,6 +585,7 @@ impl Queue for PostgresStore {
     }
 
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
+        let now = self.inner.clock(now);
         let held = step!(&self.inner, "recording results", |tx| jobs::record(tx, &updates, now))?;
         let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job.0);
         self.inner.let_go(updates.iter().zip(&held).filter_map(ended));
@@ -611,6 +627,7 @@ impl Queue for PostgresStore {
     }
 
     async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
+        let now = self.inner.clock(now);
         let ids = step!(&self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
         if ids.is_none() || page.done {
             self.inner.let_go([page.notification.0]);

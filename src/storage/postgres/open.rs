@@ -10,6 +10,7 @@ use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use super::connect::{Target, TargetError};
 use super::query::RunQuery;
 use super::statement::constant;
+use super::watching;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
 use crate::runtime::Runtime;
@@ -75,6 +76,7 @@ pub(super) struct Opened {
     pub identity: IdentityKey,
     pub ids: IdMaker,
     pub slot: i32,
+    pub watched_from: watching::Origin,
 }
 
 pub(super) async fn open(
@@ -91,7 +93,8 @@ pub(super) async fn open(
     let identity = identity(&mut conn, runtime).await?;
     let slot = lease_slot(&mut conn, boot).await?;
     let ids = id_maker(&mut conn, slot).await?;
-    Ok(Opened { identity, ids, slot })
+    let watched_from = watching::open(&mut conn, runtime).await?;
+    Ok(Opened { identity, ids, slot, watched_from })
 }
 
 async fn applied(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Vec<String>> {
@@ -210,7 +213,7 @@ async fn id_maker(conn: &mut AsyncPgConnection, slot: i32) -> Result<IdMaker, Op
          UNION ALL SELECT max(id) FROM topic UNION ALL SELECT max(id) FROM event_type_version \
          UNION ALL SELECT max(id) FROM notification UNION ALL SELECT max(id) FROM job \
          UNION ALL SELECT max(id) FROM outcome_block UNION ALL SELECT max(id) FROM attempt_detail \
-         UNION ALL SELECT max(id) FROM deny) AS newest"
+         UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement) AS newest"
     )
     .get_result(conn)
     .await?;

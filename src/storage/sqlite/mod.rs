@@ -25,6 +25,7 @@ mod setup;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod watching;
 mod writer;
 
 use std::fs::File;
@@ -46,7 +47,7 @@ use self::scanner::Scanner;
 use self::statement::constant;
 use self::writer::{Class, Writer};
 use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
+use super::{cache, effects, fail, rows, statement, watching as watch_rows};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -58,11 +59,12 @@ use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notific
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 use crate::runtime::Runtime;
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
-    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
+    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription, WatchFilter, WatchPage,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -81,7 +83,8 @@ impl SqliteStore {
     pub fn open(runtime: Runtime, settings: &Settings, deny: Arc<DenyFeed>) -> Result<Self, OpenError> {
         let opened = open::open(&runtime, settings)?;
         let boot = BootId(open::boot_id(&runtime));
-        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity });
+        let horizon = watching::Horizon::new(opened.epoch, opened.ids.next(runtime.now()));
+        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity, horizon });
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
@@ -417,6 +420,20 @@ impl Registry for SqliteStore {
 
     async fn device_owner(&self, app: AppKey, device: DeviceId) -> Result<UserId> {
         self.read(Asker::Caller, "looking up a device's owner", move |conn| devices::owner(conn, app, device)).await
+    }
+
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage> {
+        let (filter, context) = (filter.clone(), Arc::clone(&self.context));
+        self.read(Asker::Caller, "reading for a watcher", move |conn| {
+            watching::page(conn, &context.horizon, app, after, &filter, limit, context.runtime.now())
+        })
+        .await
     }
 
     async fn ping(&self) -> Result<()> {
