@@ -71,13 +71,13 @@ pub struct WatchPage {
 }
 
 /// What kind of row; the first one says how far there is anything.
-pub(super) const HEAD: i16 = 0;
-pub(super) const BLOCK: i16 = 1;
+pub(super) const HEAD: i32 = 0;
+pub(super) const BLOCK: i32 = 1;
 
 /// A row of the one statement that reads a page.
 #[derive(diesel::Queryable)]
 pub(super) struct WatchRow {
-    pub kind: i16,
+    pub kind: i32,
     /// Head: the transaction up to which everything has ended.
     pub xid: i64,
     /// Head: the newest transaction of which something was deleted.

@@ -536,8 +536,16 @@ impl Registry for PostgresStore {
         filter: &WatchFilter,
         limit: usize,
     ) -> Result<WatchPage> {
-        let from = self.inner.watched_from;
-        read!(&self.inner, "reading for a watcher", |conn| watching::page(conn, from, app, after, filter, limit))
+        let (origin, server_clock) = (self.inner.watched_from, self.inner.server_clock);
+        read!(&self.inner, "reading for a watcher", |conn| watching::page(
+            conn,
+            origin,
+            server_clock,
+            app,
+            after,
+            filter,
+            limit
+        ))
     }
 
     async fn ping(&self) -> Result<()> {

@@ -84,6 +84,7 @@ async fn standing(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Option<Or
 pub(super) async fn page(
     conn: &mut AsyncPgConnection,
     origin: Origin,
+    server_clock: bool,
     app: AppKey,
     after: Option<WatchPosition>,
     filter: &WatchFilter,
@@ -96,11 +97,12 @@ pub(super) async fn page(
     };
     let from = after.unwrap_or(WatchPosition::after_transaction(epoch, i64::MAX, UnixMs(0)));
     let (transaction, row) = from.read_after();
-    let oldest = first_id_at(UnixMs(from.at.0 - ID_LAG_MS)).max(origin.floor.saturating_add(1));
+    let oldest = if server_clock { first_id_at(UnixMs(from.at.0 - ID_LAG_MS)) } else { 0 };
+    let oldest = oldest.max(origin.floor.saturating_add(1));
     let mut rows: Vec<WatchRow> = constant!(
-        (SmallInt, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, BigInt, Nullable<Binary>, Nullable<Text>);
+        (Integer, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, BigInt, Nullable<Binary>, Nullable<Text>);
         // outcome_block_by_commit and device_retirement_by_commit
-        "SELECT 0::SMALLINT, pg_snapshot_xmin(pg_current_snapshot())::TEXT::BIGINT - 1, \
+        "SELECT 0, pg_snapshot_xmin(pg_current_snapshot())::TEXT::BIGINT - 1, \
          coalesce((SELECT value FROM watermark WHERE name = 'history'), 0), 0::BIGINT, 0::BIGINT, NULL::BIGINT, \
          (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, 0::BIGINT, NULL::BYTEA, NULL::TEXT \
          UNION ALL (SELECT 1, xid, id, notification_id, 0, route, at, examined, CASE WHEN wanted THEN entries END, NULL \

@@ -88,7 +88,7 @@ pub(super) fn page(
     };
     let (transaction, row) = after.read_after();
     let mut rows: Vec<WatchRow> = constant!(
-        (SmallInt, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, BigInt, Nullable<Binary>, Nullable<Text>);
+        (Integer, BigInt, BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, BigInt, Nullable<Binary>, Nullable<Text>);
         // outcome_block_by_commit and device_retirement_by_commit
         "SELECT 0, 0, coalesce((SELECT value FROM watermark WHERE name = 'history'), 0), 0, 0, NULL, 0, 0, NULL, NULL \
          UNION ALL SELECT * FROM (SELECT 1, xid, id, notification_id, 0, route, at, examined, \
