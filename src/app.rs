@@ -184,6 +184,7 @@ fn engine_settings(config: &Config) -> delivery::Settings {
         poll: from.poll,
         checkpoint: from.flush_interval,
         drain: from.drain,
+        retention: Duration::from_secs(u64::from(config.database.retention_days) * 24 * 3600),
         apns: from.apns,
         fcm: from.fcm,
         ..delivery::Settings::default()

@@ -15,6 +15,7 @@ mod flight;
 mod metrics;
 mod outcomes;
 mod permits;
+mod retention;
 mod route_state;
 mod settings;
 mod shared;
@@ -45,7 +46,7 @@ use permits::Permits;
 use route_state::RouteState;
 use shared::{LaneInbox, RouteLanes, Shared};
 
-/// How often backlog metrics are read and old rows deleted.
+/// How often backlog metrics are read, and old rows looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
 /// What the engine is built from.
@@ -68,6 +69,7 @@ pub struct Engine {
     workers: Vec<JoinHandle<()>>,
     expander: JoinHandle<()>,
     housekeeper: JoinHandle<()>,
+    retention: JoinHandle<()>,
     writer: JoinHandle<()>,
     finish: CancellationToken,
 }
@@ -128,7 +130,8 @@ impl Engine {
         let writer = runtime.spawn(outcomes::Writer::new(Arc::clone(&shared), outcomes_in, finish.clone()).run());
         let expander = runtime.spawn(expand::Expander::new(Arc::clone(&shared)).run());
         let housekeeper = runtime.spawn(housekeeping(Arc::clone(&shared)));
-        Ok(Self { shared, workers, expander, housekeeper, writer, finish })
+        let retention = runtime.spawn(retention::run(Arc::clone(&shared)));
+        Ok(Self { shared, workers, expander, housekeeper, retention, writer, finish })
     }
 
     /// How the store reaches this engine.
@@ -155,6 +158,7 @@ impl Engine {
         }
         join("the expander", self.expander).await;
         join("housekeeping", self.housekeeper).await;
+        join("retention", self.retention).await;
         let mut drained: Vec<usize> = Vec::new();
         let mut drains = Vec::new();
         for lanes in shared.routes.values() {
@@ -198,9 +202,6 @@ async fn housekeeping(shared: Arc<Shared>) {
                 shared.broadcasts.look(&shared, backlog.jobs == 0 && backlog.fanouts == 0).await;
             }
             Err(error) => tracing::debug!(%error, "the backlog cannot be read"),
-        }
-        if let Err(error) = shared.store.retain(now.minus(shared.settings.retention), now).await {
-            tracing::debug!(%error, "old rows cannot be deleted");
         }
         tokio::select! {
             biased;

@@ -194,6 +194,9 @@ pub struct DeliveryFilter {
     pub states: Vec<State>,
 }
 
+/// Rows that retention looks at in each table at once.
+pub const RETAIN_BATCH: u64 = 500;
+
 /// How long the progress of an import is remembered after its last item.
 pub const IMPORT_KEPT_MS: i64 = 90 * 24 * 3_600_000;
 
@@ -581,7 +584,8 @@ pub trait Queue: Send + Sync {
 
     async fn backlog(&self, now: UnixMs) -> Result<Backlog>;
 
-    /// Deletes a bounded batch of expired idempotency keys, and history older than `history_before`. How many rows.
+    /// Deletes expired idempotency keys and history older than `history_before`, [`RETAIN_BATCH`] rows of a table at most or
+    /// whole partitions, and makes partitions ahead. How many rows; as many as a batch, and there may be more.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
 

@@ -9,7 +9,6 @@ use diesel_async::AsyncPgConnection;
 
 use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs};
 use super::fail::{Attempt, Fail};
-use super::ids;
 use super::query::RunQuery;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
@@ -150,10 +149,12 @@ async fn notifications(tx: &mut Tx, rows: &[JobRow]) -> Attempt<HashMap<i64, Arc
     if missing.is_empty() {
         return Ok(found);
     }
+    // The bounds spare the partitions outside.
+    let (first, last) = (missing.iter().min().copied().unwrap_or(0), missing.iter().max().copied().unwrap_or(0));
     let loaded: Vec<NotificationRow> = constant!(
         NotificationTypes;
-        concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1)"),
-        Array<BigInt> => ids(missing.into_iter()),
+        concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1) AND id BETWEEN $2 AND $3"),
+        Array<BigInt> => &missing, BigInt => first, BigInt => last,
     )
     .load(tx.conn())
     .await?;

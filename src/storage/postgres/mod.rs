@@ -19,6 +19,7 @@ mod jobs;
 mod notifications;
 mod open;
 mod opt_in;
+mod partitions;
 mod people;
 mod query;
 mod read;
@@ -117,6 +118,7 @@ struct Inner {
     max_waiting: usize,
     server_clock: bool,
     watched_from: watching::Origin,
+    partitions: partitions::Plan,
     /// By route and lane: nothing free was due before this at the last claim, and when a full look is due.
     bounds: Mutex<HashMap<(RouteId, Lane), (i64, Instant)>>,
     fatal: watch::Sender<Option<Arc<str>>>,
@@ -225,6 +227,7 @@ impl PostgresStore {
             max_waiting: settings.pool * WAITING_PER_CONNECTION,
             server_clock: settings.server_clock,
             watched_from: opened.watched_from,
+            partitions: partitions::Plan::of(settings),
             bounds: Mutex::default(),
             fatal: watch::channel(None).0,
         });
@@ -658,6 +661,9 @@ impl Queue for PostgresStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        step!(&self.inner, "deleting what is old", |tx| retain::retain(tx, history_before, now))
+        let now = self.inner.clock(now);
+        let dropped = partitions::keep(&self.inner, self.inner.partitions, history_before, now).await?;
+        let deleted = step!(&self.inner, "deleting what is old", |tx| retain::retain(tx, history_before, now))?;
+        Ok(dropped + deleted.count())
     }
 }

@@ -8,6 +8,7 @@ use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 
 use super::connect::{Target, TargetError};
+use super::partitions;
 use super::query::RunQuery;
 use super::statement::constant;
 use super::watching;
@@ -36,6 +37,10 @@ pub struct Settings {
     pub pool: usize,
     /// Lease and due times by the server's clock. A test that passes its own times says no.
     pub server_clock: bool,
+    /// Days of one partition of the history.
+    pub partition_days: u32,
+    /// Days after today for which partitions are made ahead; 0: none are made.
+    pub days_ahead: u32,
     /// Apply missing migrations; otherwise a database that lacks one is refused.
     pub migrate: bool,
 }
@@ -43,7 +48,15 @@ pub struct Settings {
 impl Settings {
     #[must_use]
     pub fn url(url: impl Into<String>) -> Self {
-        Self { url: url.into(), password_file: None, pool: 16, server_clock: true, migrate: true }
+        Self {
+            url: url.into(),
+            password_file: None,
+            pool: 16,
+            server_clock: true,
+            partition_days: 1,
+            days_ahead: 3,
+            migrate: true,
+        }
     }
 }
 
@@ -93,6 +106,7 @@ pub(super) async fn open(
     let identity = identity(&mut conn, runtime).await?;
     let slot = lease_slot(&mut conn, boot).await?;
     let ids = id_maker(&mut conn, slot).await?;
+    partitions::prepare(&mut conn, partitions::Plan::of(settings)).await?;
     let watched_from = watching::open(&mut conn, runtime).await?;
     Ok(Opened { identity, ids, slot, watched_from })
 }

@@ -21,6 +21,7 @@ use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use super::explain::AttemptRow;
 use super::fail::{Attempt, Fail};
 use super::ids;
+use super::notifications::history_from;
 use super::people::{user_key, user_names};
 use super::query::RunQuery;
 use super::statement::constant;
@@ -32,7 +33,7 @@ use crate::runtime::Runtime;
 use crate::storage::{Attempt as SendAttempt, WatchFilter, WatchPage};
 
 /// Ids are at most this much older than the commit of their row. By the server's clock, which all follow: seconds.
-const ID_LAG_MS: i64 = 2 * 24 * 3_600_000;
+pub(super) const ID_LAG_MS: i64 = 2 * 24 * 3_600_000;
 
 /// What positions count from.
 #[derive(Clone, Copy)]
@@ -157,17 +158,18 @@ async fn attempts(
     if of.is_empty() {
         return Ok(attempts);
     }
+    let oldest = of.iter().map(|(notification, ..)| history_from(*notification)).min().unwrap_or(0);
     // attempt_detail_by_user
     let rows: Vec<FailureRow> = constant!(
         (BigInt, (BigInt, BigInt, Integer, BigInt, SmallInt, Integer, Text, Nullable<BigInt>));
         "SELECT a.notification_id, a.user_key, a.device, a.attempt, a.at, a.code, a.status, a.reason, a.next_at \
          FROM unnest($1, $2, $3) AS e(notification_id, user_key, device) JOIN attempt_detail a \
          ON a.notification_id = e.notification_id AND a.user_key = e.user_key AND a.device = e.device \
-         ORDER BY a.id LIMIT $4 + 0",
+         AND a.id >= $5 ORDER BY a.id LIMIT $4 + 0",
         Array<BigInt> => ids(of.iter().map(|(notification, ..)| notification.0)),
         Array<BigInt> => ids(of.iter().map(|(_, user, _)| user.0)),
         Array<BigInt> => ids(of.iter().map(|(.., device)| device.0)),
-        BigInt => watch_rows::most_attempts(of),
+        BigInt => watch_rows::most_attempts(of), BigInt => oldest,
     )
     .load(conn)
     .await?;

@@ -76,6 +76,8 @@ pub struct SqliteStore {
     scanner: Option<Scanner>,
     context: Arc<Context>,
     lock: std::sync::Mutex<Option<File>>,
+    /// How far retention has come.
+    sweep: std::sync::Mutex<retain::Sweep>,
 }
 
 impl SqliteStore {
@@ -89,7 +91,8 @@ impl SqliteStore {
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
         let scanner = opened.scanner.map(|conn| Scanner::start(&context, conn, &settings.path)).transpose()?;
-        Ok(Self { writer, readers, scanner, context, lock: std::sync::Mutex::new(opened.lock) })
+        let lock = std::sync::Mutex::new(opened.lock);
+        Ok(Self { writer, readers, scanner, context, lock, sweep: std::sync::Mutex::default() })
     }
 
     /// What owns the leases of this start.
@@ -521,8 +524,11 @@ impl Queue for SqliteStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        self.write(Class::Retention, SMALL, "deleting what is old", move |tx| retain::retain(tx, history_before, now))
-            .await
+        let from = *self.sweep.lock().expect("no panic while held");
+        let sweep = move |tx: &mut Tx<'_>| retain::retain(tx, from, history_before, now);
+        let (deleted, next) = self.write(Class::Retention, SMALL, "deleting what is old", sweep).await?;
+        *self.sweep.lock().expect("no panic while held") = next;
+        Ok(deleted.count())
     }
 }
 
