@@ -95,6 +95,12 @@ impl IdMaker {
         Self::advance(&self.last, self.node, now, SEQUENCE_BITS)
     }
 
+    /// No id of any kind but a device was made, or begun with, that is higher.
+    #[must_use]
+    pub fn newest(&self) -> i64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
     pub fn next_device(&self, now: UnixMs) -> DeviceId {
         DeviceId(Self::advance(&self.last_device, self.node, now, DEVICE_SEQUENCE_BITS))
     }

@@ -85,7 +85,7 @@ impl SqliteStore {
     pub fn open(runtime: Runtime, settings: &Settings, deny: Arc<DenyFeed>) -> Result<Self, OpenError> {
         let opened = open::open(&runtime, settings)?;
         let boot = BootId(open::boot_id(&runtime));
-        let horizon = watching::Horizon::new(opened.epoch, opened.ids.next(runtime.now()));
+        let horizon = watching::Horizon::new(opened.epoch, opened.ids.newest());
         let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity, horizon });
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;

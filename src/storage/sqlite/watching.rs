@@ -33,7 +33,7 @@ pub(super) struct Horizon {
 }
 
 impl Horizon {
-    /// `ended`: an id made after everything in the database.
+    /// `ended`: no transaction in the database has a higher number.
     pub fn new(epoch: i64, ended: i64) -> Self {
         Self { epoch, ended: AtomicI64::new(ended) }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::replicas::{count, execute, eventually, fixture};
+use super::replicas::{count, eventually, fixture};
 use super::*;
 use crate::domain::outcome::ResultCode;
 use crate::storage::conformance::{START, World, entries};
@@ -208,7 +208,8 @@ async fn rows_of_no_partition_are_deleted_one_by_one() {
     let before = UnixMs(world.now().0 - 30 * DAY);
     assert_eq!(store.retain(before, world.now()).await.unwrap(), 0);
     other.batch_execute("COMMIT").await.unwrap();
-    assert_eq!(store.retain(before, world.now()).await.unwrap(), 3, "two blocks and a notification");
+    assert!(store.retain(before, world.now()).await.unwrap() >= 3);
+    assert_eq!(names(&database, "notification").await.len(), 1, "the empty partitions are old too");
     assert_eq!(count(&database, "SELECT count(*) FROM notification_default").await, 0);
-    execute(&database, "SELECT 1").await;
+    assert_eq!(count(&database, "SELECT count(*) FROM outcome_block_default").await, 0);
 }
