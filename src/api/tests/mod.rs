@@ -13,3 +13,4 @@ mod reflection;
 mod rpcs;
 mod stream;
 mod tls;
+mod watch;
