@@ -17,3 +17,4 @@ mod postgres;
 mod server;
 mod tables;
 mod tour;
+mod watch;

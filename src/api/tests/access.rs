@@ -75,7 +75,7 @@ async fn call(
             metadata.insert("authorization", MetadataValue::try_from(format!("Bearer {key}")).expect("ASCII"));
         }
     };
-    if !method.is_client_streaming() {
+    if !method.is_client_streaming() && !method.is_server_streaming() {
         let mut request = Request::new(message.encode_to_vec());
         authorize(request.metadata_mut());
         return client.unary(request, path, Raw).await.map(|_| ());
