@@ -211,7 +211,6 @@ pub async fn old_and_foreign_positions_are_refused(fixture: &Fixture) {
     assert!(matches!(watch(events[4].position).await, Err(StoreError::CursorExpired)));
 }
 
-/// A step that is run again has ids from before the transaction that holds it.
 pub async fn watchers_that_reconnect_miss_nothing(fixture: &Fixture) {
     race(&[(Arc::clone(&fixture.store), fixture.boot)], fixture, 4, 12).await;
 }
