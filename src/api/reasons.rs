@@ -43,6 +43,10 @@ pub const CURSOR_EXPIRED: &str = "CURSOR_EXPIRED";
 pub const CURSOR_FOREIGN: &str = "CURSOR_FOREIGN";
 /// A watcher did not read what it was sent.
 pub const WATCHER_TOO_SLOW: &str = "WATCHER_TOO_SLOW";
+/// More events than the app's `max_events_per_second`; metadata of that name. RetryInfo says when there is room.
+pub const EVENT_RATE_EXCEEDED: &str = "EVENT_RATE_EXCEEDED";
+/// More open deliveries than the app's `max_open_targets`; metadata of that name.
+pub const OPEN_TARGETS_EXCEEDED: &str = "OPEN_TARGETS_EXCEEDED";
 /// Too much waits in the store or its queue.
 pub const STORE_OVERLOADED: &str = "STORE_OVERLOADED";
 /// Too many requests at once.
@@ -80,6 +84,8 @@ pub const ALL: &[&str] = &[
     CURSOR_EXPIRED,
     CURSOR_FOREIGN,
     WATCHER_TOO_SLOW,
+    EVENT_RATE_EXCEEDED,
+    OPEN_TARGETS_EXCEEDED,
     STORE_OVERLOADED,
     SERVER_OVERLOADED,
     TOO_MANY_STREAMS,

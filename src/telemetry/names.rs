@@ -76,6 +76,12 @@ metrics! {
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
     /// Routes paused because their credential is broken.
     ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
+    /// Pauses that operators set.
+    PAUSES = Gauge "nudged_pauses" [];
+    /// Reloads of the configuration, by result: `applied` or `failed`.
+    CONFIG_RELOADS = Counter "nudged_config_reloads_total" ["result"];
+    /// 1 while the configuration in force is the one in the files; 0 after a reload that failed.
+    CONFIG_CURRENT = Gauge "nudged_config_current" [];
     /// Whether the platform accepts the credential: 1, or 0 while its routes are paused.
     PROVIDER_UP = Gauge "nudged_provider_up" ["app", "platform", "credential"];
     /// Days until an APNs certificate ends; negative after it. Signing keys do not end.
@@ -92,6 +98,8 @@ metrics! {
     HISTORY_PARTITIONS_DROPPED = Counter "nudged_history_partitions_dropped_total" ["table"];
     /// Days of history for which partitions are made ahead, on Postgres; below 1 rows go to the default partition.
     HISTORY_DAYS_AHEAD = Gauge "nudged_history_days_ahead" ["table"];
+    /// Spans given to the trace collector, by result: `exported` or `failed`.
+    SPANS = Counter "nudged_spans_total" ["result"];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.
@@ -152,7 +160,14 @@ mod tests {
 
     #[test]
     fn the_documentation_has_this_table() {
-        let documented = include_str!("../../docs/metrics.md");
-        assert!(documented.contains(&markdown()), "docs/metrics.md should hold:\n{}", markdown());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let mut documented = std::fs::read_to_string(path).expect("docs/metrics.md");
+        if std::env::var_os("NUDGED_WRITE_DOCS").is_some() {
+            let start = documented.find("| Metric |").expect("docs/metrics.md has the table");
+            let length = documented[start..].find("\n\n").map_or(documented.len() - start, |end| end + 1);
+            documented.replace_range(start..start + length, &markdown());
+            std::fs::write(path, &documented).expect("docs are writable");
+        }
+        assert!(documented.contains(&markdown()), "docs/metrics.md should hold (NUDGED_WRITE_DOCS=1):\n{}", markdown());
     }
 }

@@ -30,6 +30,7 @@ pub struct World {
     pub address: String,
     /// Of `/metrics`.
     pub admin: String,
+    /// What the sandbox wrote, and what the server is started with.
     pub config: PathBuf,
 }
 
@@ -80,6 +81,16 @@ impl World {
         self.sandbox.received()
     }
 
+    /// With another file than the sandbox wrote.
+    pub fn start_on(config: &Path) -> Server {
+        Server { child: spawn(&["serve", "--config"], config, &[]) }
+    }
+
+    /// A value of `/metrics`: `name` with its labels as they are printed.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        metric(&self.admin, name).await
+    }
+
     /// A client, as soon as the server answers.
     pub async fn client(&self) -> PushServiceClient<Channel> {
         let deadline = Instant::now() + PATIENCE;
@@ -98,6 +109,11 @@ impl Server {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// SIGHUP: reload.
+    pub fn hangup(&self) {
+        assert!(Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().unwrap().success());
     }
 
     /// SIGTERM, and the exit status after the drain.
@@ -120,6 +136,13 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A value of `/metrics` at an admin address.
+pub async fn metric(admin: &str, name: &str) -> Option<f64> {
+    let page = reqwest::get(format!("http://{admin}/metrics")).await.ok()?.text().await.ok()?;
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.parse().ok()
 }
 
 pub fn binary() -> Command {

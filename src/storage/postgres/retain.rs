@@ -1,5 +1,7 @@
 //! Retention of what is in no partition, in batches small enough to run beside traffic, and how much waits.
 
+use std::collections::BTreeMap;
+
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::AsyncPgConnection;
 use metrics::counter;
@@ -8,7 +10,7 @@ use super::fail::Attempt;
 use super::query::RunQuery;
 use super::statement::constant;
 use super::tx::Tx;
-use crate::domain::ids::first_id_at;
+use crate::domain::ids::{AppKey, first_id_at};
 use crate::domain::time::UnixMs;
 use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH};
 use crate::telemetry::names;
@@ -119,6 +121,12 @@ pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> 
         .await?;
     deleted.0.push(("import_progress", rows));
     Ok(deleted)
+}
+
+pub(super) async fn open_targets(conn: &mut AsyncPgConnection) -> Attempt<BTreeMap<AppKey, u64>> {
+    let rows: Vec<(i64, i64)> =
+        constant!((BigInt, BigInt); "SELECT app, sum(target_count) FROM job GROUP BY app").load(conn).await?;
+    Ok(rows.into_iter().map(|(app, count)| (AppKey(app), u64::try_from(count).unwrap_or(0))).collect())
 }
 
 pub(super) async fn backlog(conn: &mut AsyncPgConnection, now: UnixMs) -> Attempt<Backlog> {

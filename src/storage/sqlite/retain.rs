@@ -3,6 +3,8 @@
 //! The history is gone through by ranges of ids, a bounded number of rows a step, whether they can go or belong to open work:
 //! what has to stay at the old end is not looked at again with every step. At the new end it begins anew.
 
+use std::collections::BTreeMap;
+
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{OptionalExtension, RunQueryDsl};
@@ -11,7 +13,7 @@ use metrics::counter;
 use super::fail::Attempt;
 use super::group::Tx;
 use super::statement::constant;
-use crate::domain::ids::first_id_at;
+use crate::domain::ids::{AppKey, first_id_at};
 use crate::domain::time::UnixMs;
 use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH};
 use crate::telemetry::names;
@@ -121,6 +123,12 @@ pub(super) fn retain(tx: &mut Tx<'_>, from: Sweep, history_before: UnixMs, now: 
     ))?;
     deleted.0.push(("import_progress", rows));
     Ok((deleted, next))
+}
+
+pub(super) fn open_targets(conn: &mut SqliteConnection) -> Attempt<BTreeMap<AppKey, u64>> {
+    let rows: Vec<(i64, i64)> =
+        constant!((BigInt, BigInt); "SELECT app, sum(target_count) FROM job GROUP BY app").load(conn)?;
+    Ok(rows.into_iter().map(|(app, count)| (AppKey(app), u64::try_from(count).unwrap_or(0))).collect())
 }
 
 pub(super) fn backlog(conn: &mut SqliteConnection, now: UnixMs) -> Attempt<Backlog> {
