@@ -146,5 +146,9 @@ pub fn is_health(path: &str) -> bool {
 /// Streams may stay open as long as both sides like.
 #[must_use]
 pub fn is_stream(path: &str) -> bool {
-    path == NOTIFY_EVENTS || path == WATCH_DELIVERIES || IMPORTS.contains(&path) || path == HEALTH[2] || REFLECTION.contains(&path)
+    path == NOTIFY_EVENTS
+        || path == WATCH_DELIVERIES
+        || IMPORTS.contains(&path)
+        || path == HEALTH[2]
+        || REFLECTION.contains(&path)
 }

@@ -96,7 +96,12 @@ impl Database {
     }
 }
 
-fn count_days(section: &mut Section<'_>, key: &'static str, default: usize, range: std::ops::RangeInclusive<u64>) -> u32 {
+fn count_days(
+    section: &mut Section<'_>,
+    key: &'static str,
+    default: usize,
+    range: std::ops::RangeInclusive<u64>,
+) -> u32 {
     u32::try_from(section.count(key, default, range)).expect("the range is far below")
 }
 

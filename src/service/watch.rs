@@ -101,13 +101,8 @@ impl Service {
             Some(uuid) => Some(self.own_notification(app, uuid).await?),
         };
         let states = if input.states.is_empty() { FINAL.to_vec() } else { input.states };
-        let filter = WatchFilter {
-            deliveries: input.deliveries,
-            retirements: input.retirements,
-            notification,
-            user,
-            states,
-        };
+        let filter =
+            WatchFilter { deliveries: input.deliveries, retirements: input.retirements, notification, user, states };
         // Also asks the store whether it can go on from there.
         let page = self.store.watch(app, after, &filter, 1).await.map_err(|error| self.refused(error))?;
         Ok(Watch { app, filter, position: after.unwrap_or(page.position) })
@@ -251,7 +246,9 @@ mod tests {
         let position = WatchPosition::after_transaction(1, 2, UnixMs(3));
         let text = issue(&IdentityKey::new([7; 32]), AppKey(1), &position);
         assert_eq!(text.len(), 60);
-        for wrong in ["", "!", &text[1..], &text[..59], &format!("{text}A"), &text.replacen('A', "C", 1), &"A".repeat(60)] {
+        for wrong in
+            ["", "!", &text[1..], &text[..59], &format!("{text}A"), &text.replacen('A', "C", 1), &"A".repeat(60)]
+        {
             assert!(RawCursor::read(wrong).is_none(), "{wrong}");
         }
     }

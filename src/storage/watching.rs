@@ -280,10 +280,6 @@ impl Chosen {
             };
             WatchEvent { position, watched }
         };
-        WatchPage {
-            events: self.found.into_iter().map(describe).collect(),
-            position: self.position,
-            more: self.more,
-        }
+        WatchPage { events: self.found.into_iter().map(describe).collect(), position: self.position, more: self.more }
     }
 }

@@ -72,7 +72,10 @@ async fn results_and_retirements_come_with_cursors_to_go_on_from() {
     let (after_first, told) = event(&mut stream).await;
     let told = delivery(&told);
     assert_eq!((told.user_id.as_str(), told.reason.as_str()), ("mocha", "NO_DEVICE"));
-    assert_eq!((told.state(), told.notification_id.as_str()), (delivery::State::Suppressed, &*accepted.notification_id));
+    assert_eq!(
+        (told.state(), told.notification_id.as_str()),
+        (delivery::State::Suppressed, &*accepted.notification_id)
+    );
     let unregister = UnregisterDeviceRequest { app_id: "pets".into(), device_id: device.clone(), ..Default::default() };
     client.unregister_device(unregister).await.expect("unregistered");
     let (after_second, told) = event(&mut stream).await;
@@ -137,7 +140,14 @@ async fn wrong_foreign_and_expired_cursors_are_told_apart() {
     }
     let wrong = Filter { notification_id: "7".into(), kinds: vec![9, 0], states: vec![0], user_id: "a\nb".into() };
     let wrong = WatchDeliveriesRequest { cursor: "x".into(), filter: Some(wrong), app_id: "pets".into() };
-    let expected = ["filter.kinds[0]", "filter.kinds[1]", "filter.states[0]", "filter.user_id", "filter.notification_id", "cursor"];
+    let expected = [
+        "filter.kinds[0]",
+        "filter.kinds[1]",
+        "filter.states[0]",
+        "filter.user_id",
+        "filter.notification_id",
+        "cursor",
+    ];
     assert_eq!(fields(client.watch_deliveries(wrong).await), expected);
 
     let mut bytes = URL_SAFE_NO_PAD.decode(&cursor).expect("base64");
@@ -178,7 +188,10 @@ async fn a_reader_that_reads_nothing_is_told_and_its_place_is_free() {
     let people: Vec<String> = (0..1_000).map(|number| format!("person-{number}")).collect();
     let people: Vec<&str> = people.iter().map(String::as_str).collect();
     for _ in 0..3 {
-        client.notify_event(NotifyEventRequest { max_audience: Some(1_000), ..comment(&people[..500]) }).await.expect("accepted");
+        client
+            .notify_event(NotifyEventRequest { max_audience: Some(1_000), ..comment(&people[..500]) })
+            .await
+            .expect("accepted");
     }
     // What HTTP/2 holds is little, so the server notices.
     let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");

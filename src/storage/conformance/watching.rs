@@ -129,7 +129,10 @@ pub async fn a_watcher_is_told_what_it_asked_for(fixture: &Fixture) {
     let other = world.accept(world.to_users(&["bori"])).await;
     let all = WatchFilter::default;
     let wanted = [
-        (WatchFilter { deliveries: false, ..all() }, vec!["mina retired 410 Unregistered", "coco retired UNREGISTERED"]),
+        (
+            WatchFilter { deliveries: false, ..all() },
+            vec!["mina retired 410 Unregistered", "coco retired UNREGISTERED"],
+        ),
         (WatchFilter { retirements: false, states: vec![State::Sent], ..all() }, vec!["mina SENT"]),
         (
             WatchFilter { user: Some(user("mina")), ..all() },
@@ -137,7 +140,12 @@ pub async fn a_watcher_is_told_what_it_asked_for(fixture: &Fixture) {
         ),
         (WatchFilter { notification: Some(other), retirements: false, ..all() }, vec!["bori NEVER_OPTED_IN"]),
         (
-            WatchFilter { notification: Some(id), states: vec![State::Suppressed, State::Dead], retirements: false, ..all() },
+            WatchFilter {
+                notification: Some(id),
+                states: vec![State::Suppressed, State::Dead],
+                retirements: false,
+                ..all()
+            },
             vec!["bori NEVER_OPTED_IN", "mina TOKEN_GONE Unregistered"],
         ),
         (WatchFilter { user: Some(user("nobody")), ..all() }, vec![]),

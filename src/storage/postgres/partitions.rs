@@ -35,7 +35,6 @@ const LOCK_WAIT: &str = "200ms";
 /// Steps of one round; the next one goes on.
 const MAX_STEPS: usize = 12;
 
-/// The tables, and whether a row's open work is that of its own id.
 const TABLES: [&str; 3] = ["notification", "outcome_block", "attempt_detail"];
 
 /// How partitions are cut.
@@ -82,9 +81,8 @@ pub(super) async fn prepare(conn: &mut AsyncPgConnection, plan: Plan) -> diesel:
     if plan.ahead == 0 {
         return Ok(());
     }
-    let now: i64 = constant!(BigInt; "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT")
-        .get_result(conn)
-        .await?;
+    let now: i64 =
+        constant!(BigInt; "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT").get_result(conn).await?;
     loop {
         conn.batch_execute("BEGIN").await?;
         constant!((); "SELECT pg_advisory_xact_lock($1)", BigInt => RETENTION_LOCK).execute(conn).await?;

@@ -150,10 +150,7 @@ struct FailureRow {
 }
 
 /// Of these deliveries, oldest first.
-async fn attempts(
-    conn: &mut AsyncPgConnection,
-    of: &[DeliveryOf],
-) -> Attempt<HashMap<DeliveryOf, Vec<SendAttempt>>> {
+async fn attempts(conn: &mut AsyncPgConnection, of: &[DeliveryOf]) -> Attempt<HashMap<DeliveryOf, Vec<SendAttempt>>> {
     let mut attempts: HashMap<DeliveryOf, Vec<SendAttempt>> = HashMap::new();
     if of.is_empty() {
         return Ok(attempts);

@@ -168,8 +168,13 @@ async fn a_long_reader_puts_a_drop_off_and_writers_hardly_notice() {
     let before = UnixMs(world.now().0 - 30 * DAY);
     // Partitions for today exist, so that the drop is the step at hand.
     let mut reader = database.connect().await;
-    reader.batch_execute("BEGIN; SELECT count(*) FROM notification; SELECT count(*) FROM outcome_block; \
-         SELECT count(*) FROM attempt_detail").await.unwrap();
+    reader
+        .batch_execute(
+            "BEGIN; SELECT count(*) FROM notification; SELECT count(*) FROM outcome_block; \
+         SELECT count(*) FROM attempt_detail",
+        )
+        .await
+        .unwrap();
     let runtime = Runtime::production();
     let writes = async {
         let (mut written, mut longest) = (0, Duration::ZERO);

@@ -2,8 +2,8 @@
 
 use super::replicas::{count, execute, fixture};
 use super::*;
-use crate::storage::conformance::watching::{race, told};
 use crate::storage::conformance::World;
+use crate::storage::conformance::watching::{race, told};
 use crate::storage::{WatchFilter, Watched};
 
 #[tokio::test]
@@ -14,8 +14,10 @@ async fn three_replicas_commit_and_watchers_that_change_them_miss_nothing() {
         stores.push(database.open().await);
     }
     let fixture = fixture(&stores[0].0, &stores[0].1);
-    let parties: Vec<_> =
-        stores.iter().map(|(store, _)| (Arc::clone(store) as Arc<dyn crate::storage::Store>, store.boot_id())).collect();
+    let parties: Vec<_> = stores
+        .iter()
+        .map(|(store, _)| (Arc::clone(store) as Arc<dyn crate::storage::Store>, store.boot_id()))
+        .collect();
     let rounds = std::env::var("NUDGED_TEST_WATCH_ROUNDS").ok().map_or(20, |text| text.parse().unwrap());
     race(&parties, &fixture, 6, rounds).await;
 }
