@@ -68,6 +68,11 @@ pub const SECTIONS: &[Section] = &[
                 "Requests worked on at once; more are answered RESOURCE_EXHAUSTED.",
             ),
             key(
+                "max_watchers",
+                Value("64"),
+                "WatchDeliveries streams at once; more are answered RESOURCE_EXHAUSTED. 0 refuses all.",
+            ),
+            key(
                 "request_timeout_secs",
                 Value("30"),
                 "The longest a unary call may take; a caller's shorter deadline holds as well.",
@@ -111,17 +116,25 @@ pub const SECTIONS: &[Section] = &[
                 Absent("none", "\"/run/secrets/database-password\""),
                 "Postgres: the password, read anew for each connection.",
             ),
+            key(
+                "retention_days",
+                Value("30"),
+                "Notifications, results and failed attempts older than this are deleted, 1–3650. Open work and the history of consent stay.",
+            ),
         ],
     },
     Section {
         path: "database.postgres",
         title: "replicas share it",
         live: false,
-        keys: &[key(
-            "pool",
-            Value("16"),
-            "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
-        )],
+        keys: &[
+            key(
+                "pool",
+                Value("16"),
+                "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
+            ),
+            key("days_ahead", Value("3"), "Days after today for which partitions of the history are made ahead, 1–30."),
+        ],
     },
     Section {
         path: "database.sqlite",

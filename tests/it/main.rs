@@ -21,3 +21,4 @@ mod server;
 mod tables;
 mod tour;
 mod traces;
+mod watch;

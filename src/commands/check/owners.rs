@@ -7,7 +7,7 @@ use super::Findings;
 use super::files::{self, section};
 use crate::app::database::{postgres_settings, sqlite_settings};
 use crate::app::senders::{self, CredentialError};
-use crate::config::{ApnsAuth, Config, Origin, Postgres, SecretSource};
+use crate::config::{ApnsAuth, Config, Database, Origin, Postgres, SecretSource};
 use crate::domain::deny::DenyFeed;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
@@ -38,7 +38,7 @@ pub(super) fn database(config: &Config, now: UnixMs, findings: &mut Findings) {
             Some(path) => files::file(path),
             None => Origin::Environment("NUDGED_DATABASE__URL".to_owned()),
         };
-        return postgres_server(postgres, &origin, now, findings);
+        return postgres_server(&config.database, postgres, &origin, now, findings);
     }
     let path = &config.database.path;
     if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
@@ -91,8 +91,8 @@ fn tell(troubles: Vec<TroubleRow>, findings: &mut Findings) {
 }
 
 /// The server answers and promises what nudged relies on. Nothing is changed.
-fn postgres_server(postgres: &Postgres, origin: &Origin, now: UnixMs, findings: &mut Findings) {
-    let settings = postgres_settings(postgres);
+fn postgres_server(database: &Database, postgres: &Postgres, origin: &Origin, now: UnixMs, findings: &mut Findings) {
+    let settings = postgres_settings(database, postgres);
     let looked = std::thread::scope(|scope| {
         let look = || {
             let tokio =

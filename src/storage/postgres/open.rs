@@ -8,8 +8,10 @@ use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 
 use super::connect::{Target, TargetError};
+use super::partitions;
 use super::query::RunQuery;
 use super::statement::constant;
+use super::watching;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
 use crate::runtime::Runtime;
@@ -35,6 +37,10 @@ pub struct Settings {
     pub pool: usize,
     /// Lease and due times by the server's clock. A test that passes its own times says no.
     pub server_clock: bool,
+    /// Days of one partition of the history.
+    pub partition_days: u32,
+    /// Days after today for which partitions are made ahead; 0: none are made.
+    pub days_ahead: u32,
     /// Apply missing migrations; otherwise a database that lacks one is refused.
     pub migrate: bool,
 }
@@ -42,7 +48,15 @@ pub struct Settings {
 impl Settings {
     #[must_use]
     pub fn url(url: impl Into<String>) -> Self {
-        Self { url: url.into(), password_file: None, pool: 16, server_clock: true, migrate: true }
+        Self {
+            url: url.into(),
+            password_file: None,
+            pool: 16,
+            server_clock: true,
+            partition_days: 1,
+            days_ahead: 3,
+            migrate: true,
+        }
     }
 }
 
@@ -75,6 +89,7 @@ pub(super) struct Opened {
     pub identity: IdentityKey,
     pub ids: IdMaker,
     pub slot: i32,
+    pub watched_from: watching::Origin,
 }
 
 pub(super) async fn open(
@@ -91,7 +106,9 @@ pub(super) async fn open(
     let identity = identity(&mut conn, runtime).await?;
     let slot = lease_slot(&mut conn, boot).await?;
     let ids = id_maker(&mut conn, slot).await?;
-    Ok(Opened { identity, ids, slot })
+    partitions::prepare(&mut conn, partitions::Plan::of(settings)).await?;
+    let watched_from = watching::open(&mut conn, runtime).await?;
+    Ok(Opened { identity, ids, slot, watched_from })
 }
 
 async fn applied(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Vec<String>> {
@@ -210,7 +227,7 @@ async fn id_maker(conn: &mut AsyncPgConnection, slot: i32) -> Result<IdMaker, Op
          UNION ALL SELECT max(id) FROM topic UNION ALL SELECT max(id) FROM event_type_version \
          UNION ALL SELECT max(id) FROM notification UNION ALL SELECT max(id) FROM job \
          UNION ALL SELECT max(id) FROM outcome_block UNION ALL SELECT max(id) FROM attempt_detail \
-         UNION ALL SELECT max(id) FROM deny) AS newest"
+         UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement) AS newest"
     )
     .get_result(conn)
     .await?;
