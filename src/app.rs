@@ -12,6 +12,7 @@ pub(crate) mod certificate;
 pub mod database;
 mod gauges;
 pub mod keys;
+pub mod moving;
 mod readiness;
 pub mod routes;
 pub mod senders;

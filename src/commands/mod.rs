@@ -53,8 +53,8 @@ pub enum Command {
     Key(key::KeyCommand),
     /// Play the whole story against fake providers: no setup, under a minute
     Demo(demo::DemoArgs),
-    /// Bring the database's schema to this version
-    Migrate,
+    /// Bring the database's schema to this version, or move an SQLite database to Postgres
+    Migrate(migrate::MigrateArgs),
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
     Sandbox(sandbox::SandboxArgs),
     /// Measure the server against fake providers
@@ -71,7 +71,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve => block_on(serve::run(config.as_deref(), runtime)),
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
-        Command::Migrate => block_on(migrate::run(config.as_deref(), runtime)),
+        Command::Migrate(arguments) => block_on(migrate::run(arguments, config.as_deref(), runtime)),
         Command::Check => Ok(check::run(config.as_deref(), &runtime)),
         Command::Catalog(command) => block_on(catalog::run(command)),
         Command::Import(command) => block_on(import::run(command, runtime)),

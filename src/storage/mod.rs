@@ -14,6 +14,7 @@ pub mod conformance;
 mod effects;
 pub mod error;
 mod fail;
+pub mod moving;
 mod paging;
 pub mod postgres;
 mod rows;

@@ -6,6 +6,7 @@
 //! is worth taking a lease away.
 
 mod accept;
+mod arriving;
 mod batch;
 mod connect;
 mod deny;
@@ -44,6 +45,7 @@ use tokio::sync::{RwLock, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use arriving::Destination;
 pub use connect::{Target as Server, TargetError};
 pub use open::{OpenError, Settings};
 

@@ -13,6 +13,7 @@ use super::statement::constant;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
 use crate::runtime::Runtime;
+use crate::storage::moving::{Arrival, SEAL};
 
 /// Version and text of every migration, in order. Versions are as diesel's tools write them.
 pub(super) const MIGRATIONS: &[(&str, &str)] =
@@ -56,6 +57,8 @@ pub enum OpenError {
     NewerSchema { version: String },
     #[error("the database lacks {missing} migration(s); run `nudged migrate`")]
     NotMigrated { missing: usize },
+    #[error("a move into this database has not come to its end; run `nudged migrate` with the same --from and --to again")]
+    Arriving,
     #[error("the migration of the database failed: {reason}")]
     Migrate { reason: String },
     #[error("the database cannot be read at start: {reason}")]
@@ -84,14 +87,32 @@ pub(super) async fn open(
     boot: i64,
 ) -> Result<Opened, OpenError> {
     let mut conn = target.connect().await.map_err(|error| OpenError::Connect { reason: error.to_string() })?;
-    // A migration or the wait for another replica's may take long.
-    conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
-        .await?;
+    unlimited(&mut conn).await?;
     migrate(&mut conn, settings.migrate).await?;
+    // Before the slot, so that the database stays as it is; and after it, for a move may have begun meanwhile.
+    if is_arriving(&mut conn).await? {
+        return Err(OpenError::Arriving);
+    }
     let identity = identity(&mut conn, runtime).await?;
     let slot = lease_slot(&mut conn, boot).await?;
+    if is_arriving(&mut conn).await? {
+        give_slot_back(&mut conn, slot, boot).await?;
+        return Err(OpenError::Arriving);
+    }
     let ids = id_maker(&mut conn, slot).await?;
     Ok(Opened { identity, ids, slot })
+}
+
+/// A migration or the wait for another replica's may take long.
+pub(super) async fn unlimited(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
+    conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0").await
+}
+
+/// Whether rows are still to come from another database.
+async fn is_arriving(conn: &mut AsyncPgConnection) -> diesel::QueryResult<bool> {
+    let seal: Option<Vec<u8>> =
+        constant!(Binary; "SELECT value FROM secret WHERE name = $1", Text => SEAL).get_result(conn).await.optional()?;
+    Ok(seal.is_some_and(|json| !serde_json::from_slice::<Arrival>(&json).is_ok_and(|arrival| arrival.done)))
 }
 
 async fn applied(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Vec<String>> {
@@ -104,7 +125,7 @@ async fn applied(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Vec<String
 }
 
 /// The lock is the session's, so that another replica waits for the end of it all; it goes with the connection too.
-async fn migrate(conn: &mut AsyncPgConnection, apply: bool) -> Result<(), OpenError> {
+pub(super) async fn migrate(conn: &mut AsyncPgConnection, apply: bool) -> Result<(), OpenError> {
     let failed = |error: diesel::result::Error| OpenError::Migrate { reason: error.to_string() };
     check_newest(&applied(conn).await?)?;
     if !apply {
@@ -199,6 +220,15 @@ async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64) -> Result<i32, Open
             return Ok(slot);
         }
     }
+}
+
+async fn give_slot_back(conn: &mut AsyncPgConnection, slot: i32, boot: i64) -> diesel::QueryResult<()> {
+    constant!(
+        (); "UPDATE replica SET boot_id = 0 WHERE slot = $1 AND boot_id = $2", Integer => slot, BigInt => boot,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Continues after the highest ids there are, so that a slot's earlier owner with a fast clock is not repeated.

@@ -13,6 +13,7 @@ mod fanout;
 mod group;
 mod imports;
 mod jobs;
+mod leaving;
 mod notifications;
 mod open;
 mod opt_in;
@@ -34,6 +35,7 @@ use diesel::RunQueryDsl;
 use diesel::sql_types::Integer;
 use diesel::sqlite::SqliteConnection;
 
+pub use leaving::Source;
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
 pub use seed::{Seed, SeedPerson, seed};
 pub use writer::QueueLimits;
