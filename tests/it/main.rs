@@ -12,6 +12,7 @@ mod dry_run;
 mod first_call;
 mod generic;
 mod imports;
+mod moving;
 mod observed;
 mod postgres;
 mod server;

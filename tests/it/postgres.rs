@@ -43,6 +43,13 @@ impl Postgres {
         format!("postgres://nudged@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// A session of the test's own.
+    pub async fn client(&self) -> tokio_postgres::Client {
+        let (client, connection) = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
     /// SIGKILL, as a machine that loses its process, and a start that recovers from its log.
     pub fn kill_and_restart(&mut self, away: Duration) {
         self.child.kill().unwrap();
