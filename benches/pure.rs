@@ -40,6 +40,7 @@ fn decisions(c: &mut Criterion) {
         state: DeviceState::Active,
         route: RouteId(1),
         route_known: true,
+        allowed_here: true,
         choice: DeviceChoice { all: None, this_type: None },
     };
     c.bench_function("gates, one device", |b| {

@@ -14,8 +14,10 @@ mod gauges;
 pub mod keys;
 pub mod moving;
 mod readiness;
+mod reload;
 pub mod routes;
 pub mod senders;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,9 +32,11 @@ use self::database::OpenStore;
 use crate::admin::{AdminParts, AdminServer, Heartbeat};
 use crate::api::auth::KeyRing;
 use crate::api::limits::ServerLimits;
-use crate::api::server::{Health, Server, TlsSetup};
+use crate::api::server::{Health, Server};
+use crate::api::tls::TlsSetup;
 use crate::config::{Config, Grpc, GrpcTls};
 use crate::delivery::{self, Engine};
+use crate::domain::deny::DenyFeed;
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::http2::SendingThreads;
@@ -51,6 +55,7 @@ pub struct App {
     engine: Engine,
     threads: SendingThreads,
     health: Health,
+    gauges: Arc<gauges::CredentialGauges>,
     grpc: Vec<ThreadHandle<()>>,
     stop_grpc: CancellationToken,
     admin: JoinHandle<()>,
@@ -58,6 +63,13 @@ pub struct App {
     stop_admin: CancellationToken,
     readiness: readiness::Shutdown,
     runtime: Runtime,
+    // What a reload replaces, or needs.
+    live: tokio::sync::Mutex<reload::Live>,
+    service: Arc<Service>,
+    keys: Arc<KeyRing>,
+    server: Arc<Server>,
+    types: Arc<Types>,
+    deny: Arc<DenyFeed>,
 }
 
 impl App {
@@ -67,17 +79,20 @@ impl App {
         let threads =
             SendingThreads::new(&runtime, config.delivery.sender_threads).context("starting sending threads")?;
         let dyn_store: Arc<dyn Store> = store.store();
-        let routed = routes::build(&runtime, config, &*dyn_store, &threads, &deny).await?;
+        let known = routes::Credentials::new();
+        let workshop =
+            routes::Workshop { runtime: &runtime, store: &*dyn_store, threads: &threads, deny: &deny, known: &known };
+        let routed = routes::build(config, &workshop).await?;
         let types = Arc::new(Types::default());
+        let sending = routed.sending();
         types.set_default_locales(routed.default_locales);
         let engine = Engine::start(delivery::Parts {
             runtime: runtime.clone(),
             store: Arc::clone(&dyn_store),
             owner: store.boot_id(),
-            senders: routed.senders.clone(),
+            routing: routed.routing,
             types: Arc::clone(&types),
-            deny,
-            without_push_id: routed.without_push_id.clone(),
+            deny: Arc::clone(&deny),
             settings: engine_settings(config),
         })
         .await
@@ -87,12 +102,12 @@ impl App {
         gauges.set(config, &routed.apps);
         let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
         let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone());
-        let service =
-            Arc::new(service.with_types(types).with_senders(routed.senders).without_push_id(routed.without_push_id));
+        let service = service.with_types(Arc::clone(&types)).with_sending(sending);
+        let service = Arc::new(service);
         let key_ring = Arc::new(KeyRing::new(keys::api_keys(&config.keys)));
-        let mut server = Server::new(service, key_ring, limits(config)?, runtime.clone());
+        let mut server = Server::new(Arc::clone(&service), Arc::clone(&key_ring), limits(config)?, runtime.clone());
         if let Some(tls) = &config.grpc.tls {
-            server = server.with_tls(read_tls(tls)?)?;
+            server = server.with_tls(&read_tls(tls)?)?;
         }
         let health = server.health();
         let server = Arc::new(server);
@@ -107,7 +122,7 @@ impl App {
             Arc::new(readiness::MigrationsFit(store.clone())) as _,
             Arc::new(shutdown.clone()) as _,
         ];
-        let collectors = vec![gauges as _];
+        let collectors = vec![Arc::clone(&gauges) as _];
         let parts = AdminParts { runtime: runtime.clone(), metrics, heartbeats, checks, collectors };
         let admin_server = AdminServer::bind(config.admin.listen, parts).await?;
         let admin_address = admin_server.address();
@@ -123,6 +138,7 @@ impl App {
             engine,
             threads,
             health,
+            gauges,
             grpc,
             stop_grpc,
             admin,
@@ -130,6 +146,12 @@ impl App {
             stop_admin,
             readiness: shutdown,
             runtime,
+            live: tokio::sync::Mutex::new(reload::Live::new(config, routed.credentials)),
+            service,
+            keys: key_ring,
+            server,
+            types,
+            deny,
         })
     }
 
@@ -165,6 +187,7 @@ impl App {
             })
             .await;
         self.engine.shutdown().await;
+        self.live.into_inner().drained().await;
         self.threads.shutdown().await;
         self.store.close(&self.runtime).await;
         self.stop_admin.cancel();

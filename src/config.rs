@@ -21,7 +21,9 @@ pub mod keys;
 mod layers;
 pub mod log;
 pub mod problem;
+pub mod reference;
 mod section;
+pub mod settings;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -40,10 +42,14 @@ pub use grpc::{Grpc, GrpcTls};
 pub use keys::{Key, Scope};
 pub use log::{Log, LogFormat};
 pub use problem::{ConfigErrors, Origin, Problem};
+pub use settings::Settings;
 pub use values::{Endpoint, SecretSource, SecretText, Sha256Digest};
 
 use layers::{File, Layers};
 use section::{Found, Reader};
+
+/// In the working directory, when no file is named.
+const DEFAULT_FILE: &str = "nudged.toml";
 
 /// Everything an operator can set, checked. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
@@ -57,6 +63,8 @@ pub struct Config {
     pub log: Log,
     pub keys: Vec<Key>,
     pub apps: BTreeMap<AppId, App>,
+    /// Every key with its value and origin.
+    pub settings: Settings,
     /// What is allowed but deserves a look; to be logged at start-up.
     pub warnings: Vec<Problem>,
 }
@@ -81,6 +89,18 @@ impl Config {
         }
     }
 
+    /// The files that this configuration was read from and names: when one changes, it is time to reload. Without a file
+    /// the one that would be read.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let file = self.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+        let mut files = self.settings.files(&file.parent().map(Path::to_owned).unwrap_or_default());
+        files.push(file);
+        files.sort();
+        files.dedup();
+        files
+    }
+
     /// From a text as if it stood in `path`, and the given environment: for tests and `nudged demo`.
     pub fn from_toml(
         path: &Path,
@@ -98,6 +118,7 @@ impl Config {
     ) -> (Self, Vec<Problem>) {
         let (mut config, found) = Self::understand(file, environment);
         config.warnings = found.warnings;
+        config.settings = found.settings;
         (config, found.problems)
     }
 
@@ -115,6 +136,7 @@ impl Config {
             log: Log::read(root.table("log")),
             keys: keys::read(root.list_of_tables("keys")),
             apps: apps::read(root.table("apps")),
+            settings: Settings::default(),
             warnings: Vec::new(),
         };
         root.finish();

@@ -1,5 +1,7 @@
 //! Which app a request is for, and whether its key may act for it: one function for every handler.
 
+use std::sync::Arc;
+
 use crate::domain::ids::AppId;
 use crate::domain::violation::Violation;
 use crate::service::{App, AppDirectory, Call, ServiceError};
@@ -19,7 +21,7 @@ pub enum AppError {
 /// default app that the key may act for.
 ///
 /// A key learns nothing about apps it is not bound to: they are PERMISSION_DENIED whether they exist or not.
-pub fn resolve_app<'a>(apps: &'a AppDirectory, caller: &Caller, app_id: &str) -> Result<&'a App, AppError> {
+pub fn resolve_app<'a>(apps: &'a AppDirectory, caller: &Caller, app_id: &str) -> Result<&'a Arc<App>, AppError> {
     let name = if app_id.is_empty() { implied(apps, caller)? } else { app_id };
     if !app_id.is_empty() {
         AppId::parse("app_id", app_id).map_err(AppError::Invalid)?;
@@ -43,8 +45,17 @@ fn implied<'a>(apps: &'a AppDirectory, caller: &'a Caller) -> Result<&'a str, Ap
     }
 }
 
+/// Whether the key may act for every app there is: what concerns the whole server needs that.
+pub fn all_apps(apps: &AppDirectory, caller: &Caller) -> Result<(), ServiceError> {
+    match caller.apps() {
+        BoundApps::All => Ok(()),
+        bound @ BoundApps::Only(_) if apps.apps().all(|app| bound.allows(app.id.as_str())) => Ok(()),
+        BoundApps::Only(_) => Err(ServiceError::AppNotAllowed { app: "*".to_owned() }),
+    }
+}
+
 /// Begins a call: resolves the app, and says who calls.
-pub fn call<'a>(apps: &'a AppDirectory, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, ServiceError> {
+pub fn call<'a>(apps: &AppDirectory, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, ServiceError> {
     let call = match resolve_app(apps, caller, app_id) {
         Ok(app) => Call::new(app),
         Err(AppError::Invalid(violation)) => Call::without_app(violation),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use crate::domain::violation::Violations;
 use crate::service::{Call, Service, ServiceError};
 
 use super::auth::Caller;
@@ -32,7 +33,17 @@ impl AdminApi {
     }
 
     fn call<'a>(&'a self, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, Status> {
-        access::call(self.service.apps(), caller, app_id).map_err(|error| self.fail(error))
+        access::call(&self.service.apps(), caller, app_id).map_err(|error| self.fail(error))
+    }
+
+    /// For what concerns every app: the key must be bound to all of them.
+    fn everywhere(&self, caller: &Caller, app_id: &str) -> Result<Violations, Status> {
+        access::all_apps(&self.service.apps(), caller).map_err(|error| self.fail(error))?;
+        let mut violations = Violations::default();
+        if !app_id.is_empty() {
+            violations.add("app_id", "is given together with all_apps; give one of the two");
+        }
+        Ok(violations)
     }
 
     fn fail(&self, error: impl Into<ApiError>) -> Status {
@@ -106,5 +117,58 @@ impl AdminService for AdminApi {
         self.answer(previews.map(|previews| proto::PreviewResponse {
             previews: previews.into_iter().map(convert::previewed).collect(),
         }))
+    }
+
+    async fn pause_delivery(
+        &self,
+        request: Request<proto::PauseDeliveryRequest>,
+    ) -> Result<Response<proto::PauseDeliveryResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let (all_apps, app_id) = (message.all_apps, message.app_id.clone());
+        let paused = if all_apps {
+            let mut violations = self.everywhere(&caller, &app_id)?;
+            let input = convert::pause_delivery(&mut violations, message);
+            self.service.pause_everywhere(violations, input).await
+        } else {
+            let mut call = self.call(&caller, &app_id)?;
+            let input = convert::pause_delivery(call.violations(), message);
+            self.service.pause_delivery(call, input).await
+        };
+        self.answer(paused.map(|changed| proto::PauseDeliveryResponse { changed: Some(changed) }))
+    }
+
+    async fn resume_delivery(
+        &self,
+        request: Request<proto::ResumeDeliveryRequest>,
+    ) -> Result<Response<proto::ResumeDeliveryResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let (all_apps, app_id) = (message.all_apps, message.app_id.clone());
+        let resumed = if all_apps {
+            let mut violations = self.everywhere(&caller, &app_id)?;
+            let input = convert::resume_delivery(&mut violations, message);
+            self.service.resume_everywhere(violations, input).await
+        } else {
+            let mut call = self.call(&caller, &app_id)?;
+            let input = convert::resume_delivery(call.violations(), message);
+            self.service.resume_delivery(call, input).await
+        };
+        self.answer(resumed.map(|changed| proto::ResumeDeliveryResponse { changed: Some(changed) }))
+    }
+
+    async fn list_pauses(
+        &self,
+        request: Request<proto::ListPausesRequest>,
+    ) -> Result<Response<proto::ListPausesResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let pauses = if message.all_apps {
+            let violations = self.everywhere(&caller, &message.app_id)?;
+            violations.finish().map_err(|wrong| self.fail(ServiceError::Invalid(wrong)))?;
+            self.service.list_all_pauses().await
+        } else {
+            self.service.list_pauses(self.call(&caller, &message.app_id)?).await
+        };
+        self.answer(
+            pauses.map(|pauses| proto::ListPausesResponse { pauses: pauses.into_iter().map(convert::pause).collect() }),
+        )
     }
 }

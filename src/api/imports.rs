@@ -196,7 +196,7 @@ impl<K: Kind> Driver<K> {
         let proto::ImportStart { app_id, import_id, dry_run } = start;
         let service = Arc::clone(&self.parts.service);
         let opened = async {
-            let call = access::call(service.apps(), &self.parts.caller, &app_id)?;
+            let call = access::call(&service.apps(), &self.parts.caller, &app_id)?;
             service.open_import(call, K::KIND, &import_id, dry_run).await
         };
         let (import, position) = opened.await.map_err(|error| self.status(&error.into()))?;
@@ -246,7 +246,7 @@ impl<K: Kind> Driver<K> {
             return Err(self.misused("item.sequence", &rule));
         }
         let service = &self.parts.service;
-        let checked = access::call(service.apps(), &self.parts.caller, &opened.app_id).and_then(|mut call| {
+        let checked = access::call(&service.apps(), &self.parts.caller, &opened.app_id).and_then(|mut call| {
             let app_id = K::app_id(&item);
             if !app_id.is_empty() && !call.is_for(app_id) {
                 call.violations().add("app_id", "is another app than the import's");

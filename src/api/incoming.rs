@@ -6,17 +6,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::stream::{self, Stream};
+use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use super::tls::Tls;
 use crate::runtime::Runtime;
 
 /// How long to wait when the system has no more descriptors: an accept that fails at once would spin.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(50);
+
+/// TLS handshakes at once on one listener; more connections wait.
+const MAX_HANDSHAKES: usize = 256;
 
 /// One connection. Gives its place back when dropped.
 pub struct Accepted {
@@ -50,6 +56,37 @@ pub fn accept(
         let accepted = Accepted { socket, cut: Box::pin(cut.clone().cancelled_owned()), _place: place };
         Some((Ok(accepted), (listener, places, cut, runtime)))
     }))
+}
+
+/// TLS over accepted connections: many handshakes at once, each with the certificate that holds when it begins. One that
+/// fails, or takes too long, is dropped.
+pub fn greet(
+    connections: impl Stream<Item = io::Result<Accepted>> + Send,
+    tls: Arc<Tls>,
+    handshake: Duration,
+    runtime: Runtime,
+) -> impl Stream<Item = io::Result<TlsStream<Accepted>>> + Send {
+    let greeted = connections.map(move |accepted| {
+        let (acceptor, runtime) = (TlsAcceptor::from(tls.current()), runtime.clone());
+        async move {
+            let accepted = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => return Some(Err(error)),
+            };
+            match runtime.timeout(handshake, acceptor.accept(accepted)).await {
+                Some(Ok(stream)) => Some(Ok(stream)),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a TLS handshake failed");
+                    None
+                }
+                None => {
+                    tracing::debug!("a TLS handshake took too long");
+                    None
+                }
+            }
+        }
+    });
+    Box::pin(greeted.buffer_unordered(MAX_HANDSHAKES).filter_map(std::future::ready))
 }
 
 impl Connected for Accepted {

@@ -19,6 +19,7 @@ pub mod scopes;
 pub mod server;
 pub mod status;
 mod stream;
+pub mod tls;
 mod trace;
 
 /// Event types between messages and definitions, for clients of ours.

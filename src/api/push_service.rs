@@ -54,7 +54,7 @@ impl PushApi {
     }
 
     fn call<'a>(&'a self, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, Status> {
-        access::call(self.service.apps(), caller, app_id).map_err(|error| self.fail(error))
+        access::call(&self.service.apps(), caller, app_id).map_err(|error| self.fail(error))
     }
 
     fn import<K: imports::Kind>(

@@ -37,6 +37,10 @@ pub const DELIVERY_NOT_FOUND: &str = "DELIVERY_NOT_FOUND";
 pub const IDEMPOTENCY_KEY_REUSED: &str = "IDEMPOTENCY_KEY_REUSED";
 /// More people than `max_audience`; metadata `max_audience`.
 pub const AUDIENCE_TOO_LARGE: &str = "AUDIENCE_TOO_LARGE";
+/// More events than the app's `max_events_per_second`; metadata of that name. RetryInfo says when there is room.
+pub const EVENT_RATE_EXCEEDED: &str = "EVENT_RATE_EXCEEDED";
+/// More open deliveries than the app's `max_open_targets`; metadata of that name.
+pub const OPEN_TARGETS_EXCEEDED: &str = "OPEN_TARGETS_EXCEEDED";
 /// Too much waits in the store or its queue.
 pub const STORE_OVERLOADED: &str = "STORE_OVERLOADED";
 /// Too many requests at once.
@@ -71,6 +75,8 @@ pub const ALL: &[&str] = &[
     DELIVERY_NOT_FOUND,
     IDEMPOTENCY_KEY_REUSED,
     AUDIENCE_TOO_LARGE,
+    EVENT_RATE_EXCEEDED,
+    OPEN_TARGETS_EXCEEDED,
     STORE_OVERLOADED,
     SERVER_OVERLOADED,
     TOO_MANY_STREAMS,

@@ -103,6 +103,9 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.AdminService/ListEventTypes", Scope::Read),
     ("/nudged.v1.AdminService/DeleteEventType", Scope::Admin),
     ("/nudged.v1.AdminService/Preview", Scope::Read),
+    ("/nudged.v1.AdminService/PauseDelivery", Scope::Operate),
+    ("/nudged.v1.AdminService/ResumeDelivery", Scope::Operate),
+    ("/nudged.v1.AdminService/ListPauses", Scope::Operate),
 ];
 
 /// The long-lived RPCs of ours.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use futures_util::future::Either;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -22,24 +22,17 @@ use super::proto::DESCRIPTOR;
 use super::proto::admin_service_server::{self, AdminServiceServer};
 use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use super::push_service::PushApi;
+use super::tls::{Tls, TlsError, TlsSetup};
 use super::trace::TraceLayer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("the TLS certificate, its key or the client CA cannot be used")]
-    Tls(#[source] tonic::transport::Error),
+    Tls(#[source] TlsError),
     #[error("the API descriptor cannot be served by reflection")]
     Reflection(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("serving gRPC failed")]
     Serve(#[source] tonic::transport::Error),
-}
-
-/// PEM texts, as read from the configured files.
-pub struct TlsSetup {
-    pub cert_pem: Vec<u8>,
-    pub key_pem: Vec<u8>,
-    /// Client certificates are asked for, and must be signed by it; none has to be presented.
-    pub client_ca_pem: Option<Vec<u8>>,
 }
 
 /// What `grpc.health.v1` answers. Begins NOT_SERVING.
@@ -76,7 +69,7 @@ pub struct Server {
     service: Arc<Service>,
     keys: Arc<KeyRing>,
     limits: ServerLimits,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<Arc<Tls>>,
     health: Health,
     places: Arc<Semaphore>,
     requests: Arc<Semaphore>,
@@ -103,15 +96,14 @@ impl Server {
     }
 
     /// Serves TLS only. Fails when the certificate, its key or the CA cannot be used.
-    pub fn with_tls(mut self, tls: TlsSetup) -> Result<Self, ServerError> {
-        let identity = Identity::from_pem(tls.cert_pem, tls.key_pem);
-        let mut config = ServerTlsConfig::new().identity(identity).timeout(self.limits.tls_handshake);
-        if let Some(ca) = tls.client_ca_pem {
-            config = config.client_ca_root(Certificate::from_pem(ca)).client_auth_optional(true);
-        }
-        tonic::transport::Server::builder().tls_config(config.clone()).map_err(ServerError::Tls)?;
-        self.tls = Some(config);
+    pub fn with_tls(mut self, tls: &TlsSetup) -> Result<Self, ServerError> {
+        self.tls = Some(Arc::new(Tls::new(tls).map_err(ServerError::Tls)?));
         Ok(self)
+    }
+
+    /// For connections from now on. A server without TLS stays without.
+    pub fn replace_tls(&self, tls: &TlsSetup) -> Result<(), ServerError> {
+        self.tls.as_ref().map_or(Ok(()), |current| current.replace(tls)).map_err(ServerError::Tls)
     }
 
     /// To be set SERVING by whoever knows that everything behind it is up.
@@ -125,14 +117,11 @@ impl Server {
     /// Runs on the current runtime, which may have a single thread; connections are its tasks.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServerError> {
         let limits = &self.limits;
-        let mut builder = tonic::transport::Server::builder()
+        let builder = tonic::transport::Server::builder()
             .max_concurrent_streams(limits.max_streams_per_connection)
             .http2_max_header_list_size(limits.max_header_bytes)
             .http2_keepalive_interval(Some(limits.keepalive_interval))
             .http2_keepalive_timeout(Some(limits.keepalive_timeout));
-        if let Some(tls) = self.tls.clone() {
-            builder = builder.tls_config(tls).map_err(ServerError::Tls)?;
-        }
         let layers = ServiceBuilder::new()
             .layer(TraceLayer)
             .layer(AuthLayer::new(Arc::clone(&self.keys), self.runtime.clone()))
@@ -162,10 +151,18 @@ impl Server {
         let cut = CancellationToken::new();
         let connections = incoming::accept(listener, Arc::clone(&self.places), cut.clone(), self.runtime.clone());
         let (health, signal) = (self.health.clone(), shutdown.clone());
-        let serving = router.serve_with_incoming_shutdown(connections, async move {
+        let end = async move {
             signal.cancelled().await;
             health.end().await;
-        });
+        };
+        let serving = match &self.tls {
+            None => Either::Left(router.serve_with_incoming_shutdown(connections, end)),
+            Some(tls) => {
+                let tls = Arc::clone(tls);
+                let connections = incoming::greet(connections, tls, limits.tls_handshake, self.runtime.clone());
+                Either::Right(router.serve_with_incoming_shutdown(connections, end))
+            }
+        };
         let drained = async {
             shutdown.cancelled().await;
             self.runtime.sleep(limits.drain).await;

@@ -131,6 +131,14 @@ fn service_status(error: &ServiceError, mut details: ErrorDetails, runtime: &Run
         ServiceError::AudienceTooLarge { limit } => {
             (Code::FailedPrecondition, reasons::AUDIENCE_TOO_LARGE, vec![("max_audience", limit.to_string())])
         }
+        ServiceError::TooManyEvents { per_second, retry_after } => {
+            info(&mut details, reasons::EVENT_RATE_EXCEEDED, [("max_events_per_second", per_second.to_string())]);
+            return retry_after_that(Code::ResourceExhausted, message, details, *retry_after);
+        }
+        ServiceError::TooManyOpen { limit, retry_after, .. } => {
+            info(&mut details, reasons::OPEN_TARGETS_EXCEEDED, [("max_open_targets", limit.to_string())]);
+            return retry_after_that(Code::ResourceExhausted, message, details, *retry_after);
+        }
         ServiceError::Store(error) => return store_status(error, details, runtime),
     };
     info(&mut details, reason, metadata);
@@ -248,10 +256,15 @@ fn internal(what: &str, runtime: &Runtime) -> Status {
     Status::with_error_details(Code::Internal, message, details)
 }
 
-fn retry_later(code: Code, message: impl Into<String>, mut details: ErrorDetails) -> Status {
-    details.set_retry_info(Some(RETRY_AFTER));
+fn retry_later(code: Code, message: impl Into<String>, details: ErrorDetails) -> Status {
+    retry_after_that(code, message, details, RETRY_AFTER)
+}
+
+fn retry_after_that(code: Code, message: impl Into<String>, mut details: ErrorDetails, after: Duration) -> Status {
+    // Whole milliseconds, rounded up: not a moment too early.
+    let millis = u32::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
+    details.set_retry_info(Some(Duration::from_millis(millis.into())));
     let mut metadata = MetadataMap::new();
-    let millis = u32::try_from(RETRY_AFTER.as_millis()).unwrap_or(u32::MAX);
     metadata.insert(PUSHBACK, MetadataValue::from(millis));
     Status::with_error_details_and_metadata(code, message, details, metadata)
 }

@@ -161,7 +161,7 @@ async fn notify(
     let Some(event) = event else {
         return Err(ServiceError::Invalid(vec![Violation::new("event", "is required")]).into());
     };
-    let mut call = access::call(service.apps(), &caller, &event.app_id)?;
+    let mut call = access::call(&service.apps(), &caller, &event.app_id)?;
     if event.idempotency_key.is_empty() {
         call.violations().add("idempotency_key", "is required in a stream");
     }

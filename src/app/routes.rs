@@ -1,62 +1,94 @@
 //! From configured apps to routes and the senders that serve them.
+//!
+//! Nothing here changes what is running: a reload makes everything new first, and a credential that cannot be used
+//! leaves the old configuration in force. A credential that is the same as before keeps its sender and its connections.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::senders::{apns_settings, fcm_settings};
-use crate::config::{ApnsEnvironment, Config};
+use super::senders::{CredentialError, apns_settings, fcm_settings};
+use crate::config::{self, ApnsEnvironment, Config};
+use crate::delivery::Routing;
+use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
-use crate::domain::ids::{AppKey, Locale, RouteId};
+use crate::domain::ids::{AppId, AppKey, Locale};
 use crate::domain::platform::{Environment, Platform, RouteSpec};
 use crate::runtime::Runtime;
 use crate::senders::apns::ApnsSender;
 use crate::senders::fcm::FcmSender;
 use crate::senders::http2::SendingThreads;
 use crate::senders::{Registry as Senders, Sender};
-use crate::service::{AppSetup, CredentialSetup};
+use crate::service::{AppLimits, AppSetup, CredentialSetup, Sending};
 use crate::storage::Registry;
 
-/// What [`build`] made.
-pub struct Routed {
-    pub apps: Vec<AppSetup>,
-    pub senders: Senders,
-    /// Routes of apps with `push_id = false`.
-    pub without_push_id: Vec<RouteId>,
-    /// Of the apps that have one.
-    pub default_locales: HashMap<AppKey, Locale>,
+/// A credential in use.
+#[derive(Clone)]
+pub struct Credential {
+    fingerprint: [u8; 32],
+    sender: Arc<dyn Sender>,
 }
 
-/// Makes the apps' and routes' rows where they are missing, and one sender per credential.
-pub async fn build(
-    runtime: &Runtime,
-    config: &Config,
-    store: &dyn Registry,
-    threads: &SendingThreads,
-    deny: &Arc<DenyFeed>,
-) -> anyhow::Result<Routed> {
-    let mut routed = Routed {
-        apps: Vec::new(),
-        senders: Senders::default(),
-        without_push_id: Vec::new(),
-        default_locales: HashMap::new(),
-    };
+/// By app, platform and name.
+pub type Credentials = BTreeMap<(AppId, Platform, String), Credential>;
+
+/// What [`build`] made.
+#[derive(Default)]
+pub struct Routed {
+    pub apps: Vec<AppSetup>,
+    pub routing: Routing,
+    /// Of the apps that have one.
+    pub default_locales: HashMap<AppKey, Locale>,
+    pub credentials: Credentials,
+}
+
+impl Routed {
+    /// What shows payloads as the engine sends them.
+    #[must_use]
+    pub fn sending(&self) -> Sending {
+        let Routing { senders, without_push_id, .. } = &self.routing;
+        Sending { senders: senders.clone(), without_push_id: without_push_id.clone() }
+    }
+}
+
+/// What senders are made with.
+pub struct Workshop<'a> {
+    pub runtime: &'a Runtime,
+    pub store: &'a dyn Registry,
+    pub threads: &'a SendingThreads,
+    pub deny: &'a Arc<DenyFeed>,
+    /// Credentials in use now.
+    pub known: &'a Credentials,
+}
+
+/// Credentials that cannot be used, each with its section and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct BadCredentials(pub Vec<String>);
+
+/// Makes the apps' and routes' rows where they are missing, and one sender per credential that is not in use yet.
+pub async fn build(config: &Config, workshop: &Workshop<'_>) -> anyhow::Result<Routed> {
+    let credentials = connect(config, workshop)?;
+    let (store, runtime) = (workshop.store, workshop.runtime);
+    let mut routed = Routed::default();
     for (id, app) in &config.apps {
         let key = store.ensure_app(id, runtime.now()).await.context("registering an app")?;
         let mut setup = AppSetup {
             id: id.clone(),
             key,
             allow_undeclared_types: app.allow_undeclared_types,
+            limits: AppLimits {
+                max_events_per_second: app.max_events_per_second,
+                max_open_targets: app.max_open_targets,
+            },
             credentials: Vec::new(),
             routes: Vec::new(),
         };
         for (name, credential) in &app.apns {
-            let context = || format!("the credential [apps.{id}.apns] {name:?}");
-            let settings = apns_settings(credential, &config.delivery).with_context(context)?;
-            let sender = ApnsSender::new(runtime, threads, deny, &settings).with_context(context)?;
+            let sender = &credentials[&(id.clone(), Platform::Apns, name.clone())].sender;
             let specs = apns_specs(key, name, &credential.topics);
-            add(store, runtime, &mut routed, &mut setup, specs, Arc::new(sender)).await?;
+            add(workshop, &mut routed.routing.senders, &mut setup, specs, sender).await?;
             setup.credentials.push(CredentialSetup {
                 platform: Platform::Apns,
                 name: name.as_str().into(),
@@ -67,11 +99,9 @@ pub async fn build(
                 default_bundle: credential.topics.first().map_or("", String::as_str).into(),
             });
         }
-        for (name, credential) in &app.fcm {
-            let context = || format!("the credential [apps.{id}.fcm] {name:?}");
-            let settings = fcm_settings(credential, &config.delivery).with_context(context)?;
-            let sender = FcmSender::new(runtime, threads, deny, &settings).with_context(context)?;
-            add(store, runtime, &mut routed, &mut setup, vec![fcm_spec(key, name)], Arc::new(sender)).await?;
+        for name in app.fcm.keys() {
+            let sender = &credentials[&(id.clone(), Platform::Fcm, name.clone())].sender;
+            add(workshop, &mut routed.routing.senders, &mut setup, vec![fcm_spec(key, name)], sender).await?;
             setup.credentials.push(CredentialSetup {
                 platform: Platform::Fcm,
                 name: name.as_str().into(),
@@ -83,23 +113,87 @@ pub async fn build(
             routed.default_locales.insert(key, locale.clone());
         }
         if !app.push_id {
-            routed.without_push_id.extend(setup.routes.iter().map(|route| route.id));
+            routed.routing.without_push_id.extend(setup.routes.iter().map(|route| route.id));
+        }
+        if let Some(list) = allow_list(app) {
+            routed.routing.allow_lists.insert(key, Arc::new(list));
         }
         routed.apps.push(setup);
     }
+    routed.credentials = credentials;
     Ok(routed)
 }
 
+fn allow_list(app: &config::App) -> Option<AllowList> {
+    let list = AllowList { users: app.only_users.clone(), labels: app.only_labels.clone() };
+    (list != AllowList::default()).then_some(list)
+}
+
+/// A sender for every credential, or all that is wrong with them. Reads the credentials' files.
+fn connect(config: &Config, workshop: &Workshop<'_>) -> Result<Credentials, BadCredentials> {
+    let Workshop { runtime, threads, deny, known, .. } = workshop;
+    let (mut credentials, mut wrong) = (Credentials::new(), Vec::new());
+    for (id, app) in &config.apps {
+        for (name, credential) in &app.apns {
+            let place = (id.clone(), Platform::Apns, name.clone());
+            let made = apns_settings(credential, &config.delivery).and_then(|settings| {
+                let fingerprint = settings.fingerprint();
+                let sender = match same(known, &place, fingerprint) {
+                    Some(sender) => sender,
+                    None => Arc::new(ApnsSender::new(runtime, threads, deny, &settings)?),
+                };
+                Ok(Credential { fingerprint, sender })
+            });
+            keep(&mut credentials, &mut wrong, place, made);
+        }
+        for (name, credential) in &app.fcm {
+            let place = (id.clone(), Platform::Fcm, name.clone());
+            let made = fcm_settings(credential, &config.delivery).and_then(|settings| {
+                let fingerprint = settings.fingerprint();
+                let sender = match same(known, &place, fingerprint) {
+                    Some(sender) => sender,
+                    None => Arc::new(FcmSender::new(runtime, threads, deny, &settings)?),
+                };
+                Ok(Credential { fingerprint, sender })
+            });
+            keep(&mut credentials, &mut wrong, place, made);
+        }
+    }
+    if wrong.is_empty() { Ok(credentials) } else { Err(BadCredentials(wrong)) }
+}
+
+fn same(known: &Credentials, place: &(AppId, Platform, String), fingerprint: [u8; 32]) -> Option<Arc<dyn Sender>> {
+    known.get(place).filter(|known| known.fingerprint == fingerprint).map(|known| Arc::clone(&known.sender))
+}
+
+fn keep(
+    credentials: &mut Credentials,
+    wrong: &mut Vec<String>,
+    place: (AppId, Platform, String),
+    made: Result<Credential, CredentialError>,
+) {
+    match made {
+        Ok(credential) => {
+            credentials.insert(place, credential);
+        }
+        Err(error) => {
+            let (app, platform, name) = &place;
+            let error = anyhow::Error::from(error);
+            wrong.push(format!("the credential [apps.{app}.{platform}] {name:?}: {error:#}"));
+        }
+    }
+}
+
 async fn add(
-    store: &dyn Registry,
-    runtime: &Runtime,
-    routed: &mut Routed,
+    workshop: &Workshop<'_>,
+    senders: &mut Senders,
     setup: &mut AppSetup,
     specs: Vec<RouteSpec>,
-    sender: Arc<dyn Sender>,
+    sender: &Arc<dyn Sender>,
 ) -> anyhow::Result<()> {
-    for route in store.ensure_routes(&specs, runtime.now()).await.context("registering routes")? {
-        routed.senders.insert(route.clone(), Arc::clone(&sender));
+    let routes = workshop.store.ensure_routes(&specs, workshop.runtime.now()).await.context("registering routes")?;
+    for route in routes {
+        senders.insert(route.clone(), Arc::clone(sender));
         setup.routes.push(route);
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! `nudged check`: every problem at once, each with its file, its key, what is wrong and what to do.
 //!
-//! Nothing is changed and no provider is called. [`PROBES`] is the list of what is looked at; a part that owns a format
+//! Nothing is changed, and no provider is called unless `--live` asks for it. [`PROBES`] is the list of what is looked at; a part that owns a format
 //! (a sender its credentials, the store its database) is asked by a probe of its own rather than imitated here.
 
 mod files;
+mod live;
 mod owners;
 
 use std::fmt;
@@ -28,6 +29,13 @@ const PROBES: &[Probe] = &[
     files::own_file,
     keys,
 ];
+
+#[derive(clap::Args)]
+pub struct CheckArgs {
+    /// Try every credential at its platform, with a push that can reach nobody
+    #[arg(long)]
+    pub live: bool,
+}
 
 /// Everything found so far.
 #[derive(Default)]
@@ -67,14 +75,20 @@ impl fmt::Display for Findings {
 }
 
 /// Prints what was found; the exit code says whether nudged can start.
-pub fn run(explicit: Option<&Path>, runtime: &Runtime) -> ExitCode {
+pub fn run(arguments: &CheckArgs, explicit: Option<&Path>, runtime: &Runtime) -> anyhow::Result<ExitCode> {
     let (config, problems) = Config::read(explicit);
-    let findings = look(&config, problems, runtime.now());
+    let mut findings = look(&config, problems, runtime.now());
+    if arguments.live {
+        let tried = super::block_on(live::credentials(&config, runtime, &mut findings))?;
+        for line in tried {
+            println!("{line}");
+        }
+    }
     let credentials: usize = config.apps.values().map(|app| app.apns.len() + app.fcm.len()).sum();
     let file = config.file.as_ref().map_or_else(|| "no configuration file".to_owned(), |f| f.display().to_string());
     println!("{file}: {} apps, {credentials} credentials, {} keys", config.apps.len(), config.keys.len());
     println!("{findings}");
-    if findings.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if findings.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn look(config: &Config, problems: Vec<Problem>, now: UnixMs) -> Findings {

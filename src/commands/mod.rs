@@ -6,6 +6,7 @@ pub mod bench;
 pub mod catalog;
 pub mod check;
 pub mod client;
+pub mod config;
 pub mod demo;
 pub mod import;
 pub mod key;
@@ -41,7 +42,10 @@ pub enum Command {
     /// Run the server
     Serve,
     /// Look for everything that is wrong with configuration, credentials and database
-    Check,
+    Check(check::CheckArgs),
+    /// The configuration in force, and every key there is
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Event types as a file: apply it to a running server, or export them
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
@@ -66,13 +70,14 @@ pub enum Command {
 
 /// Runs one command to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let Cli { config, command } = cli;
+    let Cli { config: explicit, command } = cli;
     let runtime = Runtime::production();
     match command {
-        Command::Serve => block_on(serve::run(config.as_deref(), runtime)),
+        Command::Serve => block_on(serve::run(explicit.as_deref(), runtime)),
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
-        Command::Migrate(arguments) => block_on(migrate::run(arguments, config.as_deref(), runtime)),
-        Command::Check => Ok(check::run(config.as_deref(), &runtime)),
+        Command::Migrate(arguments) => block_on(migrate::run(arguments, explicit.as_deref(), runtime)),
+        Command::Check(arguments) => check::run(&arguments, explicit.as_deref(), &runtime),
+        Command::Config(command) => config::run(&command, explicit.as_deref()),
         Command::Catalog(command) => block_on(catalog::run(command)),
         Command::Import(command) => block_on(import::run(command, runtime)),
         Command::Key(key::KeyCommand::New(arguments)) => key::new(&arguments, &runtime),

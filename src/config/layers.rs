@@ -31,7 +31,7 @@ pub(super) struct File {
 impl File {
     /// The file the operator named, else `nudged.toml` in the working directory if there is one.
     pub fn find(explicit: Option<&Path>) -> Result<Option<Self>, Problem> {
-        let path = explicit.unwrap_or(Path::new("nudged.toml"));
+        let path = explicit.unwrap_or(Path::new(super::DEFAULT_FILE));
         match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(Self { path: path.to_owned(), text })),
             Err(error) if explicit.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(None),

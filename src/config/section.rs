@@ -15,6 +15,7 @@ use figment::value::{Dict, Num, Value};
 
 use super::layers::{ENVIRONMENT_LAYER, File, Layers, variable_name};
 use super::problem::{Origin, Problem, nearest};
+use super::settings::{Setting, Settings};
 use super::values::{SecretSource, SecretText};
 
 /// The merged layers and what was found wrong with them so far.
@@ -33,6 +34,8 @@ pub(super) struct Found {
     pub warnings: Vec<Problem>,
     /// Every key that was asked for, as its environment variable.
     pub variables: BTreeSet<String>,
+    /// … and with its value.
+    pub settings: Settings,
 }
 
 impl Reader {
@@ -296,6 +299,28 @@ impl<'r> Section<'r> {
         }
     }
 
+    /// A list whose texts `parse` understands; those that it does not are problems and are left out. A key that must
+    /// narrow something must not be given empty.
+    pub fn items<T, C: FromIterator<T>>(
+        &mut self,
+        key: &'static str,
+        remedy: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> C {
+        let items = self.list(key);
+        if items.is_empty() && matches!(self.values.get(key), Some(Value::Array(_, none)) if none.is_empty()) {
+            self.problem(key, "names nothing", "name at least one, or leave it out");
+        }
+        let parsed = items.iter().filter_map(|item| match parse(item) {
+            Ok(value) => Some(value),
+            Err(wrong) => {
+                self.problem(key, &wrong, remedy);
+                None
+            }
+        });
+        parsed.collect()
+    }
+
     /// A path; relative ones start at the configuration file's directory, or, from the environment, at the working
     /// directory.
     pub fn path(&mut self, key: &'static str) -> Option<PathBuf> {
@@ -391,7 +416,18 @@ impl<'r> Section<'r> {
 
     fn mark(&mut self, key: &'static str) {
         self.known.push(key);
-        self.reader.found.borrow_mut().variables.insert(variable_name(&self.path_of(key)));
+        let path = self.path_of(key);
+        let origin = self.reader.origin(&path);
+        let mut found = self.reader.found.borrow_mut();
+        found.variables.insert(variable_name(&path));
+        // A list of tables is told by the keys of its tables.
+        let value = self.values.get(key).cloned();
+        let is_list =
+            matches!(&value, Some(Value::Array(_, items)) if items.iter().any(|item| item.as_dict().is_some()));
+        let name = display(&path);
+        if !is_list && !found.settings.0.iter().any(|setting| setting.key == name) && path != ["keys"] {
+            found.settings.0.push(Setting { key: name, path, value, origin });
+        }
     }
 
     fn path_of(&self, key: &str) -> Vec<String> {

@@ -1,6 +1,8 @@
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::reference::Preset;
 use super::*;
 use crate::domain::ids::Locale;
 
@@ -324,33 +326,177 @@ fn an_endpoint_prints_as_it_is_dialled() {
     }
 }
 
-/// docs/config.md has a row for every key, and none for a key that does not exist.
+/// A configuration in which every section has what it needs, and the one key at hand is not said yet.
+fn base(section: &str, without: &str) -> String {
+    let keys: &[(&str, &str)] = match section {
+        "apps.<app_id>.apns" => {
+            &[("key_file", "k.p8"), ("key_id", "ABCDE12345"), ("team_id", "FGHIJ67890"), ("topic", "com.pets")]
+        }
+        "apps.<app_id>.fcm" => &[("service_account_file", "sa.json")],
+        "grpc.tls" => &[("cert_file", "c.pem"), ("key_file", "k.pem")],
+        "keys" => &[("name", "k"), ("sha256", HASH)],
+        "database" if without == "password_file" => &[("url", "postgres://nudged@db/nudged")],
+        _ => &[],
+    };
+    let mut text = String::from("[apps.pets]\n");
+    let header = section.replace("<app_id>", "pets");
+    match section {
+        "apps.<app_id>" => {}
+        "keys" => text.push_str("[[keys]]\n"),
+        _ => writeln!(text, "[{header}]").expect("a String takes all"),
+    }
+    for (key, value) in keys.iter().filter(|(key, _)| *key != without) {
+        writeln!(text, "{key} = \"{value}\"").expect("a String takes all");
+    }
+    if section == "keys" {
+        for (key, value) in [("apps", "pets"), ("scopes", "notify")].iter().filter(|(key, _)| *key != without) {
+            writeln!(text, "{key} = [\"{value}\"]").expect("a String takes all");
+        }
+    }
+    text
+}
+
+/// How a key of a section is called where the app is `pets`.
+fn name(section: &str, key: &str) -> String {
+    format!("{}.{key}", section.replace("<app_id>", "pets").replace("keys", "keys[0]"))
+}
+
+/// One bad value per key there is: each is refused by name, with something to do about it.
+#[test]
+fn every_key_refuses_what_it_cannot_hold() {
+    for section in reference::SECTIONS {
+        for key in section.keys {
+            let mut bad = vec!["{ x = 1 }", "[[1]]"];
+            match key.default {
+                Preset::Value(value) | Preset::Absent(_, value) if value.parse::<u64>().is_ok() => {
+                    bad.extend(["-1", "1.5", "\"7\"", "true", "99999999999999"]);
+                }
+                Preset::Value("true" | "false") => bad.extend(["1", "\"yes\""]),
+                _ => bad.extend(["7", "\"\"", "[\"\"]"]),
+            }
+            for value in bad {
+                let text = format!("{}{} = {value}\n", base(section.path, key.name), key.name);
+                let Err(errors) = load(&text, &[]) else { panic!("accepted: {text}") };
+                let wanted = name(section.path, key.name);
+                let found = errors.problems.iter().find(|problem| problem.key == wanted);
+                let problem = found.unwrap_or_else(|| panic!("{wanted} is not named for\n{text}\n{errors}"));
+                assert!(!problem.remedy.is_empty(), "{problem}");
+            }
+        }
+    }
+}
+
+/// What the reference calls a default is what holds without the key; its examples are allowed.
+#[test]
+fn the_reference_tells_the_truth_about_defaults() {
+    let about = |config: &Config| {
+        let Config { grpc, admin, database, delivery, log, keys, apps, .. } = config;
+        format!("{grpc:?} {admin:?} {database:?} {delivery:?} {log:?} {keys:?} {apps:?}")
+    };
+    for section in reference::SECTIONS {
+        for key in section.keys {
+            let base = base(section.path, key.name);
+            match key.default {
+                Preset::Value(value) => {
+                    let said = ok(&format!("{base}{} = {value}\n", key.name), &[]);
+                    // The file's directory instead of the working directory.
+                    let path = |text: String| text.replace("/etc/nudged/nudged.db", "nudged.db");
+                    assert_eq!(path(about(&said)), about(&ok(&base, &[])), "{}.{}", section.path, key.name);
+                }
+                Preset::Absent(_, "") => {}
+                Preset::Absent(_, example) => {
+                    let text = format!("{base}{} = {example}\n", key.name);
+                    let wanted = name(section.path, key.name);
+                    if let Err(errors) = load(&text.replace("ifriendspet", "pets"), &[]) {
+                        let about_it = |problem: &&Problem| problem.key == wanted && !problem.wrong.contains("both");
+                        let problem = errors.problems.iter().find(about_it);
+                        let excused = key.name == "url_file" || key.name == "client_cert_sha256";
+                        assert!(problem.is_none() || excused, "{text}\n{errors}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The reference has every key that is read, and none that is not.
 #[test]
 fn the_reference_names_exactly_the_keys_there_are() {
     let text = "[apps.x.apns]\nca_file = \"x\"\n[apps.x.fcm]\nca_file = \"x\"\n[[keys]]\nname = \"x\"\n";
     let file = File { path: "nudged.toml".into(), text: text.to_owned() };
     let (_, found) = Config::understand(Some(file), []);
     let known: std::collections::BTreeSet<String> = found
-        .variables
+        .settings
+        .0
         .iter()
-        .filter_map(|variable| variable.strip_prefix("NUDGED_")?.rsplit_once("__"))
-        .map(|(section, key)| {
-            let section = section.to_lowercase().replace("__", ".");
-            let section = section.replace("apps.x", "apps.<app_id>").replace("keys.0", "[keys]");
-            format!("[{section}] {}", key.to_lowercase())
-        })
+        .map(|setting| setting.key.replace("apps.x", "apps.<app_id>").replace("keys[0]", "keys"))
         .collect();
-    let mut section = String::new();
-    let mut documented = std::collections::BTreeSet::new();
-    for line in include_str!("../../docs/config.md").lines() {
-        if let Some(heading) = line.strip_prefix("## `").and_then(|rest| rest.split('`').next()) {
-            heading.clone_into(&mut section);
-        }
-        if let Some(key) = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()) {
-            documented.insert(format!("{section} {key}"));
-        }
-    }
+    let documented: std::collections::BTreeSet<String> = reference::SECTIONS
+        .iter()
+        .flat_map(|section| section.keys.iter().map(|key| format!("{}.{}", section.path, key.name)))
+        .collect();
     let missing: Vec<_> = known.difference(&documented).collect();
     let invented: Vec<_> = documented.difference(&known).collect();
-    assert!(missing.is_empty() && invented.is_empty(), "not in the docs: {missing:?}\nnot a key: {invented:?}");
+    assert!(missing.is_empty() && invented.is_empty(), "not in the reference: {missing:?}\nnot a key: {invented:?}");
+}
+
+/// `NUDGED_WRITE_DOCS=1 cargo test --lib config::` writes what it compares with.
+#[test]
+fn the_documentation_is_what_the_reference_says() {
+    let write = std::env::var_os("NUDGED_WRITE_DOCS").is_some();
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    if write {
+        std::fs::write(docs.join("nudged.toml"), reference::toml()).expect("docs are writable");
+    }
+    let example = std::fs::read_to_string(docs.join("nudged.toml")).unwrap_or_default();
+    assert_eq!(example, reference::toml(), "docs/nudged.toml: write it with NUDGED_WRITE_DOCS=1");
+    ok(&example, &[]);
+    let mut prose = std::fs::read_to_string(docs.join("config.md")).expect("docs/config.md");
+    for section in reference::SECTIONS {
+        let header = if section.path == "keys" { "[[keys]]".to_owned() } else { format!("[{}]", section.path) };
+        let start = prose.find(&format!("## `{header}`")).unwrap_or_else(|| panic!("docs/config.md lacks {header}"));
+        let begin = start + prose[start..].find("| Key |").expect("a table");
+        let length =
+            prose[begin..].split_inclusive('\n').take_while(|line| line.starts_with('|')).map(str::len).sum::<usize>();
+        let table = reference::markdown(section);
+        if write {
+            prose.replace_range(begin..begin + length, &table);
+        } else {
+            assert_eq!(&prose[begin..begin + length], table, "docs/config.md, {header}");
+        }
+    }
+    if write {
+        std::fs::write(docs.join("config.md"), prose).expect("docs are writable");
+    }
+}
+
+#[test]
+fn what_holds_is_printed_with_its_origin_and_without_secrets() {
+    let secret = "hunter2hunter2";
+    let text = format!("[grpc]\nthreads = 2\n{}", APNS.replace("key_file = \"k.p8\"", &format!("key = \"{secret}\"")));
+    let printed = ok(&text, &[("NUDGED_DELIVERY__POLL_MS", "250")]).settings.print();
+    assert!(!printed.contains(secret), "{printed}");
+    let line =
+        |start: &str| printed.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{printed}"));
+    assert!(line("threads").ends_with("nudged.toml:2") && line("threads").starts_with("threads = 2 "), "{printed}");
+    assert!(line("poll_ms = \"250\"").ends_with("# NUDGED_DELIVERY__POLL_MS"), "{printed}");
+    assert!(line("drain_secs = 20").ends_with("# default"), "{printed}");
+    assert!(line("key = \"[redacted]\"").contains("nudged.toml:"), "{printed}");
+    assert!(printed.contains("[apps.pets.apns]\n"), "{printed}");
+    let again = ok(&printed.replace("poll_ms = \"250\"", "poll_ms = 250"), &[]);
+    assert_eq!(again.delivery.poll, std::time::Duration::from_millis(250), "it is a file itself");
+}
+
+#[test]
+fn a_change_is_told_by_whether_it_needs_a_restart() {
+    let old = ok(&format!("[grpc]\nthreads = 2\n{APNS}"), &[]);
+    let new = ok(&format!("[admin]\nlisten = \"127.0.0.1:1\"\n{}", APNS.replace("k.p8", "new.p8")), &[]);
+    let changed = new.settings.changed(&old.settings);
+    assert_eq!(changed.live, ["apps.pets.apns.key_file"]);
+    assert_eq!(changed.restart, ["grpc.threads", "admin.listen"]);
+    assert_eq!(old.settings.changed(&old.settings), settings::Changed::default());
+    let files = new.files();
+    assert!(
+        files.iter().any(|file| file.ends_with("new.p8")) && files.iter().any(|file| file.ends_with("nudged.toml"))
+    );
 }

@@ -22,6 +22,8 @@ use crate::storage::{Fanout, PageWrite, StoreError};
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// While too much is open.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
+/// Paused fan-outs kept; with so many no other is begun until one of them is resumed.
+const MAX_HELD: usize = 1_000;
 /// How long a page waits for room to hand a job over.
 const ROOM_PATIENCE: Duration = Duration::from_millis(100);
 /// Pages between two looks at the backlog: bounds how far the limit is overrun.
@@ -30,6 +32,8 @@ const PAGES_PER_LOOK: u32 = 16;
 pub struct Expander {
     shared: Arc<Shared>,
     open: VecDeque<Fanout>,
+    /// Claimed, but paused: expanding them would fill the room of those that are not.
+    held: Vec<Fanout>,
     pages: u32,
     /// There was no room at the last look, nor a little later.
     is_full: bool,
@@ -37,7 +41,7 @@ pub struct Expander {
 
 impl Expander {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: VecDeque::new(), pages: 0, is_full: false }
+        Self { shared, open: VecDeque::new(), held: Vec::new(), pages: 0, is_full: false }
     }
 
     pub async fn run(mut self) {
@@ -56,7 +60,7 @@ impl Expander {
                 () = shared.runtime.sleep(pause) => {}
             }
         }
-        for fanout in self.open {
+        for fanout in self.open.into_iter().chain(self.held) {
             if let Err(error) = shared.store.release_fanout(fanout.notification.id, fanout.fence).await {
                 tracing::warn!(%error, "a fan-out could not be given back; the next start frees it");
             }
@@ -72,11 +76,13 @@ impl Expander {
                 return Err(Pause(FULL_PAUSE));
             }
         }
-        if self.open.len() < shared.settings.max_fanouts {
-            let known: Vec<NotificationId> = self.open.iter().map(|fanout| fanout.notification.id).collect();
+        if self.open.len() < shared.settings.max_fanouts && self.held.len() < MAX_HELD {
+            let ours = self.open.iter().chain(&self.held);
+            let known: Vec<NotificationId> = ours.map(|fanout| fanout.notification.id).collect();
             let claimed = shared.store.claim_fanout(shared.owner, shared.runtime.now(), &known).await;
             self.open.extend(claimed.map_err(|error| trouble("claiming a fan-out", &error))?);
         }
+        self.set_aside();
         let Some(mut fanout) = self.open.pop_front() else {
             self.pages = 0;
             return Ok(false);
@@ -93,14 +99,34 @@ impl Expander {
         Ok(true)
     }
 
+    /// Keeps what is paused on every platform apart from what can go on.
+    fn set_aside(&mut self) {
+        let pauses = self.shared.holds.now();
+        let all = std::mem::take(&mut self.open).into_iter().chain(std::mem::take(&mut self.held));
+        for fanout in all {
+            let notification = &fanout.notification;
+            if pauses.of_notification(notification.app, &notification.event_type).is_some() {
+                self.held.push(fanout);
+            } else {
+                self.open.push_back(fanout);
+            }
+        }
+    }
+
     /// Whether more pages follow under our lease.
     async fn page(&mut self, fanout: &mut Fanout) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
         let mut page = shared.store.fanout_page(fanout, shared.settings.page_people).await?;
+        let table = shared.table();
         for person in &mut page.people {
             for (_, facts) in &mut person.devices {
-                facts.route_known = shared.senders.knows(facts.route);
+                facts.route_known = table.routes.contains_key(&facts.route);
             }
+        }
+        if let Some(list) = table.allow_lists.get(&fanout.notification.app) {
+            let targets = plan::targets(&page.people);
+            let known = shared.store.names_and_labels(&targets).await?;
+            plan::restrict(&mut page.people, list, &targets, &known);
         }
         let now = shared.runtime.now();
         let notification = Arc::clone(&fanout.notification);

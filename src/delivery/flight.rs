@@ -34,6 +34,8 @@ pub struct Flight {
     held: Vec<u32>,
     /// Some targets go back to the queue as they are.
     returned: usize,
+    /// … and not before this.
+    put_off: Option<UnixMs>,
     entries: Vec<Entry>,
     details: Vec<Attempt>,
     retries: Vec<Retry>,
@@ -77,6 +79,8 @@ pub struct Flush {
     pub update: JobUpdate,
     /// The job must be released after the write.
     pub release: bool,
+    /// … and not claimed again before this.
+    pub put_off: Option<UnixMs>,
 }
 
 impl Flight {
@@ -89,6 +93,7 @@ impl Flight {
             outstanding: 0,
             held: Vec::new(),
             returned: 0,
+            put_off: None,
             entries: Vec::new(),
             details: Vec::new(),
             retries: Vec::new(),
@@ -126,6 +131,13 @@ impl Flight {
     /// Taken targets go back to the queue as they are.
     pub fn put_back(&mut self, targets: usize) {
         self.returned += targets;
+    }
+
+    /// All unfinished targets go back and are held until later.
+    pub fn hold(&mut self, until: UnixMs) {
+        let pending = self.take_pending().len();
+        self.put_back(pending);
+        self.put_off = Some(until);
     }
 
     /// Ends the job in favour of two halves of its unfinished targets.
@@ -264,6 +276,7 @@ impl Flight {
                 retirements: std::mem::take(&mut self.retirements),
             },
             release: matches!(next, Next::Return),
+            put_off: self.put_off,
         }
     }
 

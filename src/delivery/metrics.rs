@@ -62,10 +62,11 @@ pub fn backlog(shared: &Shared, backlog: &Backlog) {
         gauge!(names::PERMITS_FREE, "lane" => lane.name()).set(shared.permits.free(lane) as f64);
     }
     gauge!(names::DENY_ENTRIES).set(shared.deny.len() as f64);
+    let table = shared.table();
     for platform in Platform::ALL {
         let (mut connections, mut in_flight, mut queued, mut paused) = (0, 0, 0, 0);
-        for lanes in shared.routes.values().filter(|lanes| lanes.route.spec.platform == platform) {
-            let status = lanes.sender.status();
+        for lanes in table.routes.values().filter(|lanes| lanes.route.spec.platform == platform) {
+            let status = lanes.link().sender.status();
             connections += status.connections;
             in_flight += status.in_flight;
             queued += status.queued;

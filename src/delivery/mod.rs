@@ -12,6 +12,7 @@
 mod broadcasts;
 mod expand;
 mod flight;
+mod holds;
 mod metrics;
 mod outcomes;
 mod permits;
@@ -29,21 +30,22 @@ use tokio::sync::{Notify, RwLock, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
-use crate::domain::ids::RouteId;
+use crate::domain::ids::{AppKey, RouteId};
 use crate::domain::notification::HandOff;
 use crate::domain::platform::Lane;
 use crate::render::Types;
 use crate::runtime::Runtime;
-use crate::senders::Registry;
+use crate::senders::{Registry, Sender};
 use crate::storage::{BootId, Store};
 
 pub use settings::Settings;
 
 use broadcasts::Broadcasts;
+use holds::Holds;
 use permits::Permits;
-use route_state::RouteState;
-use shared::{LaneInbox, RouteLanes, Shared};
+use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
 
 /// How often backlog metrics are read and old rows deleted.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
@@ -53,19 +55,29 @@ pub struct Parts {
     pub runtime: Runtime,
     pub store: Arc<dyn Store>,
     pub owner: BootId,
-    pub senders: Registry,
+    pub routing: Routing,
     /// Shared with whoever accepts events.
     pub types: Arc<Types>,
     pub deny: Arc<DenyFeed>,
+    pub settings: Settings,
+}
+
+/// What the configuration says about routes. Can be replaced while the engine runs.
+#[derive(Default)]
+pub struct Routing {
+    pub senders: Registry,
     /// Routes whose payloads do not carry `nudged_id`.
     pub without_push_id: Vec<RouteId>,
-    pub settings: Settings,
+    /// Of the apps that have one.
+    pub allow_lists: HashMap<AppKey, Arc<AllowList>>,
 }
 
 /// The running engine. Must be shut down by [`Engine::shutdown`]; dropping it leaves leases to the next start.
 pub struct Engine {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
+    /// Bounded by the routes there are and were.
+    workers: Mutex<Vec<JoinHandle<()>>>,
+    holds: JoinHandle<()>,
     expander: JoinHandle<()>,
     housekeeper: JoinHandle<()>,
     writer: JoinHandle<()>,
@@ -75,41 +87,25 @@ pub struct Engine {
 impl Engine {
     /// Frees what an earlier run of this process left leased, then starts all tasks on the current runtime.
     pub async fn start(parts: Parts) -> Result<Self, crate::storage::StoreError> {
-        let Parts { runtime, store, owner, senders, types, deny, without_push_id, settings } = parts;
+        let Parts { runtime, store, owner, routing, types, deny, settings } = parts;
         let freed = store.release_others(owner, runtime.now()).await?;
         if freed > 0 {
             tracing::info!(jobs = freed, "took up the work that the last run left");
         }
+        let holds = Holds::new(store.pauses().await?);
         let (outcomes, outcomes_in) = mpsc::unbounded_channel();
-        let mut routes = HashMap::new();
-        let mut inboxes = Vec::new();
-        for route in senders.routes() {
-            let (_, sender) = senders.get(route.id).expect("it was just listed");
-            let mut lane = |lane| {
-                let (work, inbox) = mpsc::unbounded_channel();
-                inboxes.push((route.id, lane, inbox));
-                LaneInbox { wake: Notify::new(), work }
-            };
-            let lanes = RouteLanes {
-                route: Arc::clone(route),
-                sender: Arc::clone(sender),
-                state: RouteState::default(),
-                push_id: !without_push_id.contains(&route.id),
-                lanes: [lane(Lane::Interactive), lane(Lane::Bulk)],
-            };
-            routes.insert(route.id, lanes);
-        }
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),
             store,
             owner,
-            senders,
             types,
             deny,
             settings,
             permits: Permits::new(settings.max_in_flight_targets),
-            routes,
+            table: std::sync::RwLock::default(),
+            holds,
             flights: Mutex::new(HashMap::new()),
+            orphans: Mutex::default(),
             next_ticket: AtomicU64::new(1),
             outcomes,
             settled: Notify::new(),
@@ -119,16 +115,59 @@ impl Engine {
             stopping: CancellationToken::new(),
         });
         let finish = CancellationToken::new();
-        let workers = inboxes
-            .into_iter()
-            .map(|(route, lane, inbox)| {
-                runtime.spawn(worker::Worker::new(Arc::clone(&shared), route, lane, inbox).run())
-            })
-            .collect();
         let writer = runtime.spawn(outcomes::Writer::new(Arc::clone(&shared), outcomes_in, finish.clone()).run());
         let expander = runtime.spawn(expand::Expander::new(Arc::clone(&shared)).run());
         let housekeeper = runtime.spawn(housekeeping(Arc::clone(&shared)));
-        Ok(Self { shared, workers, expander, housekeeper, writer, finish })
+        let holds = runtime.spawn(holds::watch(Arc::clone(&shared)));
+        let workers = Mutex::default();
+        let engine = Self { shared, workers, holds, expander, housekeeper, writer, finish };
+        engine.reroute(routing);
+        Ok(engine)
+    }
+
+    /// Sends by this from now on. New routes get workers; removed ones stop claiming and give back what they hold;
+    /// replaced senders get no more batches and are returned, to be drained by whoever made them. What waits at a
+    /// sender passes its gate again.
+    pub fn reroute(&self, routing: Routing) -> Vec<Arc<dyn Sender>> {
+        let shared = &self.shared;
+        let Routing { senders, without_push_id, allow_lists } = routing;
+        let before = shared.table();
+        let before_senders = distinct(before.routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
+        let mut routes = HashMap::new();
+        let mut inboxes = Vec::new();
+        for route in senders.routes() {
+            let (_, sender) = senders.get(route.id).expect("it was just listed");
+            let link = Link { sender: Arc::clone(sender), push_id: !without_push_id.contains(&route.id) };
+            let lanes = if let Some(known) = before.routes.get(&route.id) {
+                known.relink(link);
+                Arc::clone(known)
+            } else {
+                let [interactive, bulk] = Lane::ALL.map(|_| mpsc::unbounded_channel());
+                let inbox = |work| LaneInbox { wake: Notify::new(), work };
+                let lanes = RouteLanes::new(Arc::clone(route), link, [inbox(interactive.0), inbox(bulk.0)]);
+                let lanes = Arc::new(lanes);
+                inboxes.push((Arc::clone(&lanes), Lane::Interactive, interactive.1));
+                inboxes.push((Arc::clone(&lanes), Lane::Bulk, bulk.1));
+                lanes
+            };
+            routes.insert(route.id, lanes);
+        }
+        let table = Arc::new(RouteTable { routes, allow_lists });
+        *shared.table.write().expect("no panic while held") = Arc::clone(&table);
+        for (id, lanes) in &before.routes {
+            if !table.routes.contains_key(id) {
+                lanes.removed.cancel();
+            }
+        }
+        shared.deny.recall();
+        let mut workers = self.workers.lock().expect("no panic while held");
+        workers.retain(|worker| !worker.is_finished());
+        workers.extend(inboxes.into_iter().map(|(lanes, lane, inbox)| {
+            shared.runtime.spawn(worker::Worker::new(Arc::clone(shared), lanes, lane, inbox).run())
+        }));
+        let used = distinct(table.routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
+        let retired = before_senders.into_iter().filter(|old| !used.iter().any(|new| Arc::ptr_eq(old, new)));
+        retired.collect()
     }
 
     /// How the store reaches this engine.
@@ -143,33 +182,36 @@ impl Engine {
 
     /// Routes that are paused, with the platform's words.
     pub fn paused_routes(&self) -> Vec<(RouteId, String)> {
-        self.shared.routes.values().filter_map(|lanes| Some((lanes.route.id, lanes.state.reason()?))).collect()
+        self.shared.table().routes.values().filter_map(|lanes| Some((lanes.route.id, lanes.state.reason()?))).collect()
     }
 
     /// Ordered: stop claiming, drain the senders to the deadline, write what they answered, give back what is left.
     pub async fn shutdown(self) {
         let shared = self.shared;
         shared.stopping.cancel();
-        for worker in self.workers {
+        for worker in self.workers.into_inner().expect("no panic while held") {
             join("a lane's worker", worker).await;
         }
         join("the expander", self.expander).await;
+        join("the watch over pauses", self.holds).await;
         join("housekeeping", self.housekeeper).await;
-        let mut drained: Vec<usize> = Vec::new();
-        let mut drains = Vec::new();
-        for lanes in shared.routes.values() {
-            // Several routes share a sender.
-            let identity = Arc::as_ptr(&lanes.sender).cast::<()>().addr();
-            if !drained.contains(&identity) {
-                drained.push(identity);
-                drains.push(lanes.sender.drain(shared.settings.drain));
-            }
-        }
-        futures_util::future::join_all(drains).await;
+        let senders = distinct(shared.table().routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
+        futures_util::future::join_all(senders.iter().map(|sender| sender.drain(shared.settings.drain))).await;
         self.finish.cancel();
         join("the writer of outcomes", self.writer).await;
         tracing::info!("the delivery engine has stopped");
     }
+}
+
+/// Several routes share a sender.
+fn distinct(senders: impl Iterator<Item = Arc<dyn Sender>>) -> Vec<Arc<dyn Sender>> {
+    let mut distinct: Vec<Arc<dyn Sender>> = Vec::new();
+    for sender in senders {
+        if !distinct.iter().any(|known| Arc::ptr_eq(known, &sender)) {
+            distinct.push(sender);
+        }
+    }
+    distinct
 }
 
 /// A look at the routes, apart from the engine's life.
@@ -179,7 +221,7 @@ pub struct RouteStates(Arc<Shared>);
 impl RouteStates {
     /// Its platform refuses the credential; unknown routes are not.
     pub fn is_paused(&self, route: RouteId) -> bool {
-        self.0.routes.get(&route).is_some_and(|lanes| lanes.state.is_broken())
+        self.0.route(route).is_some_and(|lanes| lanes.state.is_broken())
     }
 }
 

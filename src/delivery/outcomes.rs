@@ -17,6 +17,7 @@ use super::metrics;
 use super::shared::{Shared, Work};
 use crate::domain::ids::JobId;
 use crate::domain::platform::Platform;
+use crate::domain::time::UnixMs;
 use crate::senders::Outcomes;
 use crate::storage::JobUpdate;
 
@@ -49,6 +50,8 @@ struct Writes {
 struct After {
     platform: Platform,
     release: bool,
+    /// Not due before this.
+    put_off: Option<UnixMs>,
 }
 
 impl Writer {
@@ -91,7 +94,8 @@ impl Writer {
                 tracing::error!(ticket, "an answer without a flight: a sender answered twice");
                 continue;
             };
-            let state = &self.shared.routes[&flight.route.id].state;
+            // A route that was removed has no state to keep.
+            let lanes = self.shared.route(flight.route.id);
             let platform = flight.route.spec.platform;
             let waited = (instant - flight.sent_at()).as_secs_f64();
             let attempts = results.iter().filter(|(_, outcome)| outcome.is_attempt()).count();
@@ -99,17 +103,20 @@ impl Writer {
             for (index, outcome) in results {
                 flight.answer(index, outcome, now, instant);
             }
-            if let Some(answer) = flight.take_broken() {
-                if state.broke(&answer.to_string(), instant) {
+            let answer = flight.take_broken();
+            let Some(lanes) = lanes else {
+                self.dirty.insert(ticket);
+                continue;
+            };
+            if let Some(answer) = answer {
+                if lanes.state.broke(&answer.to_string(), instant) {
                     tracing::error!(route_id = %flight.route.id, platform = %platform,
                         credential = %flight.route.spec.credential, %answer,
                         "the platform refuses the credential or configuration; the route is paused and its deliveries wait");
                 }
-            } else if flight.succeeded() && state.is_broken() && state.works() {
+            } else if flight.succeeded() && lanes.state.is_broken() && lanes.state.works() {
                 tracing::info!(route_id = %flight.route.id, platform = %platform, "the route works again");
-                for inbox in &self.shared.routes[&flight.route.id].lanes {
-                    inbox.wake.notify_one();
-                }
+                lanes.wake();
             }
             self.dirty.insert(ticket);
         }
@@ -150,22 +157,18 @@ impl Writer {
                         continue;
                     }
                     let flush = flight.flush(policy, now, || runtime.random_unit());
-                    writes.updates.push((flush.update, After { platform, release: false }));
+                    writes.updates.push((flush.update, After { platform, release: false, put_off: None }));
                 }
                 Next::Finish | Next::Return => {
                     let mut flight = flights.remove(&ticket).expect("it was just found");
                     let flush = flight.flush(policy, now, || runtime.random_unit());
-                    writes.updates.push((flush.update, After { platform, release: flush.release }));
+                    let after = After { platform, release: flush.release, put_off: flush.put_off };
+                    writes.updates.push((flush.update, after));
                     writes.ended.push(flight);
                 }
                 Next::Regate => {
                     let flight = flights.remove(&ticket).expect("it was just found");
-                    let (route, lane) = (flight.route.id, flight.job.lane);
-                    let Some(inbox) = self.shared.lane(route, lane) else { continue };
-                    if let Err(returned) = inbox.work.send(Work::Regate(Box::new(flight)))
-                        && let Work::Regate(mut flight) = returned.0
-                    {
-                        // The worker has ended: shutdown.
+                    if let Err(mut flight) = self.regate(flight) {
                         let pending = flight.take_pending().len();
                         flight.put_back(pending);
                         flights.insert(ticket, *flight);
@@ -176,6 +179,17 @@ impl Writer {
         }
         self.dirty = later;
         writes
+    }
+
+    /// Back to its worker; `Err` when that has ended: shutdown, or the route was removed.
+    fn regate(&self, flight: Flight) -> Result<(), Box<Flight>> {
+        let (route, lane) = (flight.route.id, flight.job.lane);
+        let flight = Box::new(flight);
+        let Some(lanes) = self.shared.route(route) else { return Err(flight) };
+        match lanes.lanes[lane.index()].work.send(Work::Regate(flight)) {
+            Err(mpsc::error::SendError(Work::Regate(flight))) => Err(flight),
+            Err(mpsc::error::SendError(Work::HandedOver(_))) | Ok(()) => Ok(()),
+        }
     }
 
     async fn write_chunk(&self, updates: Vec<JobUpdate>, after: Vec<After>) {
@@ -197,6 +211,8 @@ impl Writer {
             }
         };
         let mut release: Vec<(JobId, i64)> = Vec::new();
+        let mut put_off: Vec<(JobId, i64)> = Vec::new();
+        let mut until = UnixMs(0);
         for ((update, after), held) in updates.iter().zip(after).zip(held) {
             if !held {
                 tracing::warn!(job_id = %update.job, "another owner has this job; its outcomes are not ours to write");
@@ -204,9 +220,19 @@ impl Writer {
             }
             metrics::recorded(&update.entries, after.platform);
             metrics::retired(update.retirements.len(), after.platform);
-            if after.release {
-                release.push((update.job, update.fence));
+            match (after.release, after.put_off) {
+                (false, _) => {}
+                (true, None) => release.push((update.job, update.fence)),
+                (true, Some(at)) => {
+                    put_off.push((update.job, update.fence));
+                    until = until.max(at);
+                }
             }
+        }
+        if !put_off.is_empty()
+            && let Err(error) = self.shared.store.put_off(put_off, until).await
+        {
+            tracing::warn!(%error, "held jobs could not be put off; the next start frees them");
         }
         if !release.is_empty()
             && let Err(error) = self.shared.store.release(release, self.shared.runtime.now()).await

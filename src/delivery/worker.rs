@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::flight::Flight;
-use super::shared::{RouteLanes, Shared, Work};
+use super::holds;
+use super::shared::{Link, RouteLanes, Shared, Work};
 use crate::domain::consent::{self, DeviceFacts};
 use crate::domain::deny::DenyPosition;
 use crate::domain::event_type::{Definition, LocaleTemplate};
@@ -36,10 +37,13 @@ const POISON_CLAIMS: u32 = SUSPECT_CLAIMS + 3;
 
 pub struct Worker {
     shared: Arc<Shared>,
+    lanes: Arc<RouteLanes>,
     route: RouteId,
     lane: Lane,
     work: mpsc::UnboundedReceiver<Work>,
     encoded: HashMap<EncodedKey, Result<Encoded, ResultCode>>,
+    /// What `encoded` was made for.
+    link: Arc<Link>,
 }
 
 /// A notification, and its variant as `render::Variant` names it.
@@ -56,23 +60,31 @@ enum Round {
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, route: RouteId, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
-        Self { shared, route, lane, work, encoded: HashMap::new() }
+    pub fn new(shared: Arc<Shared>, lanes: Arc<RouteLanes>, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
+        let (route, link) = (lanes.route.id, lanes.link());
+        Self { shared, lanes, route, lane, work, encoded: HashMap::new(), link }
     }
 
-    /// Runs until the engine stops; then what is in the inbox goes back to the queue.
+    /// Runs until the engine stops or the route is removed; then what is in the inbox goes back to the queue.
     pub async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let lanes = &shared.routes[&self.route];
+        let lanes = Arc::clone(&self.lanes);
+        let spec = &lanes.route.spec;
+        let mut pauses = shared.holds.subscribe();
         let inbox = &lanes.lanes[self.lane.index()];
         let mut claim_at = Some(shared.runtime.instant());
         loop {
             let now = shared.runtime.instant();
-            let claim_now = claim_at.is_some_and(|at| at <= now);
+            // Nothing is claimed from a route that an operator holds.
+            let held = pauses.borrow_and_update().of_route(spec.app, spec.platform).is_some();
+            let claim_now = !held && claim_at.is_some_and(|at| at <= now);
             let pause = lanes.state.paused_until(now);
+            let next = if held { None } else { pause.or(claim_at) };
             tokio::select! {
                 biased;
                 () = shared.stopping.cancelled() => break,
+                () = lanes.removed.cancelled() => break,
+                Ok(()) = pauses.changed() => claim_at = Some(shared.runtime.instant()),
                 work = self.work.recv() => match work {
                     Some(work) => {
                         if !self.take(work).await {
@@ -82,7 +94,7 @@ impl Worker {
                     None => break,
                 },
                 () = inbox.wake.notified(), if !claim_now => claim_at = Some(shared.runtime.instant()),
-                () = shared.runtime.sleep_until(pause.or(claim_at).unwrap_or(now + shared.settings.poll)),
+                () = shared.runtime.sleep_until(next.unwrap_or(now + shared.settings.poll)),
                     if pause.is_some() || !claim_now => claim_at = Some(shared.runtime.instant()),
                 () = std::future::ready(()), if pause.is_none() && claim_now => {
                     claim_at = match self.claim().await {
@@ -109,12 +121,12 @@ impl Worker {
     async fn claim(&mut self) -> Round {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
-        let lanes = &shared.routes[&self.route];
-        let probing = lanes.state.is_broken();
+        let probing = self.lanes.state.is_broken();
         let (max_jobs, most) = if probing { (1, 1) } else { (settings.max_claim_jobs, settings.max_claim_targets) };
         let mut room = tokio::select! {
             biased;
             () = shared.stopping.cancelled() => return Round::Idle(None),
+            () = self.lanes.removed.cancelled() => return Round::Idle(None),
             room = shared.permits.claim(self.lane, most) => room,
         };
         let request = ClaimRequest {
@@ -155,8 +167,7 @@ impl Worker {
     }
 
     fn flight(&self, job: crate::domain::notification::Job, notification: Arc<Notification>, permit: Permit) -> Flight {
-        let route = Arc::clone(&self.shared.routes[&self.route].route);
-        Flight::new(job, notification, route, permit, self.shared.runtime.instant())
+        Flight::new(job, notification, Arc::clone(&self.lanes.route), permit, self.shared.runtime.instant())
     }
 
     /// Whether the sender and the store went along.
@@ -172,6 +183,10 @@ impl Worker {
             Work::HandedOver(handed) => {
                 let HandedOver { job, notification, facts, gated, gated_at, permit } = handed;
                 let mut flight = self.flight(job, notification, permit);
+                if self.hold(&mut flight) {
+                    self.settle(flight);
+                    return true;
+                }
                 flight.keep(self.shared.isolation.clone().read_owned().await);
                 let templates = match self.templates(&flight.notification).await {
                     Ok(templates) => templates,
@@ -193,6 +208,13 @@ impl Worker {
     /// took nothing. Either way the job goes back to the queue with what was already known written.
     async fn gate_and_send(&mut self, mut flight: Flight) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
+        // Before the look at the pauses and the query: whatever they miss has a higher position.
+        let gated = shared.deny.position();
+        let gated_at = shared.runtime.instant().into_std();
+        if self.hold(&mut flight) {
+            self.settle(flight);
+            return Ok(true);
+        }
         if flight.job.claims > SUSPECT_CLAIMS && self.isolate(&mut flight) {
             self.settle(flight);
             return Ok(true);
@@ -204,17 +226,21 @@ impl Worker {
                 flight.keep(shared.isolation.clone().read_owned().await);
             }
         }
-        // Before the query: whatever it misses has a higher position.
-        let gated = shared.deny.position();
-        let gated_at = shared.runtime.instant().into_std();
         let pending = flight.take_pending();
         let targets: Vec<_> = pending.iter().map(|index| flight.job.targets[*index as usize]).collect();
         let notification = Arc::clone(&flight.notification);
+        let table = shared.table();
+        let allow_list = table.allow_lists.get(&notification.app);
         let read = async {
             let templates = self.templates(&notification).await?;
-            Ok((templates, shared.store.gate_facts(notification.id, &notification.event_type, &targets).await?))
+            let facts = shared.store.gate_facts(notification.id, &notification.event_type, &targets).await?;
+            let known = match &allow_list {
+                Some(_) => shared.store.names_and_labels(&targets).await?,
+                None => Vec::new(),
+            };
+            Ok((templates, facts, known))
         };
-        let (templates, read) = match read.await {
+        let (templates, read, known) = match read.await {
             Ok(read) => read,
             Err(error) => {
                 flight.put_back(pending.len());
@@ -226,7 +252,7 @@ impl Worker {
         rules.cancelled |= read.cancelled;
         let (now, instant) = (shared.runtime.now(), shared.runtime.instant());
         let mut allowed = Vec::with_capacity(pending.len());
-        for (index, facts) in pending.into_iter().zip(read.facts) {
+        for (at, (index, facts)) in pending.into_iter().zip(read.facts).enumerate() {
             let Some(facts) = facts else {
                 flight.conclude(index, ResultCode::DeviceRetired, instant);
                 continue;
@@ -234,7 +260,11 @@ impl Worker {
             let device = DeviceFacts {
                 state: facts.state,
                 route: facts.route,
-                route_known: shared.senders.knows(facts.route),
+                route_known: table.routes.contains_key(&facts.route),
+                allowed_here: allow_list.is_none_or(|list| {
+                    let known = known.get(at).and_then(Option::as_ref);
+                    known.is_some_and(|(user, labels)| list.allows(user, labels))
+                }),
                 choice: facts.device_choice,
             };
             match consent::gates(&rules, facts.target.user, facts.user_choice, &device, now) {
@@ -243,6 +273,24 @@ impl Worker {
             }
         }
         Ok(self.send(flight, templates.as_deref(), allowed, gated, gated_at))
+    }
+
+    /// Whether an operator holds it: then all of it goes back to the queue.
+    fn hold(&self, flight: &mut Flight) -> bool {
+        let spec = &self.lanes.route.spec;
+        let now = self.shared.runtime.now();
+        if flight.notification.expires_at <= now {
+            // It waits for nothing: the gate ends it.
+            return false;
+        }
+        let pauses = self.shared.holds.now();
+        match pauses.of(spec.app, spec.platform, &flight.notification.event_type) {
+            None => false,
+            Some(pause) => {
+                flight.hold(holds::until(pause, now));
+                true
+            }
+        }
     }
 
     /// The templates of the version that the notification was accepted with.
@@ -290,7 +338,12 @@ impl Worker {
         gated_at: std::time::Instant,
     ) -> bool {
         let shared = Arc::clone(&self.shared);
-        let lanes = &shared.routes[&self.route];
+        let link = self.lanes.link();
+        if !Arc::ptr_eq(&link, &self.link) {
+            // Another sender cannot read what the one before encoded.
+            self.encoded.clear();
+            self.link = Arc::clone(&link);
+        }
         let now = shared.runtime.instant();
         let notification = Arc::clone(&flight.notification);
         let identity = shared.store.identity();
@@ -303,7 +356,7 @@ impl Worker {
             let named = render::choose(content, templates, facts.locale.as_ref(), app_default.as_ref());
             let found = variants.iter().find(|(known, _)| *known == named).map(|(_, variant)| *variant);
             let variant = found.unwrap_or_else(|| {
-                let made = self.encode(lanes, &notification, templates, named, app_default.as_ref()).map(|one| {
+                let made = self.encode(&link, &notification, templates, named, app_default.as_ref()).map(|one| {
                     encoded.push(one);
                     u16::try_from(encoded.len() - 1).expect("no more variants than targets")
                 });
@@ -331,7 +384,7 @@ impl Worker {
         flight.sending(count, read_at, now);
         let ticket = shared.ticket();
         let batch = Batch {
-            route: Arc::clone(&lanes.route),
+            route: Arc::clone(&self.lanes.route),
             lane: self.lane,
             notification: notification.id,
             encoded,
@@ -342,7 +395,7 @@ impl Worker {
             sink: Sink { ticket, outcomes: shared.outcomes.clone() },
         };
         shared.flights.lock().expect("no panic while held").insert(ticket, flight);
-        if let Err(_batch) = lanes.sender.submit(batch) {
+        if let Err(_batch) = link.sender.submit(batch) {
             if let Some(flight) = shared.flights.lock().expect("no panic while held").get_mut(&ticket) {
                 flight.not_taken(count);
             }
@@ -361,7 +414,7 @@ impl Worker {
 
     fn encode(
         &mut self,
-        lanes: &RouteLanes,
+        link: &Link,
         notification: &Notification,
         templates: Option<&Templates>,
         variant: Variant<'_>,
@@ -381,10 +434,11 @@ impl Worker {
             priority: notification.priority,
             collapse_key: notification.collapse_key.clone(),
             expires_at: notification.expires_at,
-            push_id: lanes.push_id,
+            push_id: link.push_id,
         };
-        let made = lanes.sender.encode(&lanes.route, &message, &options).map_err(|error| {
-            tracing::info!(notification_id = %self.shared.public_id(notification.id), platform = %lanes.route.spec.platform, %error,
+        let platform = self.lanes.route.spec.platform;
+        let made = link.sender.encode(&self.lanes.route, &message, &options).map_err(|error| {
+            tracing::info!(notification_id = %self.shared.public_id(notification.id), %platform, %error,
                 "a notification cannot be sent on this platform");
             match error {
                 EncodeError::TooLarge { .. } => ResultCode::PayloadTooLarge,

@@ -26,9 +26,11 @@ impl Gate {
     #[must_use]
     pub const fn of(code: ResultCode) -> Option<Self> {
         match code {
-            ResultCode::NoDevice | ResultCode::DeviceRetired | ResultCode::DeviceMoved | ResultCode::RouteUnknown => {
-                Some(Self::Device)
-            }
+            ResultCode::NoDevice
+            | ResultCode::DeviceRetired
+            | ResultCode::DeviceMoved
+            | ResultCode::RouteUnknown
+            | ResultCode::NotAllowedHere => Some(Self::Device),
             ResultCode::NeverOptedIn | ResultCode::OptedOut => Some(Self::MasterSwitch),
             ResultCode::TypeOptedOut | ResultCode::TypeDefaultOff => Some(Self::EventType),
             ResultCode::DeviceOptedOut | ResultCode::DeviceTypeOptedOut => Some(Self::DeviceChoice),
@@ -103,6 +105,8 @@ pub struct DeviceFacts {
     pub route: RouteId,
     /// Whether some live replica can send through the route.
     pub route_known: bool,
+    /// Whether the app's staging allow-list, where it has one, allows it.
+    pub allowed_here: bool,
     pub choice: DeviceChoice,
 }
 
@@ -136,6 +140,7 @@ pub fn gates(
     }
     match device.state {
         DeviceState::Active if !device.route_known => return Some(ResultCode::RouteUnknown),
+        DeviceState::Active if !device.allowed_here => return Some(ResultCode::NotAllowedHere),
         DeviceState::Active => {}
         DeviceState::Retired => return Some(ResultCode::DeviceRetired),
         DeviceState::Moved => return Some(ResultCode::DeviceMoved),
@@ -169,6 +174,7 @@ mod tests {
         state: DeviceState::Active,
         route: RouteId(1),
         route_known: true,
+        allowed_here: true,
         choice: DeviceChoice { all: None, this_type: None },
     };
 
@@ -189,6 +195,8 @@ mod tests {
         assert_eq!(gate(advertising, 1, YES, DEVICE, 99), Some(ResultCode::TypeDefaultOff));
         let moved = DeviceFacts { state: DeviceState::Moved, ..DEVICE };
         assert_eq!(gate(RULES, 1, never, moved, 99), Some(ResultCode::DeviceMoved), "the first gate decides");
+        let barred = DeviceFacts { allowed_here: false, ..DEVICE };
+        assert_eq!(gate(RULES, 1, never, barred, 99), Some(ResultCode::NotAllowedHere));
         let quiet = DeviceFacts { choice: DeviceChoice { all: Some(false), this_type: Some(true) }, ..DEVICE };
         assert_eq!(gate(RULES, 1, YES, quiet, 99), Some(ResultCode::DeviceOptedOut));
         assert_eq!(gate(EventRules { cancelled: true, ..RULES }, 1, YES, DEVICE, 99), Some(ResultCode::Cancelled));

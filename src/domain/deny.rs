@@ -42,6 +42,8 @@ struct Entries {
 #[derive(Default)]
 pub struct DenyFeed {
     position: AtomicU64,
+    /// The position of the last [`DenyFeed::recall`].
+    recalled: AtomicU64,
     entries: RwLock<Entries>,
     /// `None`: every "no" passes through this process, so nothing can be missing.
     proof: Option<Proof>,
@@ -110,6 +112,15 @@ impl DenyFeed {
         self.position.store(position, Ordering::Release);
     }
 
+    /// Everything that was gated before must pass its gate again before it is handed over: for a pause, or rules that
+    /// changed.
+    pub fn recall(&self) {
+        let _entries = self.entries.write().expect("no panic while held");
+        let position = self.position.load(Ordering::Relaxed) + 1;
+        self.recalled.store(position, Ordering::Relaxed);
+        self.position.store(position, Ordering::Release);
+    }
+
     /// To be read before the gate's query.
     pub fn position(&self) -> DenyPosition {
         DenyPosition(self.position.load(Ordering::Acquire))
@@ -119,6 +130,9 @@ impl DenyFeed {
     pub fn hit(&self, gated: DenyPosition, user: UserKey, device: DeviceId, notification: NotificationId) -> bool {
         if self.position.load(Ordering::Acquire) == gated.0 {
             return false;
+        }
+        if self.recalled.load(Ordering::Relaxed) > gated.0 {
+            return true;
         }
         let entries = self.entries.read().expect("no panic while held");
         [DenyKey::User(user), DenyKey::Device(device), DenyKey::Notification(notification)]
@@ -155,6 +169,17 @@ mod tests {
         assert_eq!(feed.len(), 1, "the first entry's minute is over");
         feed.publish(&[DenyKey::Notification(NotificationId(5))], start + DenyFeed::KEPT);
         assert!(feed.hit(after, UserKey(3), DeviceId(3), NotificationId(5)));
+    }
+
+    #[test]
+    fn a_recall_hits_everything_that_was_gated_before() {
+        let feed = DenyFeed::default();
+        let before = feed.position();
+        feed.recall();
+        let hit = |gated| feed.hit(gated, UserKey(1), DeviceId(2), NotificationId(3));
+        assert!(hit(before));
+        assert!(!hit(feed.position()));
+        assert!(feed.is_empty());
     }
 
     #[test]

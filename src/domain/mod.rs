@@ -1,5 +1,6 @@
 //! Plain types and decisions. Knows neither tonic nor diesel nor reqwest, and never reads a clock.
 
+pub mod allow;
 pub mod audience;
 pub mod consent;
 pub mod content;
@@ -10,6 +11,7 @@ pub mod identity;
 pub mod ids;
 pub mod notification;
 pub mod outcome;
+pub mod pause;
 pub mod plan;
 pub mod platform;
 pub mod retry;

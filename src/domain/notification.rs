@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::allow::AllowList;
 use super::consent::{DeviceChoice, DeviceState, EventRules, UserChoice};
 use super::content::{Content, Data};
 use super::deny::DenyPosition;
@@ -210,6 +211,12 @@ pub trait HandOff: Send + Sync {
     fn knows_route(&self, _route: RouteId) -> bool {
         true
     }
+    /// The app's staging allow-list, where it has one: gate 1 at planning.
+    fn allow_list(&self, _app: AppKey) -> Option<Arc<AllowList>> {
+        None
+    }
+    /// A pause was stored or ended.
+    fn pauses_changed(&self) {}
     /// After the commit of an event that was planned at once: how many deliveries, and who was suppressed. For counting.
     fn planned(&self, _targets: usize, _suppressed: &[Entry]) {}
     /// After the commit. The store must not drop a leased job on any path after this.

@@ -90,6 +90,8 @@ result_codes! {
     DeviceMoved = 66, Suppressed, "DEVICE_MOVED";
     /// Gate 1: no replica can send through its route.
     RouteUnknown = 67, Suppressed, "ROUTE_UNKNOWN";
+    /// Gate 1: not on the app's staging allow-list (`only_users`, `only_labels`).
+    NotAllowedHere = 68, Suppressed, "NOT_ALLOWED_HERE";
     /// Gate 2: never asked.
     NeverOptedIn = 72, Suppressed, "NEVER_OPTED_IN";
     /// Gate 2: said no.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::allow::AllowList;
 use super::consent::{self, DeviceFacts, EventRules, UserChoice};
-use super::ids::{DeviceId, RouteId, UserKey};
+use super::device::Labels;
+use super::ids::{DeviceId, RouteId, UserId, UserKey};
 use super::outcome::{Entry, ResultCode};
 use super::targets::{MAX_TARGETS, Target};
 use super::time::UnixMs;
@@ -23,6 +25,28 @@ pub struct Plan {
     pub jobs: Vec<(RouteId, Vec<Target>)>,
     /// Sorted by (user, device).
     pub suppressed: Vec<Entry>,
+}
+
+/// Every device of these people, sorted when they are.
+#[must_use]
+pub fn targets(people: &[Person]) -> Vec<Target> {
+    let of_person = |person: &Person| {
+        let user = person.user;
+        person.devices.iter().map(|(device, _)| Target { user, device: *device }).collect::<Vec<_>>()
+    };
+    people.iter().flat_map(of_person).collect()
+}
+
+/// Bars every device that the allow-list does not name. `targets`: at least every device of `people`, sorted; `known`:
+/// whose each is, and its labels. A device of which nothing is known is barred.
+pub fn restrict(people: &mut [Person], list: &AllowList, targets: &[Target], known: &[Option<(UserId, Labels)>]) {
+    for person in people {
+        for (device, facts) in &mut person.devices {
+            let at = targets.binary_search(&Target { user: person.user, device: *device });
+            let known = at.ok().and_then(|at| known.get(at)).and_then(Option::as_ref);
+            facts.allowed_here = known.is_some_and(|(user, labels)| list.allows(user, labels));
+        }
+    }
 }
 
 /// `people` must ascend by user.
@@ -74,18 +98,18 @@ mod tests {
 
     fn person(user: i64) -> impl Strategy<Value = Person> {
         let choice = (any::<Option<bool>>(), any::<Option<bool>>());
-        let device = (1i64..4, any::<Option<bool>>(), any::<Option<bool>>(), 0u8..3, any::<bool>());
+        let device = (1i64..4, any::<Option<bool>>(), any::<Option<bool>>(), 0u8..3, any::<(bool, bool)>());
         (choice, proptest::collection::vec(device, 0..4)).prop_map(move |((all, this_type), devices)| Person {
             user: UserKey(user),
             choice: UserChoice { all, this_type },
             devices: devices
                 .into_iter()
                 .enumerate()
-                .map(|(at, (route, all, this_type, state, route_known))| {
+                .map(|(at, (route, all, this_type, state, (route_known, allowed_here)))| {
                     let state = [DeviceState::Active, DeviceState::Retired, DeviceState::Moved][usize::from(state)];
                     let choice = DeviceChoice { all, this_type };
                     let id = DeviceId(user * 10 + i64::try_from(at).expect("few") + 1);
-                    (id, DeviceFacts { state, route: RouteId(route), route_known, choice })
+                    (id, DeviceFacts { state, route: RouteId(route), route_known, allowed_here, choice })
                 })
                 .collect(),
         })
@@ -110,6 +134,7 @@ mod tests {
                     let may = wants
                         && facts.state == DeviceState::Active
                         && facts.route_known
+                        && facts.allowed_here
                         && facts.choice.all != Some(false)
                         && facts.choice.this_type != Some(false);
                     let target = Target { user: person.user, device: *device };
@@ -141,6 +166,7 @@ mod tests {
                         state: DeviceState::Active,
                         route: RouteId(1),
                         route_known: true,
+                        allowed_here: true,
                         choice: DeviceChoice::default(),
                     },
                 )],

@@ -1,4 +1,5 @@
-//! The apps as configured: an immutable snapshot that resolves slugs and routes without asking the store.
+//! The apps as configured: an immutable snapshot that resolves slugs and routes without asking the store. A new
+//! configuration is a new snapshot; a call goes on with the app it began with.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,9 +16,19 @@ pub struct AppSetup {
     pub key: AppKey,
     /// Accept event types that were never declared even though others are.
     pub allow_undeclared_types: bool,
+    pub limits: AppLimits,
     pub credentials: Vec<CredentialSetup>,
     /// The stored routes of those credentials: every environment and bundle they may be used with.
     pub routes: Vec<Route>,
+}
+
+/// What an app may ask of this server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AppLimits {
+    /// Events taken a second, over time; as many may come at once.
+    pub max_events_per_second: Option<u32>,
+    /// While more deliveries than this are open, no event is taken.
+    pub max_open_targets: Option<u64>,
 }
 
 pub struct CredentialSetup {
@@ -57,6 +68,7 @@ pub struct App {
     pub key: AppKey,
     pub id: AppId,
     pub allow_undeclared_types: bool,
+    pub limits: AppLimits,
     /// By platform, then by name.
     pub credentials: BTreeMap<Platform, BTreeMap<Arc<str>, CredentialRoutes>>,
 }
@@ -64,7 +76,7 @@ pub struct App {
 /// All configured apps.
 #[derive(Debug)]
 pub struct AppDirectory {
-    apps: HashMap<String, App>,
+    apps: HashMap<String, Arc<App>>,
     routes: HashMap<RouteId, RouteSpec>,
     default_app: Option<AppId>,
 }
@@ -96,15 +108,20 @@ impl AppDirectory {
             }
             directory.routes.extend(setup.routes.into_iter().map(|route| (route.id, route.spec)));
             let name = setup.id.as_str().to_owned();
-            let app =
-                App { key: setup.key, id: setup.id, allow_undeclared_types: setup.allow_undeclared_types, credentials };
-            directory.apps.insert(name, app);
+            let app = App {
+                key: setup.key,
+                id: setup.id,
+                allow_undeclared_types: setup.allow_undeclared_types,
+                limits: setup.limits,
+                credentials,
+            };
+            directory.apps.insert(name, Arc::new(app));
         }
         directory
     }
 
     #[must_use]
-    pub fn get(&self, id: &str) -> Option<&App> {
+    pub fn get(&self, id: &str) -> Option<&Arc<App>> {
         self.apps.get(id)
     }
 
@@ -120,6 +137,12 @@ impl AppDirectory {
     }
 
     pub fn apps(&self) -> impl Iterator<Item = &App> {
-        self.apps.values()
+        self.apps.values().map(|app| &**app)
+    }
+
+    /// An app by its row's key, when it is configured.
+    #[must_use]
+    pub fn by_key(&self, key: AppKey) -> Option<&App> {
+        self.apps().find(|app| app.key == key)
     }
 }

@@ -94,6 +94,7 @@ impl Service {
         let limit = fields::page_size(violations, input.page_size, DEFAULT_PAGE, MAX_PAGE);
         let scope = call
             .app
+            .as_ref()
             .map(|app| PageScope::new(self.store.identity(), "ListDevices", app.key).with(input.user_id.as_bytes()));
         let after = scope.as_ref().and_then(|scope| scope.read(violations, &input.page_token)).map(|[id]| DeviceId(id));
         let app = call.checked()?;
@@ -111,7 +112,7 @@ pub(super) fn registration(mut call: Call<'_>, input: RegisterDevice, now: UnixM
         violations.add("platform", "is required");
     }
     let token = token(violations, input.platform, &input.token);
-    let route = match (call.app, input.platform) {
+    let route = match (&call.app, input.platform) {
         (Some(app), Some(platform)) => route(violations, app, platform, &input),
         _ => Chosen::Wrong,
     };

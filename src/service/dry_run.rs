@@ -6,6 +6,7 @@
 //! are, so the engine goes first; when the caller hangs up, the reading ends with the page at hand.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
@@ -13,7 +14,7 @@ use crate::domain::consent::EventRules;
 use crate::domain::ids::{AppKey, DeviceId, IdempotencyKey, NotificationId, RouteId, UserId, UserKey};
 use crate::domain::notification::{NewEvent, SMALL_AUDIENCE, TargetFacts};
 use crate::domain::outcome::ResultCode;
-use crate::domain::plan::{Person, plan};
+use crate::domain::plan::{self, Person, plan};
 use crate::domain::platform::{Lane, RouteSpec};
 use crate::domain::sending::SendOptions;
 use crate::domain::targets::Target;
@@ -23,7 +24,7 @@ use crate::storage::StoreError;
 
 use super::event_types::Payload;
 use super::events::{BROADCAST_SCOPE, NotifyEvent, Ready};
-use super::{Call, Result, Service, ServiceError};
+use super::{Call, Result, Sending, Service, ServiceError};
 
 /// People of whom samples are given.
 pub const SAMPLE_PEOPLE: usize = 50;
@@ -94,8 +95,9 @@ impl Service {
         let met = self.meet(&event, now).await?;
         let samples =
             if may_read { self.samples(app.key, &event, templates.as_deref(), &met, now).await? } else { Vec::new() };
+        let apps = self.apps();
         let mut targets: Vec<(Option<RouteSpec>, u64)> =
-            met.targets.iter().map(|(route, count)| (self.apps.route(*route).cloned(), *count)).collect();
+            met.targets.iter().map(|(route, count)| (apps.route(*route).cloned(), *count)).collect();
         targets.sort();
         Ok(Rehearsal {
             people: met.people,
@@ -131,6 +133,11 @@ impl Service {
             let mut page = page.map_err(refused)?;
             for (_, device) in page.people.iter_mut().flat_map(|person| &mut person.devices) {
                 device.route_known = self.hand_off.knows_route(device.route);
+            }
+            if let Some(list) = self.hand_off.allow_list(event.app) {
+                let targets = plan::targets(&page.people);
+                let known = self.store.names_and_labels(&targets).await.map_err(refused)?;
+                plan::restrict(&mut page.people, &list, &targets, &known);
             }
             met.count(&page.people, &rules, now);
             if !met.large && (event.audience.everyone || met.people > SMALL_AUDIENCE as u64) {
@@ -245,7 +252,8 @@ impl Met {
 
 /// Renders and encodes each variant once, as a worker does.
 struct PayloadWriter<'a> {
-    service: &'a Service,
+    /// Of the configuration at the beginning.
+    sending: Arc<Sending>,
     event: &'a NewEvent,
     templates: Option<&'a Templates>,
     app_default: Option<crate::domain::ids::Locale>,
@@ -256,15 +264,9 @@ struct PayloadWriter<'a> {
 }
 
 impl<'a> PayloadWriter<'a> {
-    fn new(
-        service: &'a Service,
-        app: AppKey,
-        event: &'a NewEvent,
-        templates: Option<&'a Templates>,
-        now: UnixMs,
-    ) -> Self {
+    fn new(service: &Service, app: AppKey, event: &'a NewEvent, templates: Option<&'a Templates>, now: UnixMs) -> Self {
         let app_default = templates.and_then(|_| service.types.default_locale(app));
-        Self { service, event, templates, app_default, now, known: HashMap::new(), bytes: 0 }
+        Self { sending: service.sending(), event, templates, app_default, now, known: HashMap::new(), bytes: 0 }
     }
 
     fn decide(&mut self, facts: &TargetFacts) -> Decision {
@@ -288,7 +290,7 @@ impl<'a> PayloadWriter<'a> {
     }
 
     fn encode(&self, route: RouteId, variant: Variant<'_>) -> Option<Payload> {
-        let (route, sender) = self.service.senders.get(route)?;
+        let (route, sender) = self.sending.senders.get(route)?;
         let event = self.event;
         let (name, default) = (event.event_type.as_str(), self.app_default.as_ref());
         let message = render::render(&event.body, name, self.templates, variant, default).message;
@@ -296,7 +298,7 @@ impl<'a> PayloadWriter<'a> {
             priority: event.priority,
             collapse_key: event.collapse_key.clone(),
             expires_at: event.expires_at,
-            push_id: !self.service.without_push_id.contains(&route.id),
+            push_id: !self.sending.without_push_id.contains(&route.id),
         };
         let starts = event.not_before.map_or(self.now, |not_before| not_before.max(self.now));
         Some(Payload::of(sender, route, &message, &options, event.expires_at.since(starts)))

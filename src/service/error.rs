@@ -1,5 +1,7 @@
 //! What a use case can answer instead of a result, in the caller's own names.
 
+use std::time::Duration;
+
 use crate::domain::platform::Platform;
 use crate::domain::violation::Violation;
 use crate::storage::StoreError;
@@ -31,6 +33,10 @@ pub enum ServiceError {
     IdempotencyKeyReused { notification: String },
     #[error("the audience is larger than max_audience ({limit})")]
     AudienceTooLarge { limit: u64 },
+    #[error("the app may send {per_second} events a second")]
+    TooManyEvents { per_second: u32, retry_after: Duration },
+    #[error("the app has {open} open deliveries; no event is taken above {limit}")]
+    TooManyOpen { open: u64, limit: u64, retry_after: Duration },
     /// Overloaded, unavailable or corrupt; refusals have variants of their own above.
     #[error("the store failed")]
     Store(#[source] StoreError),

@@ -140,7 +140,7 @@ impl Service {
     ) -> Result<(Vec<TypeVersion>, String)> {
         let violations = &mut call.violations;
         let limit = fields::page_size(violations, page_size, DEFAULT_PAGE, MAX_PAGE);
-        let scope = call.app.map(|app| PageScope::new(self.store.identity(), "ListEventTypes", app.key));
+        let scope = call.app.as_ref().map(|app| PageScope::new(self.store.identity(), "ListEventTypes", app.key));
         let after = scope.as_ref().and_then(|scope| scope.read(violations, page_token)).map(|[version]| version);
         let app = call.checked()?;
         let scope = scope.expect("there is an app");
@@ -209,7 +209,7 @@ impl Service {
         let locales = if locales.is_empty() { known_locales(&body.content, &templates) } else { locales };
         Ok(locales
             .into_iter()
-            .map(|locale| self.previewed(app, &templates, &body, collapse_key.as_ref(), locale))
+            .map(|locale| self.previewed(&app, &templates, &body, collapse_key.as_ref(), locale))
             .collect())
     }
 
@@ -257,11 +257,12 @@ impl Service {
     /// One for each platform that the app can send through, by the credential named `default` where there is one.
     fn payloads(&self, app: &App, message: &Message, options: &SendOptions, ttl: Duration) -> Vec<Payload> {
         let mut payloads = Vec::new();
+        let sending = self.sending();
         for credentials in app.credentials.values() {
             let credential = credentials.get(DEFAULT_CREDENTIAL).or_else(|| credentials.values().next());
             let route = credential
                 .and_then(|credential| credential.route(credential.default_environment, &credential.default_bundle));
-            let Some((route, sender)) = route.and_then(|route| self.senders.get(route)) else { continue };
+            let Some((route, sender)) = route.and_then(|route| sending.senders.get(route)) else { continue };
             payloads.push(Payload::of(sender, route, message, options, ttl));
         }
         payloads

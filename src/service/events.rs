@@ -80,6 +80,7 @@ impl Service {
     async fn accept(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
         let now = self.runtime.now();
         let ready = self.prepare(call, input, now).await?;
+        self.limit(&ready.app).await?;
         match self.store.accept(ready.event, Arc::clone(&self.hand_off), now).await {
             Err(StoreError::AlreadyExpired) => {
                 let field = if ready.ttl_given { "ttl" } else { "event_at" };
@@ -90,14 +91,14 @@ impl Service {
     }
 
     /// Everything up to the store: what is wrong with the event, and what its type decides.
-    pub(super) async fn prepare<'a>(&self, call: Call<'a>, input: NotifyEvent, now: UnixMs) -> Result<Ready<'a>> {
+    pub(super) async fn prepare(&self, call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<Ready> {
         let may_broadcast = call.may_broadcast;
         let (app, mut event, given) = check(call, input, now)?;
         if event.audience.everyone && !may_broadcast {
             return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
         }
-        let declared = self.declared(app, &event.event_type).await?;
-        let version = standing(app, &event.event_type, declared)?;
+        let declared = self.declared(&app, &event.event_type).await?;
+        let version = standing(&app, &event.event_type, declared)?;
         let templates = match version {
             Some(version) => Some(self.templates(version).await?),
             None => None,
@@ -108,8 +109,8 @@ impl Service {
 }
 
 /// An event that the store can take.
-pub(super) struct Ready<'a> {
-    pub app: &'a App,
+pub(super) struct Ready {
+    pub app: Arc<App>,
     pub event: NewEvent,
     /// Of the type's standing version, where it is declared.
     pub templates: Option<Arc<Templates>>,
@@ -232,7 +233,7 @@ fn standing(app: &App, event_type: &EventType, declared: DeclaredType) -> Result
 }
 
 /// Everything that can be said without the store. What the event type decides is filled in by [`complete`].
-fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(&App, NewEvent, Given)> {
+fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(Arc<App>, NewEvent, Given)> {
     let may_broadcast = call.may_broadcast;
     let violations = &mut call.violations;
     let event_type = violations.take(EventType::parse("event_type", &input.event_type));

@@ -15,6 +15,7 @@ use crate::domain::device::Device;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{DeviceId, NotificationId, UserId};
 use crate::domain::outcome::{ResultCode, State};
+use crate::domain::pause::Pauses;
 use crate::domain::time::UnixMs;
 use crate::storage::{Attempt, PersonHistory};
 
@@ -70,6 +71,7 @@ pub const REASON_EXPANDING: &str = "EXPANDING";
 pub const REASON_QUEUED: &str = "QUEUED";
 pub const REASON_OS_PERMISSION: &str = "OS_PERMISSION";
 pub const REASON_NOT_TARGETED: &str = "NOT_TARGETED";
+pub const REASON_PAUSED: &str = "PAUSED";
 
 /// Where one device's delivery (or a whole person) stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,6 +151,32 @@ pub fn explain(history: &PersonHistory, identity: &IdentityKey, focus: Option<De
         summary: summary::summary(history, whole, &devices),
         decisions,
         deliveries: shown.map(|(device, standing)| view(history, identity, *device, standing)).collect(),
+    }
+}
+
+/// Says of what waits that an operator holds it.
+pub fn tell_pauses(explanation: &mut Explanation, history: &PersonHistory, pauses: &Pauses) {
+    let notification = &history.notification;
+    if notification.cancelled_at.is_some() {
+        return;
+    }
+    let (app, event_type) = (notification.app, &notification.event_type);
+    let mut told = None;
+    for decision in explanation.decisions.iter_mut().filter(|decision| decision.verdict == Verdict::Pending) {
+        let pause = match decision.device {
+            None => pauses.of_notification(app, event_type),
+            Some(id) => {
+                let device = history.devices.iter().find(|device| device.id == id);
+                device.and_then(|device| pauses.of(app, device.platform, event_type))
+            }
+        };
+        let Some(pause) = pause.filter(|_| decision.step != STEP_ATTEMPT) else { continue };
+        decision.reason = REASON_PAUSED;
+        decision.detail = facts::held(pause, notification.expires_at);
+        told.get_or_insert_with(|| decision.detail.clone());
+    }
+    if let Some(held) = told {
+        explanation.summary = format!("{} {held}", explanation.summary);
     }
 }
 

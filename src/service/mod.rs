@@ -13,12 +13,14 @@ pub mod events;
 pub mod explain;
 mod fields;
 pub mod imports;
+mod limits;
 pub mod notifications;
 pub mod opt_in;
 pub mod page_token;
+pub mod pauses;
 pub mod subscriptions;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{DeviceId, RouteId};
@@ -29,7 +31,7 @@ use crate::runtime::Runtime;
 use crate::senders::Registry;
 use crate::storage::Store;
 
-pub use apps::{App, AppDirectory, AppSetup, CredentialSetup};
+pub use apps::{App, AppDirectory, AppLimits, AppSetup, CredentialSetup};
 pub use error::ServiceError;
 
 /// What the store answers in the use cases' own words, for those who show it.
@@ -37,6 +39,7 @@ pub use crate::storage::{Attempt, Counts, NotificationView, OptIn, StoreError, S
 
 use self::dry_run::LargeDryRuns;
 use self::events::UndeclaredApps;
+use self::limits::Limits;
 
 pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
 
@@ -46,16 +49,24 @@ pub const MAX_CLOCK_AHEAD_MS: i64 = 5 * 60 * 1000;
 /// All use cases. Cheap to share behind an `Arc`.
 pub struct Service {
     store: Arc<dyn Store>,
-    apps: Arc<AppDirectory>,
+    /// Replaced as a whole when the configuration changes.
+    apps: RwLock<Arc<AppDirectory>>,
     hand_off: Arc<dyn HandOff>,
     runtime: Runtime,
     types: Arc<Types>,
     /// For previews and dry runs.
-    senders: Registry,
-    /// Whose payloads go without a `nudged_id`.
-    without_push_id: Vec<RouteId>,
+    sending: RwLock<Arc<Sending>>,
     undeclared: UndeclaredApps,
+    limits: Limits,
     large_dry_runs: LargeDryRuns,
+}
+
+/// How payloads are made, for those who show them.
+#[derive(Clone, Default)]
+pub struct Sending {
+    pub senders: Registry,
+    /// Routes of apps with `push_id = false`: their payloads go without a `nudged_id`.
+    pub without_push_id: Vec<RouteId>,
 }
 
 impl Service {
@@ -63,13 +74,13 @@ impl Service {
     pub fn new(store: Arc<dyn Store>, apps: Arc<AppDirectory>, hand_off: Arc<dyn HandOff>, runtime: Runtime) -> Self {
         Self {
             store,
-            apps,
+            apps: RwLock::new(apps),
             hand_off,
             runtime,
             undeclared: UndeclaredApps::default(),
             types: Arc::default(),
-            senders: Registry::default(),
-            without_push_id: Vec::new(),
+            sending: RwLock::default(),
+            limits: Limits::default(),
             large_dry_runs: LargeDryRuns::default(),
         }
     }
@@ -82,19 +93,23 @@ impl Service {
 
     /// Whose payloads previews and dry runs show.
     #[must_use]
-    pub fn with_senders(self, senders: Registry) -> Self {
-        Self { senders, ..self }
-    }
-
-    /// Routes of apps with `push_id = false`.
-    #[must_use]
-    pub fn without_push_id(self, without_push_id: Vec<RouteId>) -> Self {
-        Self { without_push_id, ..self }
+    pub fn with_sending(self, sending: Sending) -> Self {
+        Self { sending: RwLock::new(Arc::new(sending)), ..self }
     }
 
     #[must_use]
-    pub fn apps(&self) -> &AppDirectory {
-        &self.apps
+    pub fn apps(&self) -> Arc<AppDirectory> {
+        Arc::clone(&self.apps.read().expect("no panic while held"))
+    }
+
+    /// Takes effect for every call that begins from now on.
+    pub fn reconfigure(&self, apps: AppDirectory, sending: Sending) {
+        *self.apps.write().expect("no panic while held") = Arc::new(apps);
+        *self.sending.write().expect("no panic while held") = Arc::new(sending);
+    }
+
+    fn sending(&self) -> Arc<Sending> {
+        Arc::clone(&self.sending.read().expect("no panic while held"))
     }
 
     #[must_use]
@@ -135,7 +150,7 @@ impl Service {
 
 /// Who calls for which app, and what was found wrong so far.
 pub struct Call<'a> {
-    app: Option<&'a App>,
+    app: Option<Arc<App>>,
     caller: Option<&'a str>,
     may_broadcast: bool,
     may_read: bool,
@@ -144,8 +159,9 @@ pub struct Call<'a> {
 
 impl<'a> Call<'a> {
     #[must_use]
-    pub fn new(app: &'a App) -> Self {
-        Self { app: Some(app), caller: None, may_broadcast: false, may_read: false, violations: Violations::default() }
+    pub fn new(app: &Arc<App>) -> Self {
+        let violations = Violations::default();
+        Self { app: Some(Arc::clone(app)), caller: None, may_broadcast: false, may_read: false, violations }
     }
 
     /// For a request whose `app_id` is itself wrong: the other fields are still checked, then it is refused.
@@ -182,11 +198,11 @@ impl<'a> Call<'a> {
     /// Whether `app_id` is the call's app; also when that is itself wrong.
     #[must_use]
     pub fn is_for(&self, app_id: &str) -> bool {
-        self.app.is_none_or(|app| app.id.as_str() == app_id)
+        self.app.as_ref().is_none_or(|app| app.id.as_str() == app_id)
     }
 
     /// The app, unless anything is wrong.
-    fn checked(self) -> Result<&'a App> {
+    fn checked(self) -> Result<Arc<App>> {
         self.violations.finish().map_err(ServiceError::Invalid)?;
         Ok(self.app.expect("a call without an app has a violation"))
     }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 use crate::domain::ids::{DeviceId, NotificationId, UserId, UserKey};
 use crate::domain::notification::Notification;
 use crate::domain::outcome::State;
+use crate::domain::pause::Pauses;
 use crate::domain::time::UnixMs;
 use crate::domain::violation::Violations;
 use crate::storage::{Attempt, Delivery, DeliveryFilter, DeliveryKey, NotificationView, StoreError};
@@ -74,7 +75,7 @@ impl Service {
         let violations = &mut call.violations;
         let event_type = fields::optional_event_type(violations, &input.event_type);
         let limit = fields::page_size(violations, input.page_size, DEFAULT_PAGE, MAX_PAGE);
-        let scope = call.app.map(|app| {
+        let scope = call.app.as_ref().map(|app| {
             PageScope::new(self.store.identity(), "ListNotifications", app.key).with(input.event_type.as_bytes())
         });
         let before =
@@ -120,7 +121,7 @@ impl Service {
         let mut states: Vec<u8> = input.states.iter().map(|state| state_number(*state)).collect();
         states.sort_unstable();
         states.dedup();
-        let scope = call.app.map(|app| {
+        let scope = call.app.as_ref().map(|app| {
             PageScope::new(self.store.identity(), "ListDeliveries", app.key)
                 .with(input.notification_id.as_bytes())
                 .with(input.user_id.as_bytes())
@@ -179,7 +180,11 @@ impl Service {
             }
             other => self.refused(other),
         })?;
-        Ok(explain::explain(&history, self.identity(), focus))
+        let mut explanation = explain::explain(&history, self.identity(), focus);
+        if explanation.decisions.iter().any(|decision| decision.verdict == explain::Verdict::Pending) {
+            explain::tell_pauses(&mut explanation, &history, &Pauses(self.read_pauses().await?));
+        }
+        Ok(explanation)
     }
 
     /// The internal id behind a public one; a UUID that is not ours names nothing.

@@ -44,7 +44,7 @@ impl Service {
         let violations = &mut call.violations;
         let user = fields::user_id(violations, &input.user_id);
         let limit = fields::page_size(violations, input.page_size, DEFAULT_PAGE, MAX_PAGE);
-        let scope = call.app.map(|app| {
+        let scope = call.app.as_ref().map(|app| {
             PageScope::new(self.store.identity(), "ListSubscriptions", app.key).with(input.user_id.as_bytes())
         });
         let after = scope.as_ref().and_then(|scope| scope.read(violations, &input.page_token)).map(|[topic]| topic);

@@ -21,11 +21,12 @@ mod rows;
 pub mod sqlite;
 mod statement;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::domain::deny::DenyPosition;
-use crate::domain::device::{Device, DeviceRef, Registered, Registration, Retirement};
+use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration, Retirement};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
@@ -33,6 +34,7 @@ use crate::domain::ids::{
 };
 use crate::domain::notification::{Accepted, Audience, HandOff, Job, NewEvent, NewJob, Notification, TargetFacts};
 use crate::domain::outcome::{Entry, OutcomeBlock, State};
+use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::plan::Person;
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::sending::ProviderAnswer;
@@ -408,6 +410,16 @@ pub trait Registry: Send + Sync {
     /// The owner of a device row of this app, for ids read from a `nudged_id`.
     async fn device_owner(&self, app: AppKey, device: DeviceId) -> Result<UserId>;
 
+    /// Holds what fits its scope, unless that is held already. Whether it is new. `Overloaded` beyond
+    /// [`MAX_PAUSES`](crate::domain::pause::MAX_PAUSES).
+    async fn pause(&self, pause: Pause) -> Result<bool>;
+
+    /// Ends a pause. Whether there was one.
+    async fn resume(&self, scope: &PauseScope) -> Result<bool>;
+
+    /// All pauses, in the order of their stored names.
+    async fn pauses(&self) -> Result<Vec<Pause>>;
+
     /// Answers when the database does; for `/readyz`.
     async fn ping(&self) -> Result<()>;
 }
@@ -550,6 +562,19 @@ pub trait Queue: Send + Sync {
     /// Gives jobs back, due now, without spending anything. Lost fences are ignored.
     async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()>;
 
+    /// Gives jobs back until later, without spending anything. Lost fences are ignored.
+    async fn put_off(&self, jobs: Vec<(JobId, i64)>, until: UnixMs) -> Result<()>;
+
+    /// Makes free jobs of a route and lane that were put off, `limit` at most, due when they truly were. How many.
+    async fn pull_forward(&self, route: RouteId, lane: Lane, now: UnixMs, limit: usize) -> Result<u64>;
+
+    /// Who owns each device and how it is labelled, in the order of `targets`; `None` where the row is gone or erased.
+    /// For the staging allow-list.
+    async fn names_and_labels(&self, targets: &[Target]) -> Result<Vec<Option<(UserId, Labels)>>>;
+
+    /// Open targets of each app that has any. Looks at every open job: not for every call.
+    async fn open_targets(&self) -> Result<BTreeMap<AppKey, u64>>;
+
     /// Frees every lease of other owners (a single process at its start, or dead replicas). How many jobs.
     async fn release_others(&self, owner: BootId, now: UnixMs) -> Result<u64>;
 
@@ -570,6 +595,9 @@ pub trait Queue: Send + Sync {
     /// Deletes a bounded batch of expired idempotency keys, and history older than `history_before`. How many rows.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
+
+/// A free job that is due this much later than it was ready has been put off.
+const PUT_OFF_MS: i64 = 1_000;
 
 /// See [`Queue::gate_facts`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -13,6 +13,7 @@ use crate::domain::ids::{
     AppKey, CollapseKey, DeviceId, EventType, JobId, Locale, NotificationId, RouteId, TypeVersionId, UserId, UserKey,
 };
 use crate::domain::notification::{Job, Notification};
+use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{DeviceKind, DeviceToken, Environment, Lane, Permission, Platform};
 use crate::domain::sending::Priority;
 use crate::domain::targets::{self, Progress};
@@ -331,4 +332,18 @@ fn kind(stored: i16) -> Attempt<DeviceKind> {
         1 => Ok(DeviceKind::Alert),
         other => Err(Fail::corrupt(format!("device kind {other}"))),
     }
+}
+
+/// Pauses as they are stored: by name, since when, and why.
+pub(super) fn pauses(found: Vec<(String, i64, String)>) -> Vec<Pause> {
+    let mut pauses = Vec::with_capacity(found.len());
+    for (name, since, reason) in found {
+        let Some(scope) = PauseScope::parse(&name) else {
+            // A newer version's: it cannot be obeyed, and must not stop the rest.
+            tracing::error!(name, "a pause cannot be read and is not obeyed");
+            continue;
+        };
+        pauses.push(Pause { scope, since: UnixMs(since), reason });
+    }
+    pauses
 }

@@ -76,6 +76,12 @@ metrics! {
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
     /// Routes paused because their credential is broken.
     ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
+    /// Pauses that operators set.
+    PAUSES = Gauge "nudged_pauses" [];
+    /// Reloads of the configuration, by result: `applied` or `failed`.
+    CONFIG_RELOADS = Counter "nudged_config_reloads_total" ["result"];
+    /// 1 while the configuration in force is the one in the files; 0 after a reload that failed.
+    CONFIG_CURRENT = Gauge "nudged_config_current" [];
     /// Whether the platform accepts the credential: 1, or 0 while its routes are paused.
     PROVIDER_UP = Gauge "nudged_provider_up" ["app", "platform", "credential"];
     /// Days until an APNs certificate ends; negative after it. Signing keys do not end.

@@ -30,6 +30,7 @@ pub struct World {
     pub address: String,
     /// Of `/metrics`.
     pub admin: String,
+    /// What the sandbox wrote, and what the server is started with.
     pub config: PathBuf,
 }
 
@@ -80,6 +81,18 @@ impl World {
         self.sandbox.received()
     }
 
+    /// With another file than the sandbox wrote.
+    pub fn start_on(config: &Path) -> Server {
+        Server { child: spawn(&["serve", "--config"], config, &[]) }
+    }
+
+    /// A value of `/metrics`: `name` with its labels as they are printed.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let page = reqwest::get(format!("http://{}/metrics", self.admin)).await.ok()?.text().await.ok()?;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        line.parse().ok()
+    }
+
     /// A client, as soon as the server answers.
     pub async fn client(&self) -> PushServiceClient<Channel> {
         let deadline = Instant::now() + PATIENCE;
@@ -98,6 +111,11 @@ impl Server {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// SIGHUP: reload.
+    pub fn hangup(&self) {
+        assert!(Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().unwrap().success());
     }
 
     /// SIGTERM, and the exit status after the drain.

@@ -76,7 +76,7 @@ pub(super) fn shown_environment(environment: Environment) -> proto::device::Apns
     }
 }
 
-fn platform(violations: &mut Violations, value: i32) -> Option<Platform> {
+pub(super) fn platform(violations: &mut Violations, value: i32) -> Option<Platform> {
     read_enum(violations, "platform", value, |platform| match platform {
         proto::device::Platform::Unspecified => None,
         proto::device::Platform::Apns => Some(Platform::Apns),

@@ -7,6 +7,7 @@ mod events;
 mod explain;
 mod notifications;
 mod opt_ins;
+mod pauses;
 mod values;
 
 pub use devices::{created_at, device, list_devices, register_device, unregister_device};
@@ -15,3 +16,4 @@ pub use events::{accepted, notify_event, rehearsed};
 pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
+pub use pauses::{pause, pause_delivery, resume_delivery};

@@ -21,13 +21,14 @@ use crate::api::limits::ServerLimits;
 use crate::api::proto::push_service_client::PushServiceClient;
 use crate::api::proto::{self, Content, NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest};
 use crate::api::scopes::{Scope, Scopes};
-use crate::api::server::{Server, ServerError, TlsSetup};
+use crate::api::server::{Server, ServerError};
+use crate::api::tls::TlsSetup;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{AppId, RouteId};
 use crate::domain::notification::{HandOff, HandedOver, NoHandOff, Permit};
 use crate::domain::platform::{Environment, Lane, Platform, RouteSpec};
 use crate::runtime::Runtime;
-use crate::service::{AppDirectory, AppSetup, CredentialSetup, Service};
+use crate::service::{AppDirectory, AppLimits, AppSetup, CredentialSetup, Service};
 use crate::storage::sqlite::{Settings, SqliteStore, Synchronous};
 use crate::storage::{Registry as _, Store};
 
@@ -109,7 +110,7 @@ impl TestServer {
         let service = Arc::new(service);
         let mut server = Server::new(Arc::clone(&service), Arc::clone(&keys), setup.limits, runtime.clone());
         if let Some(tls) = setup.tls {
-            server = server.with_tls(tls).expect("good certificates");
+            server = server.with_tls(&tls).expect("good certificates");
         }
         let server = Arc::new(server);
         server.health().set_serving(true).await;
@@ -181,7 +182,7 @@ async fn pets(store: &SqliteStore, runtime: &Runtime) -> AppSetup {
         credential(Platform::Apns, Environment::Production, "com.example.pets"),
         credential(Platform::Fcm, Environment::None, ""),
     ];
-    AppSetup { id, key, allow_undeclared_types: false, credentials, routes }
+    AppSetup { id, key, allow_undeclared_types: false, limits: AppLimits::default(), credentials, routes }
 }
 
 async fn shop(store: &SqliteStore, runtime: &Runtime) -> AppSetup {
@@ -201,7 +202,7 @@ async fn shop(store: &SqliteStore, runtime: &Runtime) -> AppSetup {
         default_environment: Environment::None,
         default_bundle: Arc::from(""),
     }];
-    AppSetup { id, key, allow_undeclared_types: false, credentials, routes }
+    AppSetup { id, key, allow_undeclared_types: false, limits: AppLimits::default(), credentials, routes }
 }
 
 /// A key whose text is `nk_<name>`.

@@ -9,6 +9,7 @@ mod harness;
 mod imports;
 mod limits;
 mod paging;
+mod pauses;
 mod reflection;
 mod rpcs;
 mod stream;

@@ -7,7 +7,8 @@ use super::harness::*;
 use crate::api::auth::ApiKey;
 use crate::api::proto::ListOptInsRequest;
 use crate::api::proto::push_service_client::PushServiceClient;
-use crate::api::server::{Server, ServerError, TlsSetup};
+use crate::api::server::{Server, ServerError};
+use crate::api::tls::TlsSetup;
 
 struct Ca {
     pem: String,
@@ -81,5 +82,30 @@ async fn certificates_that_cannot_be_used_are_refused_at_once() {
     let tls = TlsSetup { cert_pem: cert_pem.into_bytes(), key_pem: b"no key".to_vec(), client_ca_pem: None };
     let plain = TestServer::start().await;
     let (service, keys, limits, runtime) = plain.parts();
-    assert!(matches!(Server::new(service, keys, limits, runtime).with_tls(tls), Err(ServerError::Tls(_))));
+    assert!(matches!(Server::new(service, keys, limits, runtime).with_tls(&tls), Err(ServerError::Tls(_))));
+}
+
+#[tokio::test]
+async fn a_replaced_certificate_is_presented_to_new_connections() {
+    let (old, new) = (ca(), ca());
+    let setup = |ca: &Ca| {
+        let (cert_pem, key_pem, _) = issue(ca, "localhost");
+        TlsSetup { cert_pem: cert_pem.into_bytes(), key_pem: key_pem.into_bytes(), client_ca_pem: None }
+    };
+    let server = TestServer::with(Setup { tls: Some(setup(&old)), ..Setup::default() }).await;
+    let connect = async |ca: &Ca| {
+        let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ca.pem)).domain_name("localhost");
+        let endpoint = Endpoint::from_shared(format!("https://{}", server.address)).expect("an address");
+        endpoint.tls_config(config).expect("TLS").connect().await
+    };
+    let list = ListOptInsRequest { app_id: "pets".into(), user_id: "choco".into() };
+    let mut open = PushServiceClient::new(connect(&old).await.expect("the old one"));
+    open.list_opt_ins(list.clone()).await.expect("served");
+    let broken = TlsSetup { cert_pem: b"none".to_vec(), ..setup(&new) };
+    assert!(server.server.replace_tls(&broken).is_err());
+    connect(&old).await.expect("what cannot be used replaces nothing");
+    server.server.replace_tls(&setup(&new)).expect("usable");
+    assert!(connect(&old).await.is_err());
+    PushServiceClient::new(connect(&new).await.expect("the new one")).list_opt_ins(list.clone()).await.expect("served");
+    open.list_opt_ins(list).await.expect("an open connection goes on");
 }

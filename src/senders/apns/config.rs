@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::auth::ProviderTokens;
 use crate::senders::http2::tls::{Identity, TlsError, client_config};
 use crate::senders::http2::{self, Endpoint, EndpointError};
-use crate::senders::secret::Secret;
+use crate::senders::secret::{Secret, fingerprint};
 
 pub const PRODUCTION: &str = "https://api.push.apple.com";
 pub const SANDBOX: &str = "https://api.sandbox.push.apple.com";
@@ -39,6 +39,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The same for the same credential: keys, ids, topics, endpoints and authority.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let (kind, auth): (&[u8], [&[u8]; 3]) = match &self.auth {
+            Auth::Token { p8_pem, key_id, team_id } => {
+                (b"token", [p8_pem.expose(), key_id.as_bytes(), team_id.as_bytes()])
+            }
+            Auth::Certificate { cert_pem, key_pem } => (b"certificate", [cert_pem, key_pem.expose(), b""]),
+        };
+        let rest = [self.endpoint.as_bytes(), self.endpoint_sandbox.as_bytes(), self.ca_pem.as_deref().unwrap_or(b"")];
+        let topics = self.topics.iter().map(String::as_bytes);
+        fingerprint([kind].into_iter().chain(auth).chain(rest).chain(topics))
+    }
+
     /// With Apple's endpoints and the public roots.
     #[must_use]
     pub fn new(auth: Auth, topics: Vec<String>) -> Self {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::auth::{FETCH_TIMEOUT, HttpTokenEndpoint, ServiceAccount};
 use crate::senders::http2::tls::{TlsError, client_config};
 use crate::senders::http2::{self, Endpoint, EndpointError};
-use crate::senders::secret::Secret;
+use crate::senders::secret::{Secret, fingerprint};
 
 pub const ENDPOINT: &str = "https://fcm.googleapis.com";
 
@@ -46,6 +46,13 @@ impl Drop for KeyFile {
 }
 
 impl Settings {
+    /// The same for the same credential: key file, endpoint and authority.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let ca = self.ca_pem.as_deref().unwrap_or(b"");
+        fingerprint([self.service_account_json.expose(), self.endpoint.as_bytes(), ca])
+    }
+
     /// With Google's endpoint and the public roots.
     #[must_use]
     pub fn new(service_account_json: Secret) -> Self {

@@ -5,7 +5,7 @@ use super::*;
 use crate::domain::content::LocalizedText;
 use crate::domain::ids::AppId;
 use crate::domain::platform::Lane;
-use crate::service::apps::{AppDirectory, AppSetup};
+use crate::service::apps::{AppDirectory, AppLimits, AppSetup};
 
 const NOW: UnixMs = UnixMs(1_795_521_600_000);
 
@@ -14,6 +14,7 @@ fn directory() -> AppDirectory {
         id: AppId::trusted("pets"),
         key: AppKey(1),
         allow_undeclared_types: false,
+        limits: AppLimits::default(),
         credentials: Vec::new(),
         routes: Vec::new(),
     };

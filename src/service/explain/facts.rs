@@ -4,6 +4,7 @@ use crate::domain::consent::Gate;
 use crate::domain::device::Device;
 use crate::domain::ids::{DeviceId, EventType};
 use crate::domain::outcome::ResultCode;
+use crate::domain::pause::Pause;
 use crate::domain::platform::{Environment, Permission};
 use crate::domain::time::UnixMs;
 use crate::storage::{OptIn, PersonHistory};
@@ -89,6 +90,9 @@ pub(super) const fn outcome(code: ResultCode) -> &'static str {
         ResultCode::RouteUnknown => {
             "No server is configured to send through the device's credential, environment and bundle."
         }
+        ResultCode::NotAllowedHere => {
+            "This server sends only to the people and devices of its allow-list (only_users, only_labels)."
+        }
         ResultCode::NeverOptedIn => "Never opted in.",
         ResultCode::OptedOut => "Opted out of everything.",
         ResultCode::TypeOptedOut => "Opted out of this event type.",
@@ -101,6 +105,12 @@ pub(super) const fn outcome(code: ResultCode) -> &'static str {
         ResultCode::MovedToRetry => "Waits for the next attempt.",
         ResultCode::Deferred => "Waits for a better time.",
     }
+}
+
+/// What an operator's pause means for what waits.
+pub(super) fn held(pause: &Pause, expires_at: UnixMs) -> String {
+    let why = if pause.reason.is_empty() { String::new() } else { format!(" ({})", pause.reason) };
+    format!("Delivery is paused since {}{why}; it waits until it is resumed, or until {expires_at}.", pause.since)
 }
 
 /// What the phone said of its own settings: a fact, never a gate.

@@ -96,6 +96,7 @@ fn why(history: &PersonHistory, device: Option<DeviceId>, code: ResultCode, at: 
         ResultCode::RouteUnknown => {
             "no server is configured for the device's credential, environment and bundle".to_owned()
         }
+        ResultCode::NotAllowedHere => "this server's allow-list names neither them nor the device".to_owned(),
         ResultCode::Expired => format!("its TTL ended at {}", history.notification.expires_at),
         ResultCode::Cancelled => match history.notification.cancelled_at {
             Some(at) => format!("it was cancelled at {at}"),

@@ -5,6 +5,7 @@ use crate::domain::device::DeviceDetails;
 use crate::domain::ids::{AppKey, BlockId, EventType, RouteId, UserKey};
 use crate::domain::notification::{Body, Notification};
 use crate::domain::outcome::{Entry, OutcomeBlock};
+use crate::domain::pause::{Pause, PauseScope, Pauses};
 use crate::domain::platform::{DeviceKind, Environment, Lane, Permission, Platform};
 use crate::domain::sending::{Priority, ProviderAnswer};
 use crate::domain::targets::Target;
@@ -255,4 +256,24 @@ fn every_code_has_its_sentence_and_its_gate() {
         let expected: Vec<_> = Gate::of(*code).map(Gate::name).into_iter().collect();
         assert_eq!(blocked, expected, "{code:?}");
     }
+}
+
+#[test]
+fn what_a_pause_holds_says_so() {
+    let mut history = history(vec![]);
+    history.devices = vec![device(PHONE)];
+    history.open = vec![(Target { user: USER, device: PHONE }, RouteId(1), 0, NOON)];
+    let told = |scope: PauseScope| {
+        let pause = Pause { scope, since: later(60), reason: "a bad template".to_owned() };
+        let mut explanation = explain(&history, &IdentityKey::new([1; 32]), None);
+        tell_pauses(&mut explanation, &history, &Pauses(vec![pause]));
+        explanation
+    };
+    let explanation = told(PauseScope { app: Some(AppKey(1)), ..PauseScope::default() });
+    let paused: Vec<_> = explanation.decisions.iter().filter(|one| one.reason == REASON_PAUSED).collect();
+    assert_eq!(paused.iter().map(|one| one.step).collect::<Vec<_>>(), [STEP_QUEUE, STEP_RESULT]);
+    assert!(paused.iter().all(|one| one.verdict == Verdict::Pending && one.detail.contains("a bad template")));
+    assert!(explanation.summary.contains("paused since"), "{}", explanation.summary);
+    let other = told(PauseScope { platform: Some(Platform::Apns), ..PauseScope::default() });
+    assert!(other.decisions.iter().all(|one| one.reason != REASON_PAUSED));
 }

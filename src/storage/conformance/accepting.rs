@@ -226,3 +226,22 @@ pub async fn an_unknown_route_is_suppressed(fixture: &Fixture) {
     let id = world.store().accept(event, engine, world.now()).await.unwrap().notification;
     assert_eq!(world.reasons(id, DeliveryFilter::default()).await, [(device, "ROUTE_UNKNOWN")]);
 }
+
+pub async fn an_allow_list_bars_everybody_else(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let named = world.reachable("tester").await.id;
+    world.opt_in("mina").await;
+    let mut labelled = world.registration("mina", "aa01");
+    labelled.details.labels = [("stage".to_owned(), "qa".to_owned())].into();
+    let labelled = world.try_register(labelled).await.unwrap().device.id;
+    let other = world.register("mina", "aa02").await.id;
+    let list = AllowList { users: [user("tester")].into(), labels: vec![("stage".into(), Some("qa".into()))] };
+    let engine = Arc::new(Engine { allow_list: Some(Arc::new(list)), ..Engine::default() });
+    let event = NewEvent { max_audience: Some(2), ..world.to_users(&["tester", "mina"]) };
+    let id = world.store().accept(event, engine, world.now()).await.unwrap().notification;
+    let mut reasons = world.reasons(id, DeliveryFilter::default()).await;
+    reasons.sort_unstable();
+    let mut expected = [(named, "QUEUED"), (labelled, "QUEUED"), (other, "NOT_ALLOWED_HERE")];
+    expected.sort_unstable();
+    assert_eq!(reasons, expected);
+}

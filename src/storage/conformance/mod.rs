@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{BootId, ClaimRequest, Claimed, DeliveryFilter, JobUpdate, NewOptIn, NotificationView, Store, StoreError};
+use crate::domain::allow::AllowList;
 use crate::domain::content::Content;
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceDetails, Registered, Registration};
@@ -53,7 +54,7 @@ macro_rules! store_conformance {
             accepting: a_repeat_gets_the_first_answer, a_repeat_after_the_ttl_gets_it_too, a_refused_event_leaves_nothing,
             a_person_named_in_many_ways_is_one_person, five_hundred_are_small_and_one_more_is_large,
             max_audience_holds_at_its_boundary, a_permit_leases_the_job_and_hands_it_over,
-            what_is_not_due_is_never_handed_over, whoever_is_left_out_is_recorded, an_unknown_route_is_suppressed;
+            what_is_not_due_is_never_handed_over, whoever_is_left_out_is_recorded, an_unknown_route_is_suppressed, an_allow_list_bars_everybody_else;
             catalogue: the_newest_version_stands_and_old_ones_stay, a_definition_that_says_the_same_is_no_version,
             a_deleted_type_counts_as_never_declared, declared_types_are_listed_by_name, types_have_a_limit,
             a_notification_keeps_its_version;
@@ -61,7 +62,8 @@ macro_rules! store_conformance {
             a_finished_job_leaves_only_history, a_checkpoint_survives_a_release, claims_count_until_there_is_progress,
             other_owners_jobs_are_released, a_dead_token_is_retired_unless_confirmed_since,
             a_cancel_reaches_the_gate, the_backlog_counts_what_waits, retention_keeps_open_work_and_consent,
-            gate_facts_keep_the_order_asked;
+            gate_facts_keep_the_order_asked, a_job_is_put_off_and_pulled_forward, names_and_labels_keep_the_order_asked,
+            open_targets_are_counted_by_app, pauses_are_kept_until_they_are_resumed;
             fanouts: merged_topics_meet_each_person_once, everyone_is_paged, a_page_is_written_under_its_fence,
             apps_take_turns, a_fanout_waits_for_its_time, the_actor_of_a_fanout_has_a_row;
             imports: an_import_keeps_its_times_and_its_position, an_import_repeated_changes_nothing,
@@ -316,6 +318,7 @@ pub struct Engine {
     pub woken: Mutex<BTreeMap<(RouteId, Lane), usize>>,
     pub fanouts_woken: AtomicUsize,
     pub unknown_routes: Vec<RouteId>,
+    pub allow_list: Option<Arc<AllowList>>,
 }
 
 impl Engine {
@@ -333,6 +336,10 @@ impl HandOff for Engine {
 
     fn knows_route(&self, route: RouteId) -> bool {
         !self.unknown_routes.contains(&route)
+    }
+
+    fn allow_list(&self, _: AppKey) -> Option<Arc<AllowList>> {
+        self.allow_list.clone()
     }
 
     fn deliver(&self, job: HandedOver) {

@@ -1,9 +1,10 @@
 //! Jobs under leases.
 
 use super::*;
-use crate::domain::device::Retirement;
+use crate::domain::device::{Labels, Retirement};
 use crate::domain::ids::UserKey;
 use crate::domain::notification::NewJob;
+use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::sending::ProviderAnswer;
 use crate::domain::targets::Progress;
 use crate::storage::Attempt;
@@ -290,4 +291,77 @@ pub async fn gate_facts_keep_the_order_asked(fixture: &Fixture) {
             _ => assert_eq!(facts.as_ref().unwrap().target, *target),
         }
     }
+}
+
+pub async fn a_job_is_put_off_and_pulled_forward(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    let later = NewEvent { not_before: Some(UnixMs(world.now().0 + HOUR)), ..world.to_users(&["mina"]) };
+    world.accept(later).await;
+    let held = world.claim_one().await;
+    let until = UnixMs(world.now().0 + 60_000);
+    world.store().put_off(vec![(held.job.id, held.job.fence + 1)], until).await.unwrap();
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty(), "another fence frees nothing");
+    world.store().put_off(vec![(held.job.id, held.job.fence)], until).await.unwrap();
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty());
+    assert_eq!(world.store().next_due(world.apns, Lane::Interactive).await.unwrap(), Some(until));
+    let pull = async |lane| world.store().pull_forward(world.apns, lane, world.now(), 10).await.unwrap();
+    assert_eq!(pull(Lane::Bulk).await, 0);
+    assert_eq!(pull(Lane::Interactive).await, 1, "what has a later time of its own keeps it");
+    assert_eq!(pull(Lane::Interactive).await, 0);
+    let again = world.claim_one().await;
+    assert_eq!((again.job.id, again.job.claims), (held.job.id, 1), "no claim was spent");
+    world.store().put_off(vec![(again.job.id, again.job.fence)], until).await.unwrap();
+    world.pass(60_000);
+    assert_eq!(world.claim_one().await.job.id, held.job.id, "due by itself");
+}
+
+pub async fn names_and_labels_keep_the_order_asked(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let plain = world.register("mina", "aa01").await;
+    let mut labelled = world.registration("bora", "aa02");
+    labelled.details.labels = [("stage".to_owned(), "qa".to_owned())].into();
+    let labelled = world.try_register(labelled).await.unwrap().device;
+    let at = |device| Target { user: UserKey(1), device };
+    let targets = [at(labelled.id), at(DeviceId(12)), at(plain.id)];
+    let known = world.store().names_and_labels(&targets).await.unwrap();
+    assert_eq!(known[0], Some((user("bora"), labelled.details.labels)));
+    assert_eq!(known[1], None);
+    assert_eq!(known[2], Some((user("mina"), Labels::new())));
+}
+
+pub async fn open_targets_are_counted_by_app(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let other = World::of_app(fixture, "shop").await;
+    for name in ["a", "b"] {
+        world.reachable(name).await;
+    }
+    other.reachable("a").await;
+    assert!(world.store().open_targets().await.unwrap().is_empty());
+    world.accept(world.to_users(&["a", "b"])).await;
+    world.accept(world.to_users(&["a"])).await;
+    other.accept(other.to_users(&["a"])).await;
+    let open = world.store().open_targets().await.unwrap();
+    assert_eq!(open, [(world.app, 3), (other.app, 1)].into());
+}
+
+pub async fn pauses_are_kept_until_they_are_resumed(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let pause = |app, platform, event_type, reason: &str| Pause {
+        scope: PauseScope { app, platform, event_type },
+        since: world.now(),
+        reason: reason.to_owned(),
+    };
+    let whole = pause(Some(world.app), None, None, "a bad template");
+    let one = pause(Some(world.app), Some(Platform::Fcm), Some(comment()), "");
+    assert!(world.store().pause(whole.clone()).await.unwrap());
+    assert!(world.store().pause(one.clone()).await.unwrap());
+    assert!(!world.store().pause(Pause { reason: "again".into(), ..whole.clone() }).await.unwrap());
+    let mut kept = world.store().pauses().await.unwrap();
+    kept.sort_by(|a, b| b.reason.cmp(&a.reason));
+    assert_eq!(kept, [whole.clone(), one.clone()], "the first words stand");
+    assert!(world.store().resume(&whole.scope).await.unwrap());
+    assert!(!world.store().resume(&whole.scope).await.unwrap());
+    assert_eq!(world.store().pauses().await.unwrap(), [one]);
 }

@@ -419,6 +419,9 @@ async fn plan_now(
     let mut found = People::of_users(tx.conn(), &notification.event_type, &resolved.users).await?;
     found.add_devices(tx.conn(), &notification.event_type, &resolved.devices).await?;
     let (app, id, lane, engine) = (notification.app, notification.id, notification.lane, &prepared.engine);
+    if let Some(list) = engine.allow_list(app) {
+        found.restrict(tx.conn(), &list).await?;
+    }
     let gate = Gate { boot: tx.context.boot, gated: tx.gated, gated_at: tx.gated_at };
     let planned = Planned::new(found, Arc::new(notification), engine, &gate, || tx.next_id(now), now);
     let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());

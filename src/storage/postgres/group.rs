@@ -441,7 +441,10 @@ async fn plan(
     let mut planned = Vec::with_capacity(candidates.len());
     for (at, (candidate, notification)) in candidates.iter().zip(notifications).enumerate() {
         let Waiting { prepared, now, ids, .. } = &mut group[candidate.place];
-        let people = found.remove(&at).unwrap_or_default();
+        let mut people = found.remove(&at).unwrap_or_default();
+        if let Some(list) = prepared.engine.allow_list(prepared.event.app) {
+            people.restrict(conn, &list).await?;
+        }
         let next_id = || ids.next(&context.ids, *now);
         planned.push(Planned::new(people, notification, &prepared.engine, gate, next_id, *now));
     }

@@ -22,7 +22,7 @@ use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
-use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate};
+use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -335,6 +335,38 @@ pub(super) async fn release(tx: &mut Tx, jobs: &[(JobId, i64)], now: UnixMs) -> 
     ))
     .await?;
     Ok(())
+}
+
+/// As [`release`], but not due before `until`. `ready_at` keeps when it truly is.
+pub(super) async fn put_off(tx: &mut Tx, jobs: &[(JobId, i64)], until: UnixMs) -> Attempt<()> {
+    let (ids, fences): (Vec<i64>, Vec<i64>) = jobs.iter().map(|(job, fence)| (job.0, *fence)).unzip();
+    tx.execute(constant!(
+        ();
+        "WITH locked AS MATERIALIZED (SELECT j.id FROM unnest($1, $2) AS u(id, fence) JOIN job j ON j.id = u.id \
+         AND j.fence = u.fence AND j.owner <> 0 ORDER BY j.id FOR NO KEY UPDATE OF j) \
+         UPDATE job SET owner = 0, fence = fence + 1, claims = greatest(claims - 1, 0), due_at = greatest(due_at, $3) \
+         FROM locked WHERE job.id = locked.id",
+        Array<BigInt> => ids, Array<BigInt> => fences, BigInt => until.0,
+    ))
+    .await?;
+    Ok(())
+}
+
+/// A retry's `due_at` is less than [`PUT_OFF_MS`] after its `ready_at`: it lies on a grid. What somebody claims at this
+/// moment is skipped: it is looked at anyway.
+pub(super) async fn pull_forward(tx: &mut Tx, route: RouteId, lane: Lane, now: UnixMs, limit: usize) -> Attempt<u64> {
+    // job_by_due
+    let jobs = tx
+        .execute(constant!(
+            ();
+            "WITH held AS MATERIALIZED (SELECT id FROM job WHERE owner = 0 AND route = $1 AND lane = $2 \
+             AND due_at > $3 AND due_at - ready_at >= $4 ORDER BY due_at, id LIMIT $5 FOR UPDATE SKIP LOCKED) \
+             UPDATE job SET due_at = ready_at FROM held WHERE job.id = held.id",
+            BigInt => route.0, SmallInt => lane.code(), BigInt => now.0, BigInt => PUT_OFF_MS,
+            BigInt => i64::try_from(limit).unwrap_or(i64::MAX),
+        ))
+        .await?;
+    Ok(jobs as u64)
 }
 
 async fn is_gone(tx: &mut Tx, job: JobId) -> Attempt<bool> {

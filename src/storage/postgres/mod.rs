@@ -20,6 +20,7 @@ mod jobs;
 mod notifications;
 mod open;
 mod opt_in;
+mod pauses;
 mod people;
 mod query;
 mod read;
@@ -31,7 +32,7 @@ mod subscriptions;
 mod tests;
 mod tx;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -58,13 +59,14 @@ use self::tx::step;
 use super::paging::{page, page_limit};
 use super::{cache, effects, fail, rows, statement};
 use crate::domain::deny::DenyFeed;
-use crate::domain::device::{Device, DeviceRef, Registered, Registration};
+use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
     AppId, AppKey, DeviceId, EventType, IdMaker, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
 };
 use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
+use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
@@ -527,6 +529,18 @@ impl Registry for PostgresStore {
         read!(&self.inner, "looking up a device's owner", |conn| devices::owner(conn, app, device))
     }
 
+    async fn pause(&self, pause: Pause) -> Result<bool> {
+        step!(&self.inner, "storing a pause", |tx| pauses::pause(tx, &pause))
+    }
+
+    async fn resume(&self, scope: &PauseScope) -> Result<bool> {
+        step!(&self.inner, "ending a pause", |tx| pauses::resume(tx, scope))
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>> {
+        read!(&self.inner, "reading the pauses", |conn| pauses::all(conn))
+    }
+
     async fn ping(&self) -> Result<()> {
         let doing = "answering a ping";
         let standby = read!(&self.inner, doing, |conn| async {
@@ -587,6 +601,35 @@ impl Queue for PostgresStore {
             self.inner.context.sweep.store(true, Ordering::Release);
         }
         released
+    }
+
+    async fn put_off(&self, jobs: Vec<(JobId, i64)>, until: UnixMs) -> Result<()> {
+        let until = self.inner.clock(until);
+        let put_off = step!(&self.inner, "putting jobs off", |tx| jobs::put_off(tx, &jobs, until));
+        self.inner.let_go(jobs.iter().map(|(job, _)| job.0));
+        self.inner.forget_bounds();
+        if put_off.is_err() {
+            // As in `release`.
+            self.inner.context.sweep.store(true, Ordering::Release);
+        }
+        put_off
+    }
+
+    async fn pull_forward(&self, route: RouteId, lane: Lane, now: UnixMs, limit: usize) -> Result<u64> {
+        let now = self.inner.clock(now);
+        let pulled = step!(&self.inner, "taking up jobs that were put off", |tx| jobs::pull_forward(
+            tx, route, lane, now, limit
+        ));
+        self.inner.forget_bounds();
+        pulled
+    }
+
+    async fn names_and_labels(&self, targets: &[Target]) -> Result<Vec<Option<(UserId, Labels)>>> {
+        read!(&self.inner, "reading names and labels", |conn| people::names_and_labels(conn, targets))
+    }
+
+    async fn open_targets(&self) -> Result<BTreeMap<AppKey, u64>> {
+        read!(&self.inner, "counting open targets", |conn| retain::open_targets(conn))
     }
 
     async fn release_others(&self, owner: BootId, _now: UnixMs) -> Result<u64> {

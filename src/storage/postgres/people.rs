@@ -10,10 +10,12 @@ use super::ids;
 use super::rows::{choice, device_state, token};
 use super::statement::constant;
 use super::tx::Tx;
+use crate::domain::allow::AllowList;
 use crate::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, UserChoice};
+use crate::domain::device::Labels;
 use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, Topic, UserId, UserKey};
 use crate::domain::notification::TargetFacts;
-use crate::domain::plan::Person;
+use crate::domain::plan::{self, Person};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::storage::StoreError;
@@ -207,6 +209,30 @@ pub(super) async fn facts_of_targets(
     Ok(facts)
 }
 
+/// See `Queue::names_and_labels`.
+pub(super) async fn names_and_labels(
+    conn: &mut AsyncPgConnection,
+    targets: &[Target],
+) -> Attempt<Vec<Option<(UserId, Labels)>>> {
+    let rows: Vec<(i64, Option<String>, String)> = constant!(
+        (BigInt, Nullable<Text>, Text);
+        "SELECT e.n - 1, u.external_id, d.labels FROM unnest($1) WITH ORDINALITY AS e(value, n) \
+         JOIN device d ON d.id = e.value JOIN app_user u ON u.id = d.user_key",
+        Array<BigInt> => ids(targets.iter().map(|target| target.device.0)),
+    )
+    .load(conn)
+    .await?;
+    let mut found = vec![None; targets.len()];
+    for (position, name, labels) in rows {
+        let position = usize::try_from(position).unwrap_or(usize::MAX);
+        let slot = found.get_mut(position).ok_or_else(|| Fail::corrupt("a position out of range"))?;
+        if let Some(name) = name {
+            *slot = Some((UserId::trusted(&name), serde_json::from_str(&labels)?));
+        }
+    }
+    Ok(found)
+}
+
 type PersonTypes = (
     BigInt,
     Nullable<BigInt>,
@@ -356,6 +382,14 @@ impl People {
         Ok(())
     }
 
+    /// Bars every device that the app's allow-list does not name.
+    pub async fn restrict(&mut self, conn: &mut AsyncPgConnection, list: &AllowList) -> Attempt<()> {
+        let targets = plan::targets(&self.people);
+        let known = names_and_labels(conn, &targets).await?;
+        plan::restrict(&mut self.people, list, &targets, &known);
+        Ok(())
+    }
+
     pub fn facts_of(&self, target: Target) -> Option<&TargetFacts> {
         let at = self.facts.binary_search_by_key(&target, |facts| facts.target).ok()?;
         self.facts.get(at)
@@ -414,7 +448,7 @@ pub(super) async fn people_of_page(
     Ok(found)
 }
 
-/// Planning decides about the route; until then it is taken for known.
+/// Planning decides about the route and the allow-list; until then they are taken for good.
 fn facts(state: DeviceState, route: RouteId, choice: DeviceChoice) -> DeviceFacts {
-    DeviceFacts { state, route, route_known: true, choice }
+    DeviceFacts { state, route, route_known: true, allowed_here: true, choice }
 }

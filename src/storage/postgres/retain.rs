@@ -1,5 +1,7 @@
 //! Retention, in batches small enough to run beside traffic, and how much waits.
 
+use std::collections::BTreeMap;
+
 use super::query::RunQuery;
 use diesel::sql_types::{BigInt, Nullable};
 use diesel_async::AsyncPgConnection;
@@ -7,7 +9,7 @@ use diesel_async::AsyncPgConnection;
 use super::fail::Attempt;
 use super::statement::constant;
 use super::tx::Tx;
-use crate::domain::ids::EPOCH_MS;
+use crate::domain::ids::{AppKey, EPOCH_MS};
 use crate::domain::time::UnixMs;
 use crate::storage::{Backlog, IMPORT_KEPT_MS};
 
@@ -68,6 +70,12 @@ pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> 
         ))
         .await?;
     Ok(rows as u64)
+}
+
+pub(super) async fn open_targets(conn: &mut AsyncPgConnection) -> Attempt<BTreeMap<AppKey, u64>> {
+    let rows: Vec<(i64, i64)> =
+        constant!((BigInt, BigInt); "SELECT app, sum(target_count) FROM job GROUP BY app").load(conn).await?;
+    Ok(rows.into_iter().map(|(app, count)| (AppKey(app), u64::try_from(count).unwrap_or(0))).collect())
 }
 
 pub(super) async fn backlog(conn: &mut AsyncPgConnection, now: UnixMs) -> Attempt<Backlog> {

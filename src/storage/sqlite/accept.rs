@@ -14,7 +14,7 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::fail::Attempt;
 use super::group::Tx;
 use super::jobs::{self, Lease};
-use super::people::{People, device_owners, insert_user, topic_key, user_key};
+use super::people::{People, device_owners, insert_user, names_and_labels, topic_key, user_key};
 use super::rows::{json_ids, priority_code};
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
@@ -22,7 +22,7 @@ use crate::domain::ids::{AppKey, DeviceId, NotificationId, Topic, UserId, UserKe
 use crate::domain::notification::{
     Accepted, Audience, HandOff, HandedOver, IDEMPOTENCY_KEPT_MS, Job, NewEvent, NewJob, Notification, SMALL_AUDIENCE,
 };
-use crate::domain::plan::plan;
+use crate::domain::plan::{self, plan};
 use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
@@ -371,6 +371,11 @@ fn plan_now(
     found.add_devices(tx.conn, &notification.event_type, &resolved.devices)?;
     for (_, device) in found.people.iter_mut().flat_map(|person| &mut person.devices) {
         device.route_known = engine.knows_route(device.route);
+    }
+    if let Some(list) = engine.allow_list(app) {
+        let targets = plan::targets(&found.people);
+        let known = names_and_labels(tx.conn, &targets)?;
+        plan::restrict(&mut found.people, &list, &targets, &known);
     }
     let due_at = due_at(&notification, now);
     let plan = plan(&found.people, &notification.rules(), now);

@@ -19,7 +19,7 @@ use crate::domain::outcome::{self, Entry, ResultCode};
 use crate::domain::platform::Lane;
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
-use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate};
+use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -250,6 +250,32 @@ pub(super) fn release(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], now: UnixMs) -> At
         ))?;
     }
     Ok(())
+}
+
+/// As [`release`], but not due before `until`. `ready_at` keeps when it truly is.
+pub(super) fn put_off(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], until: UnixMs) -> Attempt<()> {
+    for (job, fence) in jobs {
+        tx.execute(constant!(
+            ();
+            "UPDATE job SET owner = 0, fence = fence + 1, claims = max(claims - 1, 0), due_at = max(due_at, ?3) \
+             WHERE id = ?1 AND fence = ?2 AND owner <> 0",
+            BigInt => job.0, BigInt => *fence, BigInt => until.0,
+        ))?;
+    }
+    Ok(())
+}
+
+/// A retry's `due_at` is less than [`PUT_OFF_MS`] after its `ready_at`: it lies on a grid.
+pub(super) fn pull_forward(tx: &mut Tx<'_>, route: RouteId, lane: Lane, now: UnixMs, limit: usize) -> Attempt<u64> {
+    // job_by_due
+    let jobs = tx.execute(constant!(
+        ();
+        "UPDATE job SET due_at = ready_at WHERE id IN (SELECT id FROM job WHERE owner = 0 AND route = ?1 AND lane = ?2 \
+         AND due_at > ?3 AND due_at - ready_at >= ?4 LIMIT ?5 + 0)",
+        BigInt => route.0, SmallInt => lane.code(), BigInt => now.0, BigInt => PUT_OFF_MS,
+        BigInt => i64::try_from(limit).unwrap_or(i64::MAX),
+    ))?;
+    Ok(jobs as u64)
 }
 
 pub(super) fn release_others(tx: &mut Tx<'_>, owner: BootId) -> Attempt<u64> {

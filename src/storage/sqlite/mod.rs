@@ -17,6 +17,7 @@ mod leaving;
 mod notifications;
 mod open;
 mod opt_in;
+mod pauses;
 mod people;
 mod readers;
 mod retain;
@@ -28,6 +29,7 @@ mod subscriptions;
 mod tests;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -50,13 +52,14 @@ use self::writer::{Class, Writer};
 use super::paging::{page, page_limit};
 use super::{cache, effects, fail, rows, statement};
 use crate::domain::deny::DenyFeed;
-use crate::domain::device::{Device, DeviceRef, Registered, Registration};
+use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{
     AppId, AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, Topic, TypeVersionId, UserId, UserKey,
 };
 use crate::domain::notification::{Accepted, Audience, HandOff, NewEvent, Notification};
+use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
@@ -421,6 +424,20 @@ impl Registry for SqliteStore {
         self.read(Asker::Caller, "looking up a device's owner", move |conn| devices::owner(conn, app, device)).await
     }
 
+    async fn pause(&self, pause: Pause) -> Result<bool> {
+        let bytes = SMALL + pause.reason.len();
+        self.write(Class::Consent, bytes, "storing a pause", move |tx| pauses::pause(tx, &pause)).await
+    }
+
+    async fn resume(&self, scope: &PauseScope) -> Result<bool> {
+        let scope = scope.clone();
+        self.write(Class::Consent, SMALL, "ending a pause", move |tx| pauses::resume(tx, &scope)).await
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>> {
+        self.read(Asker::Engine, "reading the pauses", pauses::all).await
+    }
+
     async fn ping(&self) -> Result<()> {
         let doing = "answering a ping";
         self.read(Asker::Caller, doing, |conn| Ok(constant!(Integer; "SELECT 1").get_result::<i32>(conn)?)).await?;
@@ -462,6 +479,27 @@ impl Queue for SqliteStore {
     async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()> {
         let bytes = SMALL + 16 * jobs.len();
         self.write(Class::Outcome, bytes, "releasing jobs", move |tx| jobs::release(tx, &jobs, now)).await
+    }
+
+    async fn put_off(&self, jobs: Vec<(JobId, i64)>, until: UnixMs) -> Result<()> {
+        let bytes = SMALL + 16 * jobs.len();
+        self.write(Class::Outcome, bytes, "putting jobs off", move |tx| jobs::put_off(tx, &jobs, until)).await
+    }
+
+    async fn pull_forward(&self, route: RouteId, lane: Lane, now: UnixMs, limit: usize) -> Result<u64> {
+        self.write(Class::Page, SMALL, "taking up jobs that were put off", move |tx| {
+            jobs::pull_forward(tx, route, lane, now, limit)
+        })
+        .await
+    }
+
+    async fn names_and_labels(&self, targets: &[Target]) -> Result<Vec<Option<(UserId, Labels)>>> {
+        let targets = targets.to_vec();
+        self.read(Asker::Engine, "reading names and labels", move |conn| people::names_and_labels(conn, &targets)).await
+    }
+
+    async fn open_targets(&self) -> Result<BTreeMap<AppKey, u64>> {
+        self.read(Asker::Caller, "counting open targets", retain::open_targets).await
     }
 
     async fn release_others(&self, owner: BootId, _now: UnixMs) -> Result<u64> {

@@ -9,6 +9,7 @@ use super::group::Tx;
 use super::rows::{choice, device_state, json_ids, token};
 use super::statement::constant;
 use crate::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, UserChoice};
+use crate::domain::device::Labels;
 use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, Topic, UserId, UserKey};
 use crate::domain::notification::TargetFacts;
 use crate::domain::plan::Person;
@@ -191,6 +192,29 @@ pub(super) fn facts_of_targets(
     Ok(facts)
 }
 
+/// See `Queue::names_and_labels`.
+pub(super) fn names_and_labels(
+    conn: &mut SqliteConnection,
+    targets: &[Target],
+) -> Attempt<Vec<Option<(UserId, Labels)>>> {
+    let rows: Vec<(i64, Option<String>, String)> = constant!(
+        (BigInt, Nullable<Text>, Text);
+        "SELECT e.key, u.external_id, d.labels FROM json_each(?1) AS e CROSS JOIN device d ON d.id = e.value \
+         JOIN app_user u ON u.id = d.user_key",
+        Text => json_ids(targets.iter().map(|target| target.device.0)),
+    )
+    .load(conn)?;
+    let mut found = vec![None; targets.len()];
+    for (position, name, labels) in rows {
+        let position = usize::try_from(position).unwrap_or(usize::MAX);
+        let slot = found.get_mut(position).ok_or_else(|| Fail::corrupt("a position out of range"))?;
+        if let Some(name) = name {
+            *slot = Some((UserId::trusted(&name), serde_json::from_str(&labels)?));
+        }
+    }
+    Ok(found)
+}
+
 type PersonTypes = (
     BigInt,
     Nullable<BigInt>,
@@ -359,7 +383,7 @@ impl People {
     }
 }
 
-/// Planning decides about the route; until then it is taken for known.
+/// Planning decides about the route and the allow-list; until then they are taken for good.
 fn facts(state: DeviceState, route: RouteId, choice: DeviceChoice) -> DeviceFacts {
-    DeviceFacts { state, route, route_known: true, choice }
+    DeviceFacts { state, route, route_known: true, allowed_here: true, choice }
 }

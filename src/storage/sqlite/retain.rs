@@ -1,5 +1,7 @@
 //! Retention, in batches small enough to run beside traffic, and how much waits.
 
+use std::collections::BTreeMap;
+
 use diesel::RunQueryDsl;
 use diesel::sql_types::{BigInt, Nullable};
 use diesel::sqlite::SqliteConnection;
@@ -7,7 +9,7 @@ use diesel::sqlite::SqliteConnection;
 use super::fail::Attempt;
 use super::group::Tx;
 use super::statement::constant;
-use crate::domain::ids::EPOCH_MS;
+use crate::domain::ids::{AppKey, EPOCH_MS};
 use crate::domain::time::UnixMs;
 use crate::storage::{Backlog, IMPORT_KEPT_MS};
 
@@ -54,6 +56,12 @@ pub(super) fn retain(tx: &mut Tx<'_>, history_before: UnixMs, now: UnixMs) -> At
         BigInt => now.0 - IMPORT_KEPT_MS, BigInt => BATCH,
     ))?;
     Ok(rows as u64)
+}
+
+pub(super) fn open_targets(conn: &mut SqliteConnection) -> Attempt<BTreeMap<AppKey, u64>> {
+    let rows: Vec<(i64, i64)> =
+        constant!((BigInt, BigInt); "SELECT app, sum(target_count) FROM job GROUP BY app").load(conn)?;
+    Ok(rows.into_iter().map(|(app, count)| (AppKey(app), u64::try_from(count).unwrap_or(0))).collect())
 }
 
 pub(super) fn backlog(conn: &mut SqliteConnection, now: UnixMs) -> Attempt<Backlog> {

@@ -290,8 +290,13 @@ impl History<'_> {
         let mut rules = notification.rules();
         rules.cancelled = found.cancelled;
         let allows = |facts: crate::domain::notification::TargetFacts| {
-            let device =
-                DeviceFacts { state: facts.state, route: facts.route, route_known: true, choice: facts.device_choice };
+            let device = DeviceFacts {
+                state: facts.state,
+                route: facts.route,
+                route_known: true,
+                allowed_here: true,
+                choice: facts.device_choice,
+            };
             gates(&rules, facts.target.user, facts.user_choice, &device, self.world.now()).is_none()
         };
         found.facts.into_iter().map(|facts| facts.is_some_and(allows)).collect()

@@ -1,0 +1,209 @@
+//! A running server takes a new configuration: on SIGHUP, when a file is rewritten, and when Kubernetes swaps the link.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nudged::api::auth::ApiKey;
+use nudged::api::proto::push_service_client::PushServiceClient;
+use nudged::api::proto::{NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest, device};
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+
+use super::server::{APP, PATIENCE, World, binary, event, opt_in, register};
+
+const KEY: &str = "nk_reload_test";
+
+/// A `[[keys]]` entry for `KEY`.
+fn key(apps: &str, scopes: &str) -> String {
+    let hash = nudged::config::Sha256Digest(ApiKey::hash(KEY.as_bytes()));
+    format!("\n[[keys]]\nname = \"backend\"\nsha256 = \"{hash}\"\napps = [{apps}]\nscopes = [{scopes}]\n")
+}
+
+fn keyed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {KEY}").parse().unwrap());
+    request
+}
+
+/// Waits until `holds`, with the server given time to reload.
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn code(client: &mut PushServiceClient<Channel>, request: Request<NotifyEventRequest>) -> Code {
+    client.notify_event(request).await.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_applies_keys_apps_credentials_and_limits_and_refuses_what_is_wrong() {
+    let world = World::new().await;
+    let original = std::fs::read_to_string(&world.config).unwrap();
+    let server = world.start();
+    let mut client = world.client().await;
+    register(&mut client, "choco", device::Platform::Apns, &format!("{:064x}", 1)).await;
+    opt_in(&mut client, "choco", true).await;
+
+    // Every problem in one line, and the old configuration stays.
+    let bad = format!("{original}\n[apps.shop]\npush_idd = true\nmax_open_targets = \"x\"\n");
+    std::fs::write(&world.config, bad).unwrap();
+    server.hangup();
+    eventually("the failure is counted", async || world.metric("nudged_config_current").await == Some(0.0)).await;
+    let log = std::fs::read_to_string(world.config.with_file_name("server.log")).unwrap();
+    let line = log.lines().find(|line| line.contains("cannot be reloaded")).expect("a line");
+    assert!(line.contains("apps.shop.push_idd") && line.contains("apps.shop.max_open_targets"), "{line}");
+    assert!(world.metric("nudged_config_reloads_total{result=\"failed\"}").await >= Some(1.0));
+    assert_eq!(code(&mut client, Request::new(event("one", &["choco"]))).await, Code::Ok);
+    assert!(world.sandbox.wait_for_accepted(1, PATIENCE).await);
+
+    // Another app with a credential, keys, a limit, and something that takes a restart.
+    let fcm = original.split("[apps.ifriendspet.fcm]").nth(1).unwrap();
+    let good = format!(
+        "{}\n[delivery]\nclaim_targets = 100\n[apps.shop]\nmax_events_per_second = 1\n[apps.shop.fcm]{fcm}{}",
+        original,
+        key("\"ifriendspet\", \"shop\"", "\"register\", \"notify\"")
+    );
+    std::fs::write(&world.config, good).unwrap();
+    server.hangup();
+    eventually("keys are asked for", async || {
+        code(&mut client, Request::new(event("two", &["choco"]))).await == Code::Unauthenticated
+    })
+    .await;
+    assert_eq!(world.metric("nudged_config_current").await, Some(1.0));
+    let log = std::fs::read_to_string(world.config.with_file_name("server.log")).unwrap();
+    let restart = log.lines().find(|line| line.contains("take effect at the next start")).expect("a line");
+    assert!(restart.contains("delivery.claim_targets") && !restart.contains("max_events"), "{restart}");
+
+    let register = RegisterDeviceRequest {
+        app_id: "shop".into(),
+        user_id: "bori".into(),
+        platform: device::Platform::Fcm.into(),
+        token: "fcm-token-shop:APA91b".into(),
+        ..RegisterDeviceRequest::default()
+    };
+    client.register_device(keyed(register)).await.unwrap();
+    let yes = SetOptInRequest {
+        app_id: "shop".into(),
+        user_id: "bori".into(),
+        opted_in: Some(true),
+        ..SetOptInRequest::default()
+    };
+    client.set_opt_in(keyed(yes)).await.unwrap();
+    let shop = |name: &str| keyed(NotifyEventRequest { app_id: "shop".into(), ..event(name, &["bori"]) });
+    client.notify_event(shop("three")).await.unwrap();
+    assert!(world.sandbox.wait_for_accepted(2, PATIENCE).await, "the new app's route has workers");
+    let refused = client.notify_event(shop("four")).await.expect_err("one a second");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let pushback: u64 = refused.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap();
+    tokio::time::sleep(Duration::from_millis(pushback)).await;
+    client.notify_event(shop("five")).await.expect("after the time it said");
+
+    // Without the app it is gone, and so is its route.
+    std::fs::write(&world.config, format!("{original}{}", key(&format!("\"{APP}\""), "\"notify\""))).unwrap();
+    server.hangup();
+    eventually("the app is gone", async || code(&mut client, shop("six")).await == Code::PermissionDenied).await;
+    assert_eq!(code(&mut client, keyed(event("seven", &["choco"]))).await, Code::Ok);
+
+    // A file that lost its end, or itself, opens nothing.
+    for text in [Some(&original), None] {
+        let failed = world.metric("nudged_config_reloads_total{result=\"failed\"}").await;
+        match text {
+            Some(text) => std::fs::write(&world.config, text).unwrap(),
+            None => std::fs::remove_file(&world.config).unwrap(),
+        }
+        server.hangup();
+        eventually("it is refused", async || {
+            world.metric("nudged_config_reloads_total{result=\"failed\"}").await > failed
+        })
+        .await;
+        assert_eq!(code(&mut client, Request::new(event("eight", &["choco"]))).await, Code::Unauthenticated);
+    }
+    assert!(server.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_credential_file_that_changes_is_read_again() {
+    let world = World::new().await;
+    let _server = world.start();
+    let mut client = world.client().await;
+    register(&mut client, "choco", device::Platform::Apns, &format!("{:064x}", 1)).await;
+    opt_in(&mut client, "choco", true).await;
+    let file = world.config.with_file_name("AuthKey_SANDBOX001.p8");
+    let good = std::fs::read(&file).unwrap();
+    let live = || binary().args(["check", "--live", "--config"]).arg(&world.config).output().unwrap();
+    let output = live();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("apps.ifriendspet.apns: the platform takes the credential"), "{text}");
+    assert!(text.contains("apps.ifriendspet.fcm: the platform takes the credential"), "{text}");
+
+    std::fs::write(&file, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let output = live();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && text.contains("the platform refuses it: 403 InvalidProviderToken"), "{text}");
+    eventually("the change is noticed", async || {
+        world.metric("nudged_config_reloads_total{result=\"applied\"}").await >= Some(1.0)
+    })
+    .await;
+    client.notify_event(event("one", &["choco"])).await.unwrap();
+    eventually("Apple refuses the new key", async || {
+        world.sandbox.received().iter().any(|push| push.reason.as_deref() == Some("InvalidProviderToken"))
+    })
+    .await;
+
+    std::fs::write(&file, good).unwrap();
+    assert!(world.sandbox.wait_for_accepted(1, PATIENCE).await, "with the right key it goes out, and nothing was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swapped_link_is_a_new_configuration() {
+    let world = World::new().await;
+    let original = std::fs::read_to_string(&world.config).unwrap();
+    let mounted = world.config.parent().unwrap().join("mounted");
+    let version = |name: &str, text: &str| {
+        std::fs::create_dir_all(mounted.join(name)).unwrap();
+        std::fs::write(mounted.join(name).join("nudged.toml"), text).unwrap();
+    };
+    let swap = |name: &str| {
+        symlink(name, mounted.join("..data_tmp")).unwrap();
+        std::fs::rename(mounted.join("..data_tmp"), mounted.join("..data")).unwrap();
+    };
+    version("..v1", &original);
+    version("..v2", &format!("{original}{}", key(&format!("\"{APP}\""), "\"notify\"")));
+    swap("..v1");
+    symlink(Path::new("..data/nudged.toml"), mounted.join("nudged.toml")).unwrap();
+    let server = World::start_on(&mounted.join("nudged.toml"));
+    let mut client = world.client().await;
+    opt_in(&mut client, "choco", true).await;
+    swap("..v2");
+    eventually("the new keys hold", async || {
+        code(&mut client, Request::new(event("one", &["choco"]))).await == Code::Unauthenticated
+    })
+    .await;
+    assert_eq!(code(&mut client, keyed(event("two", &["choco"]))).await, Code::Ok);
+    // Before the swap a request of the loop may have been taken; nothing else is expected of it.
+    assert!(server.terminate().success());
+}
+
+#[tokio::test]
+async fn config_print_and_reference_need_no_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("nudged.toml");
+    std::fs::write(&config, "[grpc]\nthreads = 2\n[apps.shop.fcm]\nservice_account = \"hunter2\"\n").unwrap();
+    let run = |arguments: &[&str]| {
+        let output = binary().args(arguments).arg("--config").arg(&config).env("NUDGED_LOG__LEVEL", "warn").output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (status, printed) = run(&["config", "print"]);
+    assert_eq!(status, Some(0));
+    assert!(printed.contains("nudged.toml:2") && printed.contains("# NUDGED_LOG__LEVEL"), "{printed}");
+    assert!(printed.contains("[redacted]") && !printed.contains("hunter2"), "{printed}");
+    let (status, reference) = run(&["config", "reference"]);
+    assert_eq!((status, reference.as_str()), (Some(0), include_str!("../../docs/nudged.toml")));
+    std::fs::write(&config, "[grpc]\nthreds = 2\n").unwrap();
+    assert_eq!(run(&["config", "print"]).0, Some(2), "what is wrong is said");
+}
