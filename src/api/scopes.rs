@@ -106,6 +106,7 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.AdminService/PauseDelivery", Scope::Operate),
     ("/nudged.v1.AdminService/ResumeDelivery", Scope::Operate),
     ("/nudged.v1.AdminService/ListPauses", Scope::Operate),
+    ("/nudged.v1.AdminService/ConfirmRestore", Scope::Admin),
 ];
 
 /// The long-lived RPCs of ours.

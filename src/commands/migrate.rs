@@ -81,7 +81,9 @@ pub async fn run(arguments: MigrateArgs, config: Option<&Path>, runtime: Runtime
         "done: {} rows are in Postgres, verified. {} copied in {:.1?} ({rate:.0} a second), compared in {:.1?}.",
         moved.rows, moved.copied, moved.copying, moved.verifying,
     );
-    println!("Set database.url to the Postgres database now. The SQLite file is kept, and no server takes it any more.");
+    println!(
+        "Set database.url to the Postgres database now. The SQLite file is kept, and no server takes it any more."
+    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod check;
 pub mod client;
 pub mod config;
+pub mod confirm_restore;
 pub mod demo;
 pub mod import;
 pub mod key;
@@ -40,7 +41,7 @@ pub struct Cli {
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Run the server
-    Serve,
+    Serve(serve::ServeArgs),
     /// Look for everything that is wrong with configuration, credentials and database
     Check(check::CheckArgs),
     /// The configuration in force, and every key there is
@@ -59,6 +60,8 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Bring the database's schema to this version, or move an SQLite database to Postgres
     Migrate(migrate::MigrateArgs),
+    /// After `serve --after-restore`: what was said since the backup was told again, so send
+    ConfirmRestore(confirm_restore::ConfirmRestoreArgs),
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
     Sandbox(sandbox::SandboxArgs),
     /// Measure the server against fake providers
@@ -73,9 +76,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config: explicit, command } = cli;
     let runtime = Runtime::production();
     match command {
-        Command::Serve => block_on(serve::run(explicit.as_deref(), runtime)),
+        Command::Serve(arguments) => block_on(serve::run(arguments, explicit.as_deref(), runtime)),
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate(arguments) => block_on(migrate::run(arguments, explicit.as_deref(), runtime)),
+        Command::ConfirmRestore(arguments) => block_on(confirm_restore::run(arguments)),
         Command::Check(arguments) => check::run(&arguments, explicit.as_deref(), &runtime),
         Command::Config(command) => config::run(&command, explicit.as_deref()),
         Command::Catalog(command) => block_on(catalog::run(command)),

@@ -126,6 +126,13 @@ pub fn made_at(id: i64) -> UnixMs {
     UnixMs((id >> (NODE_BITS + SEQUENCE_BITS)) + EPOCH_MS)
 }
 
+/// Below every id (not a device's) that is made at this moment or later.
+#[must_use]
+pub const fn first_id_at(at: UnixMs) -> i64 {
+    let since = at.0 - EPOCH_MS;
+    if since <= 0 { 0 } else { since << (NODE_BITS + SEQUENCE_BITS) }
+}
+
 macro_rules! caller_name {
     ($(#[$doc:meta])* $name:ident, $max:expr, $rule:expr) => {
         $(#[$doc])*

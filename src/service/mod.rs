@@ -18,6 +18,7 @@ pub mod notifications;
 pub mod opt_in;
 pub mod page_token;
 pub mod pauses;
+pub mod restore;
 pub mod subscriptions;
 
 use std::sync::{Arc, RwLock};

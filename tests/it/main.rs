@@ -17,6 +17,7 @@ mod moving;
 mod observed;
 mod postgres;
 mod reload;
+mod restore;
 mod server;
 mod tables;
 mod tour;

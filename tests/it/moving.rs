@@ -22,7 +22,7 @@ const USERS: usize = 30;
 const HISTORY: usize = 12;
 
 /// Runs the binary to its end; its exit code and all it said.
-fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = command(arguments, environment);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -80,8 +80,12 @@ async fn see(client: &mut PushServiceClient<Channel>, history: &[String]) -> See
 }
 
 async fn deliveries(client: &mut PushServiceClient<Channel>, id: &str) -> Vec<nudged::api::proto::Delivery> {
-    let request =
-        ListDeliveriesRequest { app_id: APP.into(), notification_id: id.to_owned(), page_size: 200, ..Default::default() };
+    let request = ListDeliveriesRequest {
+        app_id: APP.into(),
+        notification_id: id.to_owned(),
+        page_size: 200,
+        ..Default::default()
+    };
     client.list_deliveries(request).await.unwrap().into_inner().deliveries
 }
 
@@ -99,8 +103,12 @@ async fn ended(client: &mut PushServiceClient<Channel>, id: &str) -> Vec<nudged:
 }
 
 async fn newest(client: &mut PushServiceClient<Channel>, page_token: &str) -> (Vec<String>, String) {
-    let request =
-        ListNotificationsRequest { app_id: APP.into(), page_size: 5, page_token: page_token.into(), ..Default::default() };
+    let request = ListNotificationsRequest {
+        app_id: APP.into(),
+        page_size: 5,
+        page_token: page_token.into(),
+        ..Default::default()
+    };
     let page = client.list_notifications(request).await.unwrap().into_inner();
     (page.notifications.into_iter().map(|one| one.notification_id).collect(), page.next_page_token)
 }
@@ -221,7 +229,10 @@ async fn a_database_moves_to_postgres_with_its_history_and_its_open_work() {
     let new = client.notify_event(event("new", &["user-3"])).await.unwrap().into_inner().notification_id;
     assert!(new > late, "ids go on above the old ones");
     assert_eq!(ended(&mut client, &new).await.len(), 2);
-    assert_eq!(register(&mut client, "user-3", device::Platform::Apns, &token(3)).await, seen.devices[3].devices[0].device_id);
+    assert_eq!(
+        register(&mut client, "user-3", device::Platform::Apns, &token(3)).await,
+        seen.devices[3].devices[0].device_id
+    );
 
     // A database in use takes nothing in.
     let (code, said) = run(&["migrate", "--from", &others, "--to", &to], &[]);

@@ -40,7 +40,12 @@ impl Postgres {
     }
 
     pub fn url(&self) -> String {
-        format!("postgres://nudged@127.0.0.1:{}/postgres", self.port)
+        self.url_of("postgres")
+    }
+
+    /// Of another database on it.
+    pub fn url_of(&self, database: &str) -> String {
+        format!("postgres://nudged@127.0.0.1:{}/{database}", self.port)
     }
 
     /// A session of the test's own.

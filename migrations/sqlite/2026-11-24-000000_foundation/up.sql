@@ -316,7 +316,14 @@ CREATE TABLE pause (
     reason TEXT NOT NULL
 ) WITHOUT ROWID;
 
--- Resumable imports and moves.
+-- Restores from a backup: nothing is sent while one is not confirmed. Each name acts once.
+CREATE TABLE restoration (
+    name TEXT NOT NULL PRIMARY KEY,
+    since BIGINT NOT NULL,
+    confirmed_at BIGINT
+) WITHOUT ROWID;
+
+-- Resumable imports.
 CREATE TABLE import_progress (
     app BIGINT NOT NULL,
     name TEXT NOT NULL,

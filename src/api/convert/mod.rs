@@ -17,3 +17,4 @@ pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
 pub use pauses::{pause, pause_delivery, resume_delivery};
+pub use values::time;

@@ -142,8 +142,7 @@ impl Target {
     async fn with_password(&self) -> ConnectionResult<tokio_postgres::Config> {
         let mut config = self.config.clone();
         if let Some(path) = &self.password_file {
-            let unreadable =
-                |error| ConnectionError::BadConnection(format!("cannot read {}: {error}", path.display()));
+            let unreadable = |error| ConnectionError::BadConnection(format!("cannot read {}: {error}", path.display()));
             let password = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
             config.password(password.trim_end_matches(['\r', '\n']));
         }

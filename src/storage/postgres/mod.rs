@@ -25,6 +25,7 @@ mod people;
 mod query;
 mod read;
 mod replica;
+mod restorations;
 mod retain;
 mod setup;
 mod subscriptions;
@@ -74,8 +75,8 @@ use crate::runtime::{Instant, Runtime};
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
-    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
-    Subscription,
+    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result,
+    StoreError, Subscription,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -539,6 +540,28 @@ impl Registry for PostgresStore {
 
     async fn pauses(&self) -> Result<Vec<Pause>> {
         read!(&self.inner, "reading the pauses", |conn| pauses::all(conn))
+    }
+
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration> {
+        step!(&self.inner, "holding everything after a restore", |tx| restorations::begin(tx, name, now))
+    }
+
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)> {
+        step!(&self.inner, "cancelling open work", |tx| restorations::cancel_open(tx, before, after, limit, now))
+    }
+
+    async fn restorations(&self) -> Result<Vec<Restoration>> {
+        read!(&self.inner, "looking for a restore", |conn| restorations::open(conn))
+    }
+
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool> {
+        step!(&self.inner, "confirming a restore", |tx| restorations::confirm(tx, now))
     }
 
     async fn ping(&self) -> Result<()> {

@@ -57,7 +57,9 @@ pub enum OpenError {
     NewerSchema { version: String },
     #[error("the database lacks {missing} migration(s); run `nudged migrate`")]
     NotMigrated { missing: usize },
-    #[error("a move into this database has not come to its end; run `nudged migrate` with the same --from and --to again")]
+    #[error(
+        "a move into this database has not come to its end; run `nudged migrate` with the same --from and --to again"
+    )]
     Arriving,
     #[error("the migration of the database failed: {reason}")]
     Migrate { reason: String },
@@ -105,13 +107,16 @@ pub(super) async fn open(
 
 /// A migration or the wait for another replica's may take long.
 pub(super) async fn unlimited(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
-    conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0").await
+    conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+        .await
 }
 
 /// Whether rows are still to come from another database.
 async fn is_arriving(conn: &mut AsyncPgConnection) -> diesel::QueryResult<bool> {
-    let seal: Option<Vec<u8>> =
-        constant!(Binary; "SELECT value FROM secret WHERE name = $1", Text => SEAL).get_result(conn).await.optional()?;
+    let seal: Option<Vec<u8>> = constant!(Binary; "SELECT value FROM secret WHERE name = $1", Text => SEAL)
+        .get_result(conn)
+        .await
+        .optional()?;
     Ok(seal.is_some_and(|json| !serde_json::from_slice::<Arrival>(&json).is_ok_and(|arrival| arrival.done)))
 }
 

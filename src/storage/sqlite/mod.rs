@@ -20,6 +20,7 @@ mod opt_in;
 mod pauses;
 mod people;
 mod readers;
+mod restorations;
 mod retain;
 mod scanner;
 mod seed;
@@ -67,7 +68,7 @@ use crate::runtime::Runtime;
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
-    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
+    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result, Subscription,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -436,6 +437,33 @@ impl Registry for SqliteStore {
 
     async fn pauses(&self) -> Result<Vec<Pause>> {
         self.read(Asker::Engine, "reading the pauses", pauses::all).await
+    }
+
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration> {
+        let name = name.to_owned();
+        let doing = "holding everything after a restore";
+        self.write(Class::Consent, SMALL, doing, move |tx| restorations::begin(tx, &name, now)).await
+    }
+
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)> {
+        self.write(Class::Consent, SMALL, "cancelling open work", move |tx| {
+            restorations::cancel_open(tx, before, after, limit, now)
+        })
+        .await
+    }
+
+    async fn restorations(&self) -> Result<Vec<Restoration>> {
+        self.read(Asker::Caller, "looking for a restore", restorations::open).await
+    }
+
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool> {
+        self.write(Class::Consent, SMALL, "confirming a restore", move |tx| restorations::confirm(tx, now)).await
     }
 
     async fn ping(&self) -> Result<()> {
