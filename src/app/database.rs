@@ -101,6 +101,7 @@ pub fn postgres_settings(postgres: &Postgres) -> postgres::Settings {
     postgres::Settings {
         password_file: postgres.password_file.clone(),
         pool: postgres.pool,
+        pack_format: postgres.pack_format,
         ..postgres::Settings::url(postgres.url.expose())
     }
 }

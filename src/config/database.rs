@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::section::Section;
 use super::values::{SecretSource, SecretText};
+use crate::domain::targets;
 
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -34,6 +35,9 @@ pub struct Postgres {
     pub password_file: Option<PathBuf>,
     /// Connections for statements; two more are kept for the heartbeat and the deny table. Default 16.
     pub pool: usize,
+    /// The newest pack format to read and write. Default: the newest there is. Lower it to the one before while you may
+    /// go back to the version before.
+    pub pack_format: i16,
 }
 
 /// SQLite's `synchronous` pragma.
@@ -58,8 +62,11 @@ impl Database {
         }
         let mut postgres = section.table("postgres");
         let pool = postgres.count("pool", 16, 2..=1000);
+        let newest = targets::NEWEST.unsigned_abs();
+        let pack_format = postgres.count("pack_format", usize::from(newest), 1..=u64::from(newest));
+        let pack_format = i16::try_from(pack_format).unwrap_or(targets::NEWEST);
         postgres.finish();
-        let postgres = url.map(|url| Postgres { url, password_file, pool });
+        let postgres = url.map(|url| Postgres { url, password_file, pool, pack_format });
         let mut sqlite = section.table("sqlite");
         let synchronous = sqlite.choice(
             "synchronous",

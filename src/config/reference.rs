@@ -117,11 +117,18 @@ pub const SECTIONS: &[Section] = &[
         path: "database.postgres",
         title: "replicas share it",
         live: false,
-        keys: &[key(
-            "pool",
-            Value("16"),
-            "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
-        )],
+        keys: &[
+            key(
+                "pool",
+                Value("16"),
+                "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
+            ),
+            key(
+                "pack_format",
+                Value("2"),
+                "The newest format of packed work to read and write, 1–2. Give the one before while you may go back a version.",
+            ),
+        ],
     },
     Section {
         path: "database.sqlite",

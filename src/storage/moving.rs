@@ -15,8 +15,12 @@ use sha2::{Digest as _, Sha256};
 /// The row of `secret` that either side keeps, in JSON. It is never copied.
 pub const SEAL: &str = "move";
 
-/// Tables that describe a database, not what is kept in it.
-pub const LEFT_BEHIND: &[&str] = &["replica", "__diesel_schema_migrations"];
+/// Tables that describe a database, not what is kept in it. Cursors of watchers are the source's own, so its watermarks
+/// stay.
+pub const LEFT_BEHIND: &[&str] = &["replica", "watermark", "__diesel_schema_migrations"];
+
+/// The column that numbers transactions, which mean nothing in another database: what is moved is older than all of them.
+const TRANSACTION: &str = "xid";
 
 /// Why a database cannot be moved, or was not.
 #[derive(Debug, thiserror::Error)]
@@ -75,10 +79,15 @@ pub struct Table {
 }
 
 impl Table {
-    /// For SQL: names of ours, which need no quotes but for the words that SQL has too.
     #[must_use]
     pub fn column_list(&self) -> String {
         quoted(&self.columns)
+    }
+
+    /// What the source gives for [`Table::column_list`].
+    #[must_use]
+    pub fn values(&self) -> String {
+        self.column_list().replace(&format!("\"{TRANSACTION}\""), "0")
     }
 
     #[must_use]

@@ -289,7 +289,9 @@ CREATE TABLE replica (
     boot_id BIGINT NOT NULL,
     heartbeat BIGINT NOT NULL,
     routes TEXT NOT NULL DEFAULT '[]',
-    version TEXT NOT NULL DEFAULT ''
+    version TEXT NOT NULL DEFAULT '',
+    -- The newest pack format it reads.
+    pack_format SMALLINT NOT NULL DEFAULT 1
 );
 
 -- State shared by the routes of a credential: rates, pauses, provider tokens' birth.

@@ -51,6 +51,7 @@ pub async fn a_restore_cancels_what_was_open_before_it(fixture: &Fixture) {
     }
     let mut everyone = world.to_users(&[]);
     everyone.audience.everyone = true;
+    everyone.may_broadcast = true;
     old.push(world.accept(everyone).await);
     let at = world.now().plus(std::time::Duration::from_secs(60));
     store.begin_restoration("monday", at).await.unwrap();

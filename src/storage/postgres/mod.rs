@@ -20,6 +20,7 @@ mod jobs;
 mod notifications;
 mod open;
 mod opt_in;
+mod packing;
 mod pauses;
 mod people;
 mod query;
@@ -100,6 +101,7 @@ struct Context {
     held: tx::Held,
     /// Leases may have been taken that nobody knows of.
     sweep: AtomicBool,
+    packing: packing::Packing,
     /// Shared by whoever takes leases.
     leasing: RwLock<()>,
     /// The server's clock less ours, in milliseconds.
@@ -216,6 +218,7 @@ impl PostgresStore {
             last_fanout_app: AtomicI64::new(0),
             held: Mutex::default(),
             sweep: AtomicBool::new(false),
+            packing: opened.packing,
             leasing: RwLock::new(()),
             skew: AtomicI64::new(0),
             stopping: CancellationToken::new(),

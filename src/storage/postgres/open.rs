@@ -4,14 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use diesel::OptionalExtension;
-use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 
 use super::connect::{Target, TargetError};
+use super::packing::Packing;
 use super::query::RunQuery;
 use super::statement::constant;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
+use crate::domain::targets;
 use crate::runtime::Runtime;
 use crate::storage::moving::{Arrival, SEAL};
 
@@ -36,6 +38,8 @@ pub struct Settings {
     pub pool: usize,
     /// Lease and due times by the server's clock. A test that passes its own times says no.
     pub server_clock: bool,
+    /// The newest pack format to read and write, for one that must get along with an older version.
+    pub pack_format: i16,
     /// Apply missing migrations; otherwise a database that lacks one is refused.
     pub migrate: bool,
 }
@@ -43,7 +47,14 @@ pub struct Settings {
 impl Settings {
     #[must_use]
     pub fn url(url: impl Into<String>) -> Self {
-        Self { url: url.into(), password_file: None, pool: 16, server_clock: true, migrate: true }
+        Self {
+            url: url.into(),
+            password_file: None,
+            pool: 16,
+            server_clock: true,
+            pack_format: targets::NEWEST,
+            migrate: true,
+        }
     }
 }
 
@@ -80,6 +91,7 @@ pub(super) struct Opened {
     pub identity: IdentityKey,
     pub ids: IdMaker,
     pub slot: i32,
+    pub packing: Packing,
 }
 
 pub(super) async fn open(
@@ -96,13 +108,15 @@ pub(super) async fn open(
         return Err(OpenError::Arriving);
     }
     let identity = identity(&mut conn, runtime).await?;
-    let slot = lease_slot(&mut conn, boot).await?;
+    let packing = Packing::new(settings.pack_format);
+    let slot = lease_slot(&mut conn, boot, packing.read).await?;
+    packing.agree(&mut conn).await?;
     if is_arriving(&mut conn).await? {
         give_slot_back(&mut conn, slot, boot).await?;
         return Err(OpenError::Arriving);
     }
     let ids = id_maker(&mut conn, slot).await?;
-    Ok(Opened { identity, ids, slot })
+    Ok(Opened { identity, ids, slot, packing })
 }
 
 /// A migration or the wait for another replica's may take long.
@@ -198,7 +212,7 @@ async fn identity(conn: &mut AsyncPgConnection, runtime: &Runtime) -> Result<Ide
 }
 
 /// A number that no live replica has. New ones before old ones, and of those the one silent for longest.
-async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64) -> Result<i32, OpenError> {
+async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64, pack_format: i16) -> Result<i32, OpenError> {
     loop {
         let slot: Option<i32> = constant!(
             Integer;
@@ -213,11 +227,13 @@ async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64) -> Result<i32, Open
         let Some(slot) = slot else { return Err(OpenError::NoSlot) };
         let taken = constant!(
             ();
-            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version) \
-             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3) \
+            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version, pack_format) \
+             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3, $5) \
              ON CONFLICT (slot) DO UPDATE SET boot_id = excluded.boot_id, heartbeat = excluded.heartbeat, \
-             version = excluded.version WHERE r.heartbeat < excluded.heartbeat - $4",
+             version = excluded.version, pack_format = excluded.pack_format \
+             WHERE r.heartbeat < excluded.heartbeat - $4",
             Integer => slot, BigInt => boot, Text => env!("CARGO_PKG_VERSION"), BigInt => SLOT_KEPT_MS,
+            SmallInt => pack_format,
         )
         .execute(conn)
         .await?;

@@ -139,7 +139,7 @@ impl Source {
     pub fn read(&mut self, table: &Table, skip: u64, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), MoveError> {
         let sql = format!(
             "SELECT {} FROM \"{}\" {} ORDER BY {} LIMIT -1 OFFSET {skip}",
-            table.column_list(),
+            table.values(),
             table.name,
             table.condition(),
             table.key_list(),
