@@ -24,6 +24,7 @@ pub mod problem;
 pub mod reference;
 mod section;
 pub mod settings;
+pub mod traces;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ pub use keys::{Key, Scope};
 pub use log::{Log, LogFormat};
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use settings::Settings;
+pub use traces::Traces;
 pub use values::{Endpoint, SecretSource, SecretText, Sha256Digest};
 
 use layers::{File, Layers};
@@ -61,6 +63,7 @@ pub struct Config {
     pub database: Database,
     pub delivery: Delivery,
     pub log: Log,
+    pub traces: Traces,
     pub keys: Vec<Key>,
     pub apps: BTreeMap<AppId, App>,
     /// Every key with its value and origin.
@@ -134,6 +137,7 @@ impl Config {
             database: Database::read(root.table("database")),
             delivery: Delivery::read(root.table("delivery")),
             log: Log::read(root.table("log")),
+            traces: Traces::read(root.table("traces")),
             keys: keys::read(root.list_of_tables("keys")),
             apps: apps::read(root.table("apps")),
             settings: Settings::default(),

@@ -3,6 +3,7 @@
 //! Metric names are constants in [`names`].
 
 pub mod names;
+pub mod traces;
 
 use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
@@ -24,6 +25,10 @@ pub enum TelemetryError {
     Filter(String),
     #[error("logging was set up before")]
     AlreadyLogging,
+    #[error("the trace exporter was set up before")]
+    AlreadyTracing,
+    #[error("cannot set up the trace exporter: {0}")]
+    Traces(String),
     #[error("cannot set up metrics")]
     Metrics(#[source] metrics_exporter_prometheus::BuildError),
 }

@@ -94,6 +94,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["commands", "main"]),
     ("metrics_exporter_prometheus", &["telemetry"]),
     ("tracing_subscriber", &["telemetry"]),
+    ("opentelemetry", &["telemetry"]),
+    ("opentelemetry_sdk", &["telemetry"]),
+    ("opentelemetry_otlp", &["telemetry"]),
     ("mimalloc", &["main"]),
     ("anyhow", &["app", "commands", "main"]),
 ];

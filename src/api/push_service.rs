@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::service::{Call, Service, ServiceError, notifications, subscriptions};
+use crate::telemetry::traces::CallSpan;
 
 use super::auth::{Caller, KeyRing};
 use super::imports::Answers;
@@ -217,6 +218,7 @@ impl PushService for PushApi {
         &self,
         request: Request<proto::NotifyEventRequest>,
     ) -> Result<Response<proto::NotifyEventResponse>, Status> {
+        let span = request.extensions().get::<CallSpan>().cloned();
         let (caller, message) = self.open(request)?;
         let mut call = self.call(&caller, &message.app_id)?;
         let input = convert::notify_event(call.violations(), message);
@@ -227,6 +229,9 @@ impl PushService for PushApi {
         let accepted = self.service.notify(call, input).await;
         if let Ok(accepted) = &accepted {
             let id = accepted.notification;
+            if let Some(span) = span {
+                span.accepted(&self.service.identity().public_notification(id).to_string());
+            }
             // Looked up only where it is written.
             tracing::debug!(notification_id = %self.service.identity().public_notification(id),
                 duplicate = accepted.duplicate, "an event was accepted");

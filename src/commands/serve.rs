@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::app::watch::FileWatch;
 use crate::runtime::Runtime;
 use crate::telemetry::Metrics;
+use crate::telemetry::traces::Traces;
 
 #[derive(clap::Args)]
 pub struct ServeArgs {
@@ -35,6 +36,7 @@ pub async fn run(arguments: ServeArgs, explicit: Option<&Path>, runtime: Runtime
     // What changes from here on is noticed.
     let mut watch = FileWatch::new(&runtime, config.files()).await;
     let metrics = Metrics::install(&runtime)?;
+    let traces = Traces::start(&config.traces)?;
     // Before the start, so that none of them kills it.
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
@@ -61,10 +63,14 @@ pub async fn run(arguments: ServeArgs, explicit: Option<&Path>, runtime: Runtime
     }
     tokio::select! {
         biased;
-        () = app.shutdown() => Ok(ExitCode::SUCCESS),
-        _ = terminate.recv() => Ok(cut()),
-        _ = interrupt.recv() => Ok(cut()),
+        () = app.shutdown() => {}
+        _ = terminate.recv() => return Ok(cut()),
+        _ = interrupt.recv() => return Ok(cut()),
     }
+    if let Some(traces) = traces {
+        tokio::task::block_in_place(|| traces.shutdown());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn cut() -> ExitCode {

@@ -219,6 +219,24 @@ pub const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        path: "traces",
+        title: "spans for an OpenTelemetry collector",
+        live: false,
+        keys: &[
+            key(
+                "otlp_endpoint",
+                Absent("none: nothing is recorded", "\"http://127.0.0.1:4317\""),
+                "A collector's gRPC receiver (OTLP), `http://HOST:PORT`.",
+            ),
+            key(
+                "sample_one_in",
+                Value("1"),
+                "Of the calls without a `traceparent`, one in so many is recorded; a caller's own decision is kept.",
+            ),
+            key("queue", Value("2048"), "Spans that wait to be exported, about a kilobyte each; more are dropped."),
+        ],
+    },
+    Section {
         path: "keys",
         title: "who may call",
         live: true,
@@ -276,7 +294,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "max_events_per_second",
                 Absent("no limit", "500"),
-                "Events taken a second, over time; as many may come at once. More are answered RESOURCE_EXHAUSTED with the time to wait.",
+                "Events taken a second, over time; as many may come at once. More are answered RESOURCE_EXHAUSTED with the time to wait. On Postgres of each replica.",
             ),
             key(
                 "max_open_targets",

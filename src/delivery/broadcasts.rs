@@ -11,6 +11,7 @@ use super::shared::Shared;
 use crate::domain::ids::{AppKey, NotificationId};
 use crate::domain::time::UnixMs;
 use crate::runtime::Instant;
+use crate::telemetry::traces;
 
 /// More are not waited for: they get no line.
 const MAX_WATCHED: usize = 256;
@@ -62,8 +63,17 @@ impl Broadcasts {
                 Ok(view) if view.counts.open == 0 && !view.expanding => {
                     let now = shared.runtime.now();
                     let counts = view.counts;
+                    let public_id = shared.public_id(one.notification).to_string();
+                    let ends = [
+                        ("sent", counts.sent),
+                        ("suppressed", counts.suppressed),
+                        ("dead", counts.dead),
+                        ("expired", counts.expired),
+                        ("cancelled", counts.cancelled),
+                    ];
+                    traces::broadcast(&public_id, &one.event_type, one.accepted_at, now, ends);
                     tracing::info!(
-                        notification_id = %shared.public_id(one.notification),
+                        notification_id = public_id,
                         event_type = one.event_type,
                         accepted_at = %one.accepted_at,
                         expanded_ms = millis(one.expanded_at.since(one.accepted_at)),

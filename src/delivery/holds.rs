@@ -56,6 +56,10 @@ pub fn until(pause: &Pause, now: UnixMs) -> UnixMs {
 
 /// Keeps [`Holds`] true until the engine stops, and gives back what was handed over to nobody.
 pub async fn watch(shared: Arc<Shared>) {
+    for pause in &shared.holds.now().0 {
+        tell(pause);
+    }
+    show(&shared.holds.now());
     let mut ended: Vec<Pause> = Vec::new();
     loop {
         for pause in std::mem::take(&mut ended) {
@@ -81,15 +85,14 @@ pub async fn watch(shared: Arc<Shared>) {
 }
 
 /// The pauses that ended.
-#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
 async fn apply(shared: &Shared, read: Pauses) -> Vec<Pause> {
     let before = shared.holds.now();
     if *before == read {
         return Vec::new();
     }
-    gauge!(names::PAUSES).set(read.0.len() as f64);
+    show(&read);
     for pause in read.0.iter().filter(|pause| !before.has(&pause.scope)) {
-        tracing::warn!(scope = %pause.scope, reason = pause.reason, "delivery is paused");
+        tell(pause);
     }
     let ended: Vec<Pause> = before.0.iter().filter(|pause| !read.has(&pause.scope)).cloned().collect();
     for pause in &ended {
@@ -108,6 +111,15 @@ async fn apply(shared: &Shared, read: Pauses) -> Vec<Pause> {
         pull_forward(shared, pause).await;
     }
     ended
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn show(pauses: &Pauses) {
+    gauge!(names::PAUSES).set(pauses.0.len() as f64);
+}
+
+fn tell(pause: &Pause) {
+    tracing::warn!(scope = %pause.scope, reason = pause.reason, "delivery is paused");
 }
 
 /// Makes put-off jobs due again on every route the pause covered. What cannot be written waits out its minute.

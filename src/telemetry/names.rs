@@ -86,6 +86,8 @@ metrics! {
     PROVIDER_UP = Gauge "nudged_provider_up" ["app", "platform", "credential"];
     /// Days until an APNs certificate ends; negative after it. Signing keys do not end.
     CERTIFICATE_DAYS_LEFT = Gauge "nudged_certificate_days_left" ["app", "credential"];
+    /// Spans given to the trace collector, by result: `exported` or `failed`.
+    SPANS = Counter "nudged_spans_total" ["result"];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.
@@ -146,7 +148,14 @@ mod tests {
 
     #[test]
     fn the_documentation_has_this_table() {
-        let documented = include_str!("../../docs/metrics.md");
-        assert!(documented.contains(&markdown()), "docs/metrics.md should hold:\n{}", markdown());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let mut documented = std::fs::read_to_string(path).expect("docs/metrics.md");
+        if std::env::var_os("NUDGED_WRITE_DOCS").is_some() {
+            let start = documented.find("| Metric |").expect("docs/metrics.md has the table");
+            let length = documented[start..].find("\n\n").map_or(documented.len() - start, |end| end + 1);
+            documented.replace_range(start..start + length, &markdown());
+            std::fs::write(path, &documented).expect("docs are writable");
+        }
+        assert!(documented.contains(&markdown()), "docs/metrics.md should hold (NUDGED_WRITE_DOCS=1):\n{}", markdown());
     }
 }

@@ -10,8 +10,10 @@ use nudged::api::proto::{
 };
 use tonic::Code;
 use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
 
-use super::server::{APP, PATIENCE, World, event, opt_in, register};
+use super::postgres::Postgres;
+use super::server::{APP, PATIENCE, World, event, free_port, metric, opt_in, register};
 
 /// Within this a pause holds and a resumption lets go.
 const SECOND: Duration = Duration::from_secs(1);
@@ -91,7 +93,8 @@ async fn what_is_paused_waits_and_goes_on_within_a_second() {
         let resumed = Instant::now();
         sent += 2;
         assert!(world.sandbox.wait_for_accepted(sent as u64, PATIENCE).await, "{scope:?}");
-        assert!(resumed.elapsed() < SECOND * 2, "{:?}", resumed.elapsed());
+        // A second is promised; a busy machine may be late, but not by the minute for which held work is put off.
+        assert!(resumed.elapsed() < SECOND * 15, "{:?}", resumed.elapsed());
         assert_eq!(admin.resume_delivery(resume(&scope)).await.unwrap().into_inner().changed, Some(false));
     }
 
@@ -193,6 +196,7 @@ async fn an_allow_list_and_a_limit_of_open_deliveries_hold() {
             Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             Err(refused) => {
                 assert_eq!(refused.code(), Code::ResourceExhausted);
+                assert_eq!(refused.get_error_details().error_info().unwrap().reason, "OPEN_TARGETS_EXCEEDED");
                 assert!(refused.metadata().get("grpc-retry-pushback-ms").is_some());
                 break;
             }
@@ -215,4 +219,78 @@ async fn an_allow_list_and_a_limit_of_open_deliveries_hold() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(accepted(&world), 3, "nobody else");
+}
+
+/// A pause is a row, which every replica reads twice a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_set_through_one_replica_holds_the_others() {
+    let postgres = Postgres::start();
+    let world = World::new().await;
+    let ports = [(free_port(), free_port()), (free_port(), free_port())];
+    let start = |(grpc, admin): (u16, u16)| {
+        world.start_with(&[
+            ("NUDGED_DATABASE__URL", postgres.url()),
+            ("NUDGED_DATABASE__POSTGRES__POOL", "4".to_owned()),
+            ("NUDGED_GRPC__LISTEN", format!("127.0.0.1:{grpc}")),
+            ("NUDGED_ADMIN__LISTEN", format!("127.0.0.1:{admin}")),
+        ])
+    };
+    let _replicas = ports.map(start);
+    let addresses = ports.map(|(grpc, _)| format!("http://127.0.0.1:{grpc}"));
+    let mut first = client_of(&addresses[0]).await;
+    let mut second = client_of(&addresses[1]).await;
+    let mut admins = Vec::new();
+    for address in &addresses {
+        admins.push(AdminServiceClient::connect(address.clone()).await.unwrap());
+    }
+    people(&mut first).await;
+    notify(&mut second, event("before", &["choco"])).await;
+    assert!(world.sandbox.wait_for_accepted(2, PATIENCE).await);
+
+    let other = format!("127.0.0.1:{}", ports[1].1);
+    let mut sent = 2;
+    for (number, held) in [
+        pause(device::Platform::Unspecified, "", false),
+        pause(device::Platform::Unspecified, "comment.created", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Set through the first, obeyed by the second; ended through the second, obeyed by the first.
+        admins[0].pause_delivery(held.clone()).await.unwrap();
+        let paused = Instant::now();
+        while metric(&other, "nudged_pauses").await != Some(1.0) {
+            assert!(paused.elapsed() < PATIENCE, "the other replica never hears of it");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("the other replica paused after {:?}", paused.elapsed());
+        assert!(paused.elapsed() < SECOND * 10, "a second is promised: {:?}", paused.elapsed());
+        notify(&mut first, event(&format!("first-{number}"), &["choco"])).await;
+        notify(&mut second, event(&format!("second-{number}"), &["choco"])).await;
+        tokio::time::sleep(SECOND * 3).await;
+        assert_eq!(accepted(&world), sent, "nothing leaves: {held:?}");
+        assert_eq!(admins[1].pause_delivery(held.clone()).await.unwrap().into_inner().changed, Some(false));
+
+        assert_eq!(admins[1].resume_delivery(resume(&held)).await.unwrap().into_inner().changed, Some(true));
+        let resumed = Instant::now();
+        sent += 4;
+        assert!(world.sandbox.wait_for_accepted(sent as u64, PATIENCE).await, "{held:?}");
+        println!("everything was sent {:?} after the resumption", resumed.elapsed());
+        assert!(resumed.elapsed() < SECOND * 15, "{:?}", resumed.elapsed());
+        while metric(&other, "nudged_pauses").await != Some(0.0) {
+            assert!(resumed.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn client_of(address: &str) -> PushServiceClient<Channel> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match PushServiceClient::connect(address.to_owned()).await {
+            Ok(client) => return client,
+            Err(error) if Instant::now() > deadline => panic!("{address} does not answer: {error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
 }

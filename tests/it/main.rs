@@ -21,3 +21,4 @@ mod restore;
 mod server;
 mod tables;
 mod tour;
+mod traces;

@@ -93,9 +93,7 @@ impl World {
 
     /// A value of `/metrics`: `name` with its labels as they are printed.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let page = reqwest::get(format!("http://{}/metrics", self.admin)).await.ok()?.text().await.ok()?;
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-        line.parse().ok()
+        metric(&self.admin, name).await
     }
 
     /// A client, as soon as the server answers.
@@ -143,6 +141,13 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A value of `/metrics` at an admin address.
+pub async fn metric(admin: &str, name: &str) -> Option<f64> {
+    let page = reqwest::get(format!("http://{admin}/metrics")).await.ok()?.text().await.ok()?;
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.parse().ok()
 }
 
 pub fn binary() -> Command {

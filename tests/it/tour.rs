@@ -21,8 +21,11 @@ async fn the_readmes_tour_works_as_printed() {
         .filter(|words| words[0] == "grpcurl")
         .collect();
     let methods: Vec<&str> = commands.iter().map(|words| words.last().unwrap().as_str()).collect();
-    let expected = ["RegisterDevice", "SetOptIn", "NotifyEvent", "ListDeliveries", "ExplainDelivery"];
-    assert_eq!(methods, expected.map(|method| format!("nudged.v1.PushService/{method}")));
+    let tour = ["RegisterDevice", "SetOptIn", "NotifyEvent", "ListDeliveries", "ExplainDelivery"];
+    let mut expected = tour.map(|method| format!("nudged.v1.PushService/{method}")).to_vec();
+    // Among the guards.
+    expected.push("nudged.v1.AdminService/PauseDelivery".to_owned());
+    assert_eq!(methods, expected);
 
     let world = World::new().await;
     let _server = world.start();
@@ -48,6 +51,7 @@ async fn the_readmes_tour_works_as_printed() {
             }
             "ListDeliveries" => assert_eq!(answer["deliveries"][0]["state"], "SENT", "{answer}"),
             "ExplainDelivery" => assert!(answer["summary"].as_str().unwrap().starts_with("Sent"), "{answer}"),
+            "PauseDelivery" => assert_eq!(answer["changed"], true, "{answer}"),
             other => panic!("{other} is not known to this test"),
         }
     }

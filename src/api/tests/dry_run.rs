@@ -1,10 +1,15 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tonic::Code;
 
 use super::harness::*;
 use crate::api::proto::*;
 use crate::api::scopes::Scope;
+use crate::domain::allow::AllowList;
+use crate::domain::ids::{AppKey, RouteId, UserId};
+use crate::domain::notification::{HandOff, HandedOver, Permit};
+use crate::domain::platform::Lane;
 use crate::storage::{Queue as _, Registry as _};
 
 fn dry(event: NotifyEventRequest) -> NotifyEventRequest {
@@ -179,4 +184,38 @@ async fn a_large_audience_is_counted_whole_and_sampled() {
     assert_eq!(plan.samples.len(), 50);
     let everyone = rehearse(&mut client, NotifyEventRequest { everyone: true, ..comment(&[]) }).await;
     assert_eq!(everyone.people, 620);
+}
+
+/// Lets one person through, and takes no job.
+struct Staging;
+
+impl HandOff for Staging {
+    fn try_permit(&self, _: RouteId, _: Lane, _: usize) -> Option<Permit> {
+        None
+    }
+
+    fn allow_list(&self, _: AppKey) -> Option<Arc<AllowList>> {
+        Some(Arc::new(AllowList { users: [UserId::trusted("mina")].into(), labels: Vec::new() }))
+    }
+
+    fn deliver(&self, _: HandedOver) {}
+
+    fn wake_jobs(&self, _: RouteId, _: Lane) {}
+
+    fn wake_fanout(&self) {}
+}
+
+#[tokio::test]
+async fn a_dry_run_knows_the_allow_list() {
+    let server = TestServer::with(Setup { hand_off: Arc::new(Staging), ..Setup::default() }).await;
+    let mut client = server.client().await;
+    for user in ["mina", "nabi"] {
+        enrol(&mut client, user).await;
+    }
+    let plan = rehearse(&mut client, comment(&["mina", "nabi"])).await;
+    assert_eq!(suppressed(&plan), [("NOT_ALLOWED_HERE", 1)].into_iter().collect());
+    let mut samples: Vec<_> = plan.samples.into_iter().map(|one| (one.user_id, one.device_id, one.decision)).collect();
+    samples.sort();
+    let accepted = client.notify_event(comment(&["mina", "nabi"])).await.expect("accepted").into_inner();
+    assert_eq!(samples, planned(&mut client, &accepted.notification_id).await);
 }
