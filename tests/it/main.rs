@@ -17,6 +17,7 @@ mod load;
 mod moving;
 mod observed;
 mod postgres;
+mod proxy;
 mod reload;
 mod restore;
 mod server;

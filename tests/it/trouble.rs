@@ -2,9 +2,9 @@
 //! goes on by itself when it is back, or when another server takes its place.
 
 use std::io::{Read as _, Write as _};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nudged::api::proto::delivery;
+use nudged::api::proto::{ListOptInsRequest, NotifyEventRequest, delivery};
 use nudged::sandbox::{Action, Fault};
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -12,7 +12,8 @@ use tonic_types::StatusExt as _;
 use super::load::{Load, deliveries, people, settle};
 use super::moving::run;
 use super::postgres::Postgres;
-use super::server::{PATIENCE, World, event};
+use super::proxy::Proxy;
+use super::server::{APP, PATIENCE, World, event};
 
 /// A caller's default deadline.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -56,10 +57,7 @@ async fn callers_are_told_when_to_come_again_while_postgres_is_away() {
         let answer = match number {
             0 => client.notify_event(event("while", &["user-2"])).await.map(|_| ()),
             _ => {
-                let request = nudged::api::proto::ListOptInsRequest {
-                    app_id: super::server::APP.into(),
-                    user_id: "user-1".into(),
-                };
+                let request = ListOptInsRequest { app_id: APP.into(), user_id: "user-1".into() };
                 client.list_opt_ins(request).await.map(|_| ())
             }
         };
@@ -132,5 +130,51 @@ async fn a_failover_to_another_host_of_the_url_loses_nothing() {
     let settled = settle(&world, &mut client, &ledger).await;
     println!("failed over with {at_failover} acknowledged: {settled}");
     ready(&world, true).await;
+    assert!(server.terminate().success());
+}
+
+/// The proof of the "no" log is good for 600 ms; what a slow machine needs on top.
+const PROOF: Duration = Duration::from_millis(600);
+const SLACK: Duration = Duration::from_millis(600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_cut_off_from_postgres_hands_nothing_more_to_a_provider() {
+    let postgres = Postgres::start();
+    let proxy = Proxy::new(postgres.host()).await;
+    let world = World::new().await;
+    // A push at a time and platform, so that much is waiting in the sender when the network is cut.
+    let server = world.start_with(&[
+        ("NUDGED_DATABASE__URL", format!("postgres://nudged@127.0.0.1:{}/postgres", proxy.port)),
+        ("NUDGED_DELIVERY__MAX_STREAMS", "1".to_owned()),
+        ("NUDGED_DELIVERY__MAX_CONNECTIONS", "1".to_owned()),
+    ]);
+    let mut client = world.client().await;
+    people(std::slice::from_mut(&mut client)).await;
+    world.sandbox.add_fault(Fault::new(Action::Delay { ms: 100 }).times(10_000)).unwrap();
+    let everyone = NotifyEventRequest { user_ids: Vec::new(), everyone: true, ..event("notice", &[]) };
+    let notice = client.notify_event(everyone).await.unwrap().into_inner().notification_id;
+    assert!(world.sandbox.wait_for(6, PATIENCE).await, "it is being sent");
+    proxy.cut();
+    let cut_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    tokio::time::sleep(2 * (PROOF + SLACK)).await;
+    let received = world.received();
+    let last = received.iter().map(|push| Duration::from_millis(push.at.0.unsigned_abs())).max().unwrap();
+    assert!(received.len() < 70, "much is left: {}", received.len());
+    assert!(last < cut_at + PROOF + SLACK, "{:?} after the cut", last.saturating_sub(cut_at));
+    println!("the last push left {:?} after the cut, {} of 80", last.saturating_sub(cut_at), received.len());
+    world.sandbox.clear_faults();
+    proxy.mend();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = deliveries(&mut client, &notice).await;
+        if found.len() == 80 && found.iter().all(|one| one.state() == delivery::State::Sent) {
+            break;
+        }
+        let open = found.iter().filter(|one| one.state() != delivery::State::Sent).take(3).collect::<Vec<_>>();
+        let (listed, received) = (found.len(), world.received().len());
+        assert!(Instant::now() < deadline, "work does not go on: {listed} listed, {received} received, {open:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(world.sandbox.wait_for(80, PATIENCE).await, "and the rest goes out");
     assert!(server.terminate().success());
 }
