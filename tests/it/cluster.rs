@@ -186,6 +186,11 @@ async fn an_old_snapshot_beside_the_load_slows_it_little() {
         figures.push(median);
         cluster.world.sandbox.clear();
     }
+    let database = cluster.postgres.client().await;
+    let sizes = "SELECT sum(pg_total_relation_size(c.oid))::BIGINT / (SELECT count(*) FROM notification) FROM pg_class c \
+         WHERE c.relkind = 'r' AND c.relname ~ '^(notification|outcome_block|idempotency)'";
+    let bytes: i64 = database.query_one(sizes, &[]).await.unwrap().get(0);
+    println!("{bytes} bytes of history for each event");
     assert!(figures[1] < 5 * figures[0] + Duration::from_millis(100), "{figures:?}");
     cluster.terminate();
 }

@@ -54,12 +54,11 @@ async fn callers_are_told_when_to_come_again_while_postgres_is_away() {
     postgres.kill();
     for (number, call) in ["event", "look-up"].into_iter().enumerate() {
         let begun = Instant::now();
-        let answer = match number {
-            0 => client.notify_event(event("while", &["user-2"])).await.map(|_| ()),
-            _ => {
-                let request = ListOptInsRequest { app_id: APP.into(), user_id: "user-1".into() };
-                client.list_opt_ins(request).await.map(|_| ())
-            }
+        let answer = if number == 0 {
+            client.notify_event(event("while", &["user-2"])).await.map(|_| ())
+        } else {
+            let request = ListOptInsRequest { app_id: APP.into(), user_id: "user-1".into() };
+            client.list_opt_ins(request).await.map(|_| ())
         };
         let status = answer.expect_err(call);
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");

@@ -82,7 +82,7 @@ impl Replica {
             }
         }
         let words = |error: diesel::result::Error| error.to_string();
-        if context.packing.agree(conn).await.map_err(words)? && beats % 2 == 0 {
+        if context.packing.agree(conn).await.map_err(words)? && beats.is_multiple_of(2) {
             let begun = context.runtime.instant();
             while context.packing.repack(conn).await.map_err(words)? && context.runtime.instant() - begun < BEAT {}
         }
