@@ -249,6 +249,7 @@ fn engine_settings(config: &Config) -> delivery::Settings {
         poll: from.poll,
         checkpoint: from.flush_interval,
         drain: from.drain,
+        retention: Duration::from_secs(u64::from(config.database.retention_days) * 24 * 3600),
         apns: from.apns,
         fcm: from.fcm,
         ..delivery::Settings::default()
@@ -262,6 +263,7 @@ fn limits(config: &Config) -> anyhow::Result<ServerLimits> {
         max_streams_per_connection: u32::try_from(grpc.max_streams_per_connection)
             .context("grpc.max_streams_per_connection is too large")?,
         max_concurrent_requests: grpc.max_concurrent_requests,
+        max_watchers: grpc.max_watchers,
         max_deadline: grpc.request_timeout,
         drain: config.delivery.drain,
         ..ServerLimits::default()

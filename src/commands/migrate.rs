@@ -109,6 +109,7 @@ fn destination(arguments: &MigrateArgs, config: Option<&Path>) -> anyhow::Result
         return Ok(postgres::Settings { password_file, ..postgres::Settings::url(to) });
     }
     let config = Config::load(config)?;
-    let postgres = config.database.postgres.context("database.url is not a Postgres database; give --to")?;
-    Ok(postgres_settings(&postgres))
+    let postgres = config.database.postgres.as_ref();
+    let postgres = postgres.context("database.url is not a Postgres database; give --to")?;
+    Ok(postgres_settings(&config.database, postgres))
 }

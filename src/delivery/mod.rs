@@ -16,6 +16,7 @@ mod holds;
 mod metrics;
 mod outcomes;
 mod permits;
+mod retention;
 mod route_state;
 mod settings;
 mod shared;
@@ -47,7 +48,7 @@ use holds::Holds;
 use permits::Permits;
 use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
 
-/// How often backlog metrics are read and old rows deleted.
+/// How often backlog metrics are read, and old rows looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
 /// What the engine is built from.
@@ -80,6 +81,7 @@ pub struct Engine {
     holds: JoinHandle<()>,
     expander: JoinHandle<()>,
     housekeeper: JoinHandle<()>,
+    retention: JoinHandle<()>,
     writer: JoinHandle<()>,
     finish: CancellationToken,
 }
@@ -118,9 +120,10 @@ impl Engine {
         let writer = runtime.spawn(outcomes::Writer::new(Arc::clone(&shared), outcomes_in, finish.clone()).run());
         let expander = runtime.spawn(expand::Expander::new(Arc::clone(&shared)).run());
         let housekeeper = runtime.spawn(housekeeping(Arc::clone(&shared)));
+        let retention = runtime.spawn(retention::run(Arc::clone(&shared)));
         let holds = runtime.spawn(holds::watch(Arc::clone(&shared)));
         let workers = Mutex::default();
-        let engine = Self { shared, workers, holds, expander, housekeeper, writer, finish };
+        let engine = Self { shared, workers, holds, expander, housekeeper, retention, writer, finish };
         engine.reroute(routing);
         Ok(engine)
     }
@@ -195,6 +198,7 @@ impl Engine {
         join("the expander", self.expander).await;
         join("the watch over pauses", self.holds).await;
         join("housekeeping", self.housekeeper).await;
+        join("retention", self.retention).await;
         let senders = distinct(shared.table().routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
         futures_util::future::join_all(senders.iter().map(|sender| sender.drain(shared.settings.drain))).await;
         self.finish.cancel();
@@ -240,9 +244,6 @@ async fn housekeeping(shared: Arc<Shared>) {
                 shared.broadcasts.look(&shared, backlog.jobs == 0 && backlog.fanouts == 0).await;
             }
             Err(error) => tracing::debug!(%error, "the backlog cannot be read"),
-        }
-        if let Err(error) = shared.store.retain(now.minus(shared.settings.retention), now).await {
-            tracing::debug!(%error, "old rows cannot be deleted");
         }
         tokio::select! {
             biased;

@@ -19,3 +19,4 @@ pub mod sending;
 pub mod targets;
 pub mod time;
 pub mod violation;
+pub mod watch;

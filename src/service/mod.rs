@@ -20,6 +20,7 @@ pub mod page_token;
 pub mod pauses;
 pub mod restore;
 pub mod subscriptions;
+pub mod watch;
 
 use std::sync::{Arc, RwLock};
 
@@ -140,6 +141,8 @@ impl Service {
             StoreError::TooManyEventTypes { limit } => ServiceError::TooManyEventTypes { limit },
             StoreError::AudienceTooLarge { limit } => ServiceError::AudienceTooLarge { limit },
             StoreError::BroadcastNotAllowed => ServiceError::PermissionDenied { scope: events::BROADCAST_SCOPE },
+            StoreError::CursorExpired => ServiceError::CursorExpired,
+            StoreError::CursorForeign => ServiceError::CursorForeign,
             // NotifyEvent names the field before it comes here.
             StoreError::AlreadyExpired => ServiceError::Invalid(vec![Violation::new("ttl", error.to_string())]),
             other @ (StoreError::Overloaded { .. } | StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {

@@ -20,6 +20,7 @@ pub mod postgres;
 mod rows;
 pub mod sqlite;
 mod statement;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,8 +41,10 @@ use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::sending::ProviderAnswer;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 
 pub use error::StoreError;
+pub use watching::{WatchEvent, WatchFilter, WatchPage, Watched};
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
@@ -193,6 +196,9 @@ pub struct DeliveryFilter {
     /// Empty: every state.
     pub states: Vec<State>,
 }
+
+/// Rows that retention looks at in each table at once.
+pub const RETAIN_BATCH: u64 = 500;
 
 /// How long the progress of an import is remembered after its last item.
 pub const IMPORT_KEPT_MS: i64 = 90 * 24 * 3_600_000;
@@ -428,6 +434,18 @@ pub trait Registry: Send + Sync {
     /// The owner of a device row of this app, for ids read from a `nudged_id`.
     async fn device_owner(&self, app: AppKey, device: DeviceId) -> Result<UserId>;
 
+    /// What came to be durable after `after`, in the order of transactions, `limit` events at most; with `None` only
+    /// where that is now. Everything is told exactly once to whoever goes on from the position answered, in whatever
+    /// process. `CursorExpired` when something after it may have been deleted, `CursorForeign` for a position of another
+    /// database.
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage>;
+
     /// Holds what fits its scope, unless that is held already. Whether it is new. `Overloaded` beyond
     /// [`MAX_PAUSES`](crate::domain::pause::MAX_PAUSES).
     async fn pause(&self, pause: Pause) -> Result<bool>;
@@ -630,7 +648,8 @@ pub trait Queue: Send + Sync {
 
     async fn backlog(&self, now: UnixMs) -> Result<Backlog>;
 
-    /// Deletes a bounded batch of expired idempotency keys, and history older than `history_before`. How many rows.
+    /// Deletes expired idempotency keys and history older than `history_before`, [`RETAIN_BATCH`] rows of a table at most or
+    /// whole partitions, and makes partitions ahead. How many rows; as many as a batch, and there may be more.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
 

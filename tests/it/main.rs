@@ -25,3 +25,4 @@ mod tables;
 mod tour;
 mod traces;
 mod trouble;
+mod watch;

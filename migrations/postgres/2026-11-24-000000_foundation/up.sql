@@ -257,6 +257,7 @@ CREATE INDEX job_by_owner ON job (owner) WHERE owner <> 0;
 CREATE INDEX job_by_notification ON job (notification_id, first_user);
 
 -- Append-only history. route null: written at planning. The last block that names a target is its state.
+-- xid: the transaction that wrote it. Ids are made before commits, so their order is not the order of commits.
 CREATE TABLE outcome_block (
     id BIGINT NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
@@ -271,6 +272,26 @@ CREATE TABLE outcome_block (
 CREATE TABLE outcome_block_default PARTITION OF outcome_block DEFAULT;
 -- One person of one notification in a few rows.
 CREATE INDEX outcome_block_by_notification ON outcome_block (notification_id, first_user);
+-- Watchers read in the order of transactions.
+CREATE INDEX outcome_block_by_commit ON outcome_block (app, xid, id);
+
+-- Devices that stopped being active, for watchers; goes with the history. xid as in outcome_block.
+CREATE TABLE device_retirement (
+    id BIGINT NOT NULL PRIMARY KEY,
+    app BIGINT NOT NULL,
+    device BIGINT NOT NULL,
+    user_key BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    xid BIGINT NOT NULL DEFAULT (pg_current_xact_id()::TEXT::BIGINT)
+);
+CREATE INDEX device_retirement_by_commit ON device_retirement (app, xid, id);
+
+-- What watchers must know of the history as a whole; see the watching module.
+CREATE TABLE watermark (
+    name TEXT NOT NULL PRIMARY KEY,
+    value BIGINT NOT NULL
+);
 
 -- Rows for failures and retries only.
 CREATE TABLE attempt_detail (

@@ -5,6 +5,8 @@ DROP TABLE deny;
 DROP TABLE pace;
 DROP TABLE replica;
 DROP TABLE attempt_detail;
+DROP TABLE watermark;
+DROP TABLE device_retirement;
 DROP TABLE outcome_block;
 DROP TABLE job;
 DROP TABLE fanout;

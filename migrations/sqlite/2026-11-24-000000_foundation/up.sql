@@ -253,6 +253,7 @@ CREATE INDEX job_by_owner ON job (owner) WHERE owner <> 0;
 CREATE INDEX job_by_notification ON job (notification_id, first_user);
 
 -- Append-only history. route null: written at planning. The last block that names a target is its state.
+-- xid: the number of the transaction that wrote it. A step that was run again has older ids than its transaction.
 CREATE TABLE outcome_block (
     id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
@@ -266,6 +267,26 @@ CREATE TABLE outcome_block (
 );
 -- One person of one notification in a few rows.
 CREATE INDEX outcome_block_by_notification ON outcome_block (notification_id, first_user);
+-- Watchers read in the order of transactions.
+CREATE INDEX outcome_block_by_commit ON outcome_block (app, xid, id);
+
+-- Devices that stopped being active, for watchers; goes with the history. xid as in outcome_block.
+CREATE TABLE device_retirement (
+    id INTEGER NOT NULL PRIMARY KEY,
+    app BIGINT NOT NULL,
+    device BIGINT NOT NULL,
+    user_key BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    xid BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX device_retirement_by_commit ON device_retirement (app, xid, id);
+
+-- What watchers must know of the history as a whole; see the watching module.
+CREATE TABLE watermark (
+    name TEXT NOT NULL PRIMARY KEY,
+    value BIGINT NOT NULL
+) WITHOUT ROWID;
 
 -- Rows for failures and retries only.
 CREATE TABLE attempt_detail (

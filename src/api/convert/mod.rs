@@ -9,6 +9,7 @@ mod notifications;
 mod opt_ins;
 mod pauses;
 mod values;
+mod watch;
 
 pub use devices::{created_at, device, list_devices, register_device, unregister_device};
 pub use event_types::{declared, definition, event_type, preview, previewed};
@@ -18,3 +19,4 @@ pub use notifications::{delivery, list_deliveries, notification, notification_vi
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
 pub use pauses::{pause, pause_delivery, resume_delivery};
 pub use values::time;
+pub use watch::{watch_deliveries, watched};

@@ -75,7 +75,7 @@ async fn call(
             metadata.insert("authorization", MetadataValue::try_from(format!("Bearer {key}")).expect("ASCII"));
         }
     };
-    if !method.is_client_streaming() {
+    if !method.is_client_streaming() && !method.is_server_streaming() {
         let mut request = Request::new(message.encode_to_vec());
         authorize(request.metadata_mut());
         return client.unary(request, path, Raw).await.map(|_| ());
@@ -285,7 +285,7 @@ async fn an_unknown_method_is_told_only_to_those_with_a_key() {
         if let Some(key) = key {
             request.metadata_mut().insert("authorization", key.parse().expect("ASCII"));
         }
-        let path = http::uri::PathAndQuery::from_static("/nudged.v1.PushService/WatchDeliveries");
+        let path = http::uri::PathAndQuery::from_static("/nudged.v1.PushService/Teleport");
         code(client.unary(request, path, Raw).await)
     };
     assert_eq!(call(Some("Bearer nk_root")).await, Code::Unimplemented);

@@ -6,7 +6,7 @@ use super::Findings;
 use super::files::{self, section};
 use crate::app::database::{postgres_settings, sqlite_settings};
 use crate::app::senders::{self, CredentialError};
-use crate::config::{ApnsAuth, Config, Origin, Postgres, SecretSource};
+use crate::config::{ApnsAuth, Config, Database, Origin, Postgres, SecretSource};
 use crate::domain::deny::DenyFeed;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
@@ -37,7 +37,7 @@ pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
             Some(path) => files::file(path),
             None => Origin::Environment("NUDGED_DATABASE__URL".to_owned()),
         };
-        return postgres_server(postgres, &origin, findings);
+        return postgres_server(&config.database, postgres, &origin, findings);
     }
     let path = &config.database.path;
     if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
@@ -66,8 +66,8 @@ pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
 }
 
 /// The server answers and promises what nudged relies on. Nothing is changed.
-fn postgres_server(postgres: &Postgres, origin: &Origin, findings: &mut Findings) {
-    let settings = postgres_settings(postgres);
+fn postgres_server(database: &Database, postgres: &Postgres, origin: &Origin, findings: &mut Findings) {
+    let settings = postgres_settings(database, postgres);
     let looked = std::thread::scope(|scope| {
         let look = || {
             let tokio =

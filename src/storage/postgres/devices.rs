@@ -296,6 +296,16 @@ async fn insert(
         Nullable<Text> => retired, Nullable<BigInt> => retired.map(|_| now.0), BigInt => written.created_at.0,
     ))
     .await?;
+    if let Some(reason) = retired {
+        let line = tx.next_id(now);
+        tx.execute(constant!(
+            ();
+            "INSERT INTO device_retirement (id, app, device, user_key, reason, at) VALUES ($1, $2, $3, $4, $5, $6)",
+            BigInt => line, BigInt => registration.app.0, BigInt => id, BigInt => user.0, Text => reason,
+            BigInt => now.0,
+        ))
+        .await?;
+    }
     Ok(id)
 }
 
@@ -328,9 +338,14 @@ async fn update(
 }
 
 async fn retire(tx: &mut Tx, device: DeviceId, state: i16, reason: &str, now: UnixMs) -> Attempt<()> {
+    let id = tx.next_id(now);
     tx.execute(constant!(
-        (); "UPDATE device SET state = $2, retired_reason = $3, retired_at = $4 WHERE id = $1",
-        BigInt => device.0, SmallInt => state, Text => reason, BigInt => now.0,
+        ();
+        "WITH retired AS (UPDATE device SET state = $2, retired_reason = $3, retired_at = $4 WHERE id = $1 \
+         RETURNING id, app, user_key) \
+         INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+         SELECT $5, app, id, user_key, $3, $4 FROM retired",
+        BigInt => device.0, SmallInt => state, Text => reason, BigInt => now.0, BigInt => id,
     ))
     .await?;
     tx.deny(DenyKey::Device(device));

@@ -9,7 +9,6 @@ use diesel_async::AsyncPgConnection;
 
 use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs};
 use super::fail::{Attempt, Fail};
-use super::ids;
 use super::query::RunQuery;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
@@ -149,10 +148,12 @@ async fn notifications(tx: &mut Tx, rows: &[JobRow]) -> Attempt<HashMap<i64, Arc
     if missing.is_empty() {
         return Ok(found);
     }
+    // The bounds spare the partitions outside.
+    let (first, last) = (missing.iter().min().copied().unwrap_or(0), missing.iter().max().copied().unwrap_or(0));
     let loaded: Vec<NotificationRow> = constant!(
         NotificationTypes;
-        concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1)"),
-        Array<BigInt> => ids(missing.into_iter()),
+        concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1) AND id BETWEEN $2 AND $3"),
+        Array<BigInt> => &missing, BigInt => first, BigInt => last,
     )
     .load(tx.conn())
     .await?;
@@ -219,7 +220,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
             parents.push(place);
         }
         for retirement in &update.retirements {
-            dead.push(place, update, retirement, now);
+            dead.push(tx.next_id(now), place, update, retirement, now);
         }
     }
     let held: Vec<i64> = constant!(
@@ -241,9 +242,12 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
              $25) AS d(id, app, notification_id, user_key, device, attempt, at, code, status, reason, next_at, place) \
              WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at \
-             FROM unnest($26, $27, $28, $29, $30, $31) AS r(device, app, since, reason, at, place) \
+             FROM unnest($26, $27, $28, $29, $30, $31, $32) AS r(device, app, since, reason, at, place, line) \
              WHERE device.id = r.device AND device.app = r.app AND device.state = 1 \
-             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE) \
+             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
+             RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
+             retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+             SELECT line, app, id, user_key, reason, at FROM dead ON CONFLICT (id) DO NOTHING) \
              SELECT place FROM locked"
         ),
         Array<BigInt> => &ids, Array<BigInt> => fences, Array<Nullable<Binary>> => progress, Array<Bool> => moved,
@@ -256,7 +260,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
         Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
         Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
         Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
-        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place,
+        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
     )
     .load(tx.conn())
     .await?;
@@ -283,16 +287,19 @@ struct RetirementColumns {
     reason: Vec<String>,
     at: Vec<i64>,
     place: Vec<i64>,
+    /// Its line in `device_retirement`.
+    line: Vec<i64>,
 }
 
 impl RetirementColumns {
-    fn push(&mut self, place: i64, update: &JobUpdate, dead: &Retirement, now: UnixMs) {
+    fn push(&mut self, line: i64, place: i64, update: &JobUpdate, dead: &Retirement, now: UnixMs) {
         self.device.push(dead.device.0);
         self.app.push(update.app.0);
         self.since.push(dead.since.unwrap_or(now).0);
         self.reason.push(dead.reason.clone());
         self.at.push(now.0);
         self.place.push(place);
+        self.line.push(line);
     }
 }
 

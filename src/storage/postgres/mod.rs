@@ -21,6 +21,7 @@ mod notifications;
 mod open;
 mod opt_in;
 mod packing;
+mod partitions;
 mod pauses;
 mod people;
 mod query;
@@ -33,6 +34,7 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod watching;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -59,7 +61,7 @@ use self::read::read;
 use self::statement::constant;
 use self::tx::step;
 use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
+use super::{cache, effects, fail, rows, statement, watching as watch_rows};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -72,12 +74,13 @@ use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 use crate::runtime::{Instant, Runtime};
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
     NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result,
-    StoreError, Subscription,
+    StoreError, Subscription, WatchFilter, WatchPage,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -121,6 +124,8 @@ struct Inner {
     pool: Pool<AsyncPgConnection>,
     max_waiting: usize,
     server_clock: bool,
+    watched_from: watching::Origin,
+    partitions: partitions::Plan,
     /// By route and lane: nothing free was due before this at the last claim, and when a full look is due.
     bounds: Mutex<HashMap<(RouteId, Lane), (i64, Instant)>>,
     fatal: watch::Sender<Option<Arc<str>>>,
@@ -229,6 +234,8 @@ impl PostgresStore {
             pool,
             max_waiting: settings.pool * WAITING_PER_CONNECTION,
             server_clock: settings.server_clock,
+            watched_from: opened.watched_from,
+            partitions: partitions::Plan::of(settings),
             bounds: Mutex::default(),
             fatal: watch::channel(None).0,
         });
@@ -533,6 +540,25 @@ impl Registry for PostgresStore {
         read!(&self.inner, "looking up a device's owner", |conn| devices::owner(conn, app, device))
     }
 
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage> {
+        let (origin, server_clock) = (self.inner.watched_from, self.inner.server_clock);
+        read!(&self.inner, "reading for a watcher", |conn| watching::page(
+            conn,
+            origin,
+            server_clock,
+            app,
+            after,
+            filter,
+            limit
+        ))
+    }
+
     async fn pause(&self, pause: Pause) -> Result<bool> {
         step!(&self.inner, "storing a pause", |tx| pauses::pause(tx, &pause))
     }
@@ -612,6 +638,7 @@ impl Queue for PostgresStore {
     }
 
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
+        let now = self.inner.clock(now);
         let held = step!(&self.inner, "recording results", |tx| jobs::record(tx, &updates, now))?;
         let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job.0);
         self.inner.let_go(updates.iter().zip(&held).filter_map(ended));
@@ -682,6 +709,7 @@ impl Queue for PostgresStore {
     }
 
     async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
+        let now = self.inner.clock(now);
         let ids = step!(&self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
         if ids.is_none() || page.done {
             self.inner.let_go([page.notification.0]);
@@ -704,6 +732,9 @@ impl Queue for PostgresStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        step!(&self.inner, "deleting what is old", |tx| retain::retain(tx, history_before, now))
+        let now = self.inner.clock(now);
+        let dropped = partitions::keep(&self.inner, self.inner.partitions, history_before, now).await?;
+        let deleted = step!(&self.inner, "deleting what is old", |tx| retain::retain(tx, history_before, now))?;
+        Ok(dropped + deleted.count())
     }
 }

@@ -9,8 +9,10 @@ use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 
 use super::connect::{Target, TargetError};
 use super::packing::Packing;
+use super::partitions;
 use super::query::RunQuery;
 use super::statement::constant;
+use super::watching;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
 use crate::domain::targets;
@@ -40,6 +42,10 @@ pub struct Settings {
     pub server_clock: bool,
     /// The newest pack format to read and write, for one that must get along with an older version.
     pub pack_format: i16,
+    /// Days of one partition of the history.
+    pub partition_days: u32,
+    /// Days after today for which partitions are made ahead; 0: none are made.
+    pub days_ahead: u32,
     /// Apply missing migrations; otherwise a database that lacks one is refused.
     pub migrate: bool,
 }
@@ -53,6 +59,8 @@ impl Settings {
             pool: 16,
             server_clock: true,
             pack_format: targets::NEWEST,
+            partition_days: 1,
+            days_ahead: 3,
             migrate: true,
         }
     }
@@ -92,6 +100,7 @@ pub(super) struct Opened {
     pub ids: IdMaker,
     pub slot: i32,
     pub packing: Packing,
+    pub watched_from: watching::Origin,
 }
 
 pub(super) async fn open(
@@ -116,7 +125,9 @@ pub(super) async fn open(
         return Err(OpenError::Arriving);
     }
     let ids = id_maker(&mut conn, slot).await?;
-    Ok(Opened { identity, ids, slot, packing })
+    partitions::prepare(&mut conn, partitions::Plan::of(settings)).await?;
+    let watched_from = watching::open(&mut conn, runtime).await?;
+    Ok(Opened { identity, ids, slot, packing, watched_from })
 }
 
 /// A migration or the wait for another replica's may take long.
@@ -261,7 +272,7 @@ async fn id_maker(conn: &mut AsyncPgConnection, slot: i32) -> Result<IdMaker, Op
          UNION ALL SELECT max(id) FROM topic UNION ALL SELECT max(id) FROM event_type_version \
          UNION ALL SELECT max(id) FROM notification UNION ALL SELECT max(id) FROM job \
          UNION ALL SELECT max(id) FROM outcome_block UNION ALL SELECT max(id) FROM attempt_detail \
-         UNION ALL SELECT max(id) FROM deny) AS newest"
+         UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement) AS newest"
     )
     .get_result(conn)
     .await?;

@@ -28,7 +28,7 @@ impl Database {
     }
 
     pub fn settings(&self) -> Settings {
-        Settings { pool: 4, server_clock: false, ..Settings::url(&self.url) }
+        Settings { pool: 4, server_clock: false, days_ahead: 0, ..Settings::url(&self.url) }
     }
 
     pub async fn open(&self) -> (Arc<PostgresStore>, Arc<DenyFeed>) {
@@ -86,7 +86,9 @@ async fn open() -> Fixture {
 store_conformance!(open().await);
 
 mod packing;
+mod partitions;
 mod plans;
 mod proxy;
 mod replicas;
 mod trouble;
+mod watchers;

@@ -71,13 +71,14 @@ pub(super) fn insert_blocks(
 ) -> Attempt<()> {
     for chunk in entries.chunks(outcome::MAX_ENTRIES) {
         let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
-        let id = tx.next_id(now);
+        let (id, transaction) = (tx.next_id(now), tx.number(now));
         tx.execute(constant!(
             ();
-            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries, xid) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             BigInt => id, BigInt => app.0, BigInt => notification.0, Nullable<BigInt> => route.map(|route| route.0),
             BigInt => first.user.0, BigInt => last.user.0, BigInt => now.0, Binary => outcome::pack(chunk),
+            BigInt => transaction,
         ))?;
     }
     Ok(())

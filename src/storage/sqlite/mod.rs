@@ -28,6 +28,7 @@ mod setup;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod watching;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -51,7 +52,7 @@ use self::scanner::Scanner;
 use self::statement::constant;
 use self::writer::{Class, Writer};
 use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
+use super::{cache, effects, fail, rows, statement, watching as watch_rows};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -64,11 +65,13 @@ use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 use crate::runtime::Runtime;
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
     OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result, Subscription,
+    WatchFilter, WatchPage,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -80,6 +83,8 @@ pub struct SqliteStore {
     scanner: Option<Scanner>,
     context: Arc<Context>,
     lock: std::sync::Mutex<Option<File>>,
+    /// How far retention has come.
+    sweep: std::sync::Mutex<retain::Sweep>,
 }
 
 impl SqliteStore {
@@ -87,12 +92,14 @@ impl SqliteStore {
     pub fn open(runtime: Runtime, settings: &Settings, deny: Arc<DenyFeed>) -> Result<Self, OpenError> {
         let opened = open::open(&runtime, settings)?;
         let boot = BootId(open::boot_id(&runtime));
-        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity });
+        let horizon = watching::Horizon::new(opened.epoch, opened.ids.newest());
+        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity, horizon });
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
         let scanner = opened.scanner.map(|conn| Scanner::start(&context, conn, &settings.path)).transpose()?;
-        Ok(Self { writer, readers, scanner, context, lock: std::sync::Mutex::new(opened.lock) })
+        let lock = std::sync::Mutex::new(opened.lock);
+        Ok(Self { writer, readers, scanner, context, lock, sweep: std::sync::Mutex::default() })
     }
 
     /// What owns the leases of this start.
@@ -425,6 +432,20 @@ impl Registry for SqliteStore {
         self.read(Asker::Caller, "looking up a device's owner", move |conn| devices::owner(conn, app, device)).await
     }
 
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage> {
+        let (filter, context) = (filter.clone(), Arc::clone(&self.context));
+        self.read(Asker::Caller, "reading for a watcher", move |conn| {
+            watching::page(conn, &context.horizon, app, after, &filter, limit, context.runtime.now())
+        })
+        .await
+    }
+
     async fn pause(&self, pause: Pause) -> Result<bool> {
         let bytes = SMALL + pause.reason.len();
         self.write(Class::Consent, bytes, "storing a pause", move |tx| pauses::pause(tx, &pause)).await
@@ -572,8 +593,11 @@ impl Queue for SqliteStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        self.write(Class::Retention, SMALL, "deleting what is old", move |tx| retain::retain(tx, history_before, now))
-            .await
+        let from = *self.sweep.lock().expect("no panic while held");
+        let sweep = move |tx: &mut Tx<'_>| retain::retain(tx, from, history_before, now);
+        let (deleted, next) = self.write(Class::Retention, SMALL, "deleting what is old", sweep).await?;
+        *self.sweep.lock().expect("no panic while held") = next;
+        Ok(deleted.count())
     }
 }
 

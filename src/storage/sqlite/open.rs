@@ -11,6 +11,7 @@ use diesel::{Connection, OptionalExtension, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::statement::constant;
+use super::watching;
 use super::writer::QueueLimits;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
@@ -120,6 +121,8 @@ pub(super) struct Opened {
     pub scanner: Option<SqliteConnection>,
     pub identity: IdentityKey,
     pub ids: IdMaker,
+    /// Of watchers' positions.
+    pub epoch: i64,
     /// Released by the operating system when dropped.
     pub lock: Option<File>,
 }
@@ -136,6 +139,7 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
     }
     let identity = identity(&mut writer, runtime)?;
     let ids = id_maker(&mut writer)?;
+    let epoch = watching::epoch(&mut writer, runtime)?;
     let (mut readers, mut scanner) = (Vec::new(), None);
     if !runtime.is_simulated() {
         for _ in 0..settings.readers.clamp(1, 16) {
@@ -146,7 +150,7 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
         conn.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
         scanner = Some(conn);
     }
-    Ok(Opened { writer, readers, scanner, identity, ids, lock })
+    Ok(Opened { writer, readers, scanner, identity, ids, epoch, lock })
 }
 
 /// Makes sure that the file exists, for its owner only (SQLite gives its -wal and -shm the same mode), and that no
@@ -261,7 +265,10 @@ fn id_maker(conn: &mut SqliteConnection) -> Result<IdMaker, OpenError> {
          UNION ALL SELECT max(id) FROM topic UNION ALL SELECT max(id) FROM event_type_version \
          UNION ALL SELECT max(id) FROM notification UNION ALL SELECT max(id) FROM job \
          UNION ALL SELECT max(id) FROM outcome_block UNION ALL SELECT max(id) FROM attempt_detail \
-         UNION ALL SELECT max(id) FROM deny)"
+         UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement \
+         UNION ALL SELECT max(b.xid) FROM app a, outcome_block b WHERE b.app = a.id AND b.xid = \
+         (SELECT max(xid) FROM outcome_block WHERE app = a.id) \
+         UNION ALL SELECT value FROM watermark WHERE name = 'history')"
     )
     .get_result(conn)?;
     let newest_device: Option<i64> = constant!(Nullable<BigInt>; "SELECT max(id) FROM device").get_result(conn)?;

@@ -108,6 +108,7 @@ async fn the_hot_statements_scan_nothing_among_a_million_people() {
     let boot = store.boot_id();
     let measured = Fixture { store: Arc::<PostgresStore>::clone(&store), deny, boot, kept: Box::new(()) };
     let world = World { fixture: &measured, app: world.app, apns: world.apns, fcm: world.fcm, now: START.0.into() };
+    let watched_from = store.watch(world.app, None, &crate::storage::WatchFilter::default(), 1).await.unwrap().position;
     let now = world.now();
     for number in 0..10 {
         let name = format!("person-{}", 1 + number * 99_991);
@@ -163,6 +164,12 @@ async fn the_hot_statements_scan_nothing_among_a_million_people() {
         assert!(store.write_page(write, now).await.unwrap().is_some());
         fanout.cursor = page.cursor;
     }
+    // A page of a watcher far behind, and one of a quiet filter.
+    let from = crate::domain::watch::WatchPosition { transaction: 1, ..watched_from };
+    let filter = crate::storage::WatchFilter::default();
+    assert!(!store.watch(world.app, Some(from), &filter, 100).await.unwrap().events.is_empty());
+    let filter = crate::storage::WatchFilter { user: Some(user("few-1")), ..filter };
+    store.watch(world.app, Some(from), &filter, 100).await.unwrap();
     store.close().await;
 
     let mut fetched = 0;
