@@ -111,6 +111,11 @@ pub const SECTIONS: &[Section] = &[
                 Absent("none", "\"/run/secrets/database-password\""),
                 "Postgres: the password, read anew for each connection.",
             ),
+            key(
+                "retention_days",
+                Value("30"),
+                "How long notifications and their results are kept, 1–3650; the history of consent is kept for good.",
+            ),
         ],
     },
     Section {
@@ -128,6 +133,7 @@ pub const SECTIONS: &[Section] = &[
                 Value("2"),
                 "The newest format of packed work to read and write, 1–2. Give the one before while you may go back a version.",
             ),
+            key("days_ahead", Value("3"), "Days after today for which partitions of the history are made ahead, 1–30."),
         ],
     },
     Section {
