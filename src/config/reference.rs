@@ -69,6 +69,11 @@ pub const SECTIONS: &[Section] = &[
                 "Requests worked on at once; more are answered RESOURCE_EXHAUSTED.",
             ),
             key(
+                "max_watchers",
+                Value("64"),
+                "WatchDeliveries streams at once; more are answered RESOURCE_EXHAUSTED. 0 refuses all.",
+            ),
+            key(
                 "request_timeout_secs",
                 Value("30"),
                 "The longest a unary call may take; a caller's shorter deadline holds as well.",
@@ -115,7 +120,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "retention_days",
                 Value("30"),
-                "How long notifications and their results are kept, 1–3650; the history of consent is kept for good.",
+                "Notifications, results and failed attempts older than this are deleted, 1–3650. Open work and the history of consent stay.",
             ),
         ],
     },

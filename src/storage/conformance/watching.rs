@@ -206,7 +206,7 @@ pub async fn old_and_foreign_positions_are_refused(fixture: &Fixture) {
     world.pass(25 * 24 * HOUR);
     let before = UnixMs(world.now().0 - 30 * 24 * HOUR);
     while world.store().retain(before, world.now()).await.unwrap() > 0 {}
-    assert!(matches!(world.store().get_notification(world.app, late).await, Ok(_)), "younger than that");
+    assert!(world.store().get_notification(world.app, late).await.is_ok(), "younger than that");
     for position in [from, events[0].position, events[3].position] {
         assert!(matches!(watch(position).await, Err(StoreError::CursorExpired)), "{position:?}");
     }

@@ -146,13 +146,14 @@ pub(super) async fn keep(inner: &Inner, plan: Plan, history_before: UnixMs, now:
 /// In a transaction of its own.
 async fn step(conn: &mut AsyncPgConnection, plan: Plan, history_before: UnixMs, now: UnixMs) -> Attempt<Step> {
     conn.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
-    let step = match try_lock(conn).await? {
-        false => Step::Busy,
-        true if !may_change(conn).await? => Step::Rest,
-        true => match make(conn, plan, now).await? {
-            Some(table) => Step::Made { table },
-            None => drop_one(conn, history_before).await?,
-        },
+    let step = if !try_lock(conn).await? {
+        Step::Busy
+    } else if !may_change(conn).await? {
+        Step::Rest
+    } else if let Some(table) = make(conn, plan, now).await? {
+        Step::Made { table }
+    } else {
+        drop_one(conn, history_before).await?
     };
     if matches!(step, Step::Rest) && plan.ahead > 0 {
         tell(&list(conn).await?, now);

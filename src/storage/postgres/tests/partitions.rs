@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::replicas::{count, eventually, fixture};
 use super::*;
 use crate::domain::outcome::ResultCode;
+use crate::storage::WatchFilter;
 use crate::storage::conformance::{START, World, entries};
 use crate::storage::postgres::partitions::{Plan, keep};
 
@@ -65,11 +66,12 @@ async fn partitions_are_there_before_the_first_row() {
     let mut world = World::new(&fixture).await;
     world.now = runtime.now().0.into();
     world.reachable("mina").await;
-    let from = store.watch(world.app, None, &Default::default(), 1).await.unwrap().position;
+    let from = store.watch(world.app, None, &WatchFilter::default(), 1).await.unwrap().position;
     let id = world.accept(world.to_users(&["mina"])).await;
     send_all(&world).await;
     assert_eq!(world.view(id).await.counts.sent, 1);
-    let told = crate::storage::conformance::watching::told(&*store, world.app, from, &Default::default(), 9, 1).await;
+    let told =
+        crate::storage::conformance::watching::told(&*store, world.app, from, &WatchFilter::default(), 9, 1).await;
     assert_eq!(told.len(), 1, "also where old partitions are left out");
     assert_eq!(count(&database, "SELECT count(*) FROM notification_default").await, 0);
     assert_eq!(count(&database, "SELECT count(*) FROM outcome_block_default").await, 0);
