@@ -209,4 +209,17 @@ impl AdminService for AdminApi {
             next_page_token: answer.next_page_token,
         }))
     }
+
+    async fn confirm_restore(
+        &self,
+        request: Request<proto::ConfirmRestoreRequest>,
+    ) -> Result<Response<proto::ConfirmRestoreResponse>, Status> {
+        let (caller, _) = self.open(request)?;
+        self.everywhere(&caller, "")?;
+        let since = self.service.confirm_restore().await;
+        self.answer(since.map(|since| proto::ConfirmRestoreResponse {
+            confirmed: Some(since.is_some()),
+            held_since: since.map(convert::time),
+        }))
+    }
 }

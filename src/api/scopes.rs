@@ -110,6 +110,7 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.AdminService/GetProviderStatus", Scope::Operate),
     ("/nudged.v1.AdminService/ConfirmRetirements", Scope::Operate),
     ("/nudged.v1.AdminService/RedriveDeliveries", Scope::Operate),
+    ("/nudged.v1.AdminService/ConfirmRestore", Scope::Admin),
 ];
 
 /// The long-lived RPCs of ours.

@@ -105,6 +105,7 @@ pub fn postgres_settings(database: &Database, postgres: &Postgres) -> postgres::
         days_ahead: postgres.days_ahead,
         password_file: postgres.password_file.clone(),
         pool: postgres.pool,
+        pack_format: postgres.pack_format,
         ..postgres::Settings::url(postgres.url.expose())
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::section::Section;
 use super::values::{SecretSource, SecretText};
+use crate::domain::targets;
 
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -36,6 +37,9 @@ pub struct Postgres {
     pub password_file: Option<PathBuf>,
     /// Connections for statements; two more are kept for the heartbeat and the deny table. Default 16.
     pub pool: usize,
+    /// The newest pack format to read and write. Default: the newest there is. Lower it to the one before while you may
+    /// go back to the version before.
+    pub pack_format: i16,
     /// Days after today for which partitions of the history are made ahead. Default 3.
     pub days_ahead: u32,
 }
@@ -62,9 +66,12 @@ impl Database {
         }
         let mut postgres = section.table("postgres");
         let pool = postgres.count("pool", 16, 2..=1000);
+        let newest = targets::NEWEST.unsigned_abs();
+        let pack_format = postgres.count("pack_format", usize::from(newest), 1..=u64::from(newest));
+        let pack_format = i16::try_from(pack_format).unwrap_or(targets::NEWEST);
         let days_ahead = count_days(&mut postgres, "days_ahead", 3, 1..=30);
         postgres.finish();
-        let postgres = url.map(|url| Postgres { url, password_file, pool, days_ahead });
+        let postgres = url.map(|url| Postgres { url, password_file, pool, pack_format, days_ahead });
         let retention_days = count_days(&mut section, "retention_days", 30, 1..=3650);
         let mut sqlite = section.table("sqlite");
         let synchronous = sqlite.choice(

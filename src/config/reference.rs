@@ -53,6 +53,7 @@ pub const SECTIONS: &[Section] = &[
         title: "where callers connect",
         live: false,
         keys: &[
+            key("max_watchers", Value("64"), "WatchDeliveries streams at once; more are refused."),
             key(
                 "listen",
                 Value("\"127.0.0.1:50051\""),
@@ -132,6 +133,11 @@ pub const SECTIONS: &[Section] = &[
                 "pool",
                 Value("16"),
                 "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
+            ),
+            key(
+                "pack_format",
+                Value("2"),
+                "The newest format of packed work to read and write, 1–2. Give the one before while you may go back a version.",
             ),
             key("days_ahead", Value("3"), "Days after today for which partitions of the history are made ahead, 1–30."),
         ],

@@ -19,6 +19,7 @@ pub mod opt_in;
 pub mod page_token;
 pub mod pauses;
 pub mod providers;
+pub mod restore;
 pub mod subscriptions;
 pub mod watch;
 

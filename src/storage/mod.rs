@@ -14,6 +14,7 @@ pub mod conformance;
 mod effects;
 pub mod error;
 mod fail;
+pub mod moving;
 mod paging;
 pub mod postgres;
 mod providers;
@@ -241,6 +242,24 @@ pub enum ImportEffect {
     Unchanged,
 }
 
+/// A database that came from a backup.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Restoration {
+    /// The operator's name of it.
+    pub name: String,
+    pub since: UnixMs,
+    /// What was said since the backup has been told again.
+    pub confirmed_at: Option<UnixMs>,
+}
+
+/// What a restoration's hold says of itself among the pauses.
+macro_rules! restoration_reason {
+    () => {
+        "restored from a backup; waits for nudged confirm-restore"
+    };
+}
+use restoration_reason;
+
 /// Who an event would be for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ResolvedAudience {
@@ -441,6 +460,26 @@ pub trait Registry: Send + Sync {
 
     /// All pauses, in the order of their stored names.
     async fn pauses(&self) -> Result<Vec<Pause>>;
+
+    /// The database was restored from a backup: until it is confirmed, [`Registry::pauses`] holds everything. One of that
+    /// name that is there already stands as it is.
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration>;
+
+    /// Cancels up to `limit` notifications with open work, accepted before `before`, after `after` in the order of their
+    /// ids. The last one looked at, `None` at the end, and how many were not cancelled before.
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)>;
+
+    /// Restorations that hold everything, oldest first.
+    async fn restorations(&self) -> Result<Vec<Restoration>>;
+
+    /// Confirms all there are. Whether there was one.
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool>;
 
     /// Answers when the database does; for `/readyz`.
     async fn ping(&self) -> Result<()>;

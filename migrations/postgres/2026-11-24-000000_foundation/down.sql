@@ -1,4 +1,5 @@
 DROP TABLE import_progress;
+DROP TABLE restoration;
 DROP TABLE pause;
 DROP TABLE deny;
 DROP TABLE provider_trouble;

@@ -314,7 +314,9 @@ CREATE TABLE replica (
     boot_id BIGINT NOT NULL,
     heartbeat BIGINT NOT NULL,
     routes TEXT NOT NULL DEFAULT '[]',
-    version TEXT NOT NULL DEFAULT ''
+    version TEXT NOT NULL DEFAULT '',
+    -- The newest pack format it reads.
+    pack_format SMALLINT NOT NULL DEFAULT 1
 );
 
 -- Rates that replicas share: one credential's token bucket. `granted` answers the statement that wrote it.
@@ -354,7 +356,14 @@ CREATE TABLE pause (
     reason TEXT NOT NULL
 ) WITHOUT ROWID;
 
--- Resumable imports and moves.
+-- Restores from a backup: nothing is sent while one is not confirmed. Each name acts once.
+CREATE TABLE restoration (
+    name TEXT NOT NULL PRIMARY KEY,
+    since BIGINT NOT NULL,
+    confirmed_at BIGINT
+) WITHOUT ROWID;
+
+-- Resumable imports.
 CREATE TABLE import_progress (
     app BIGINT NOT NULL,
     name TEXT NOT NULL,

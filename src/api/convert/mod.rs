@@ -20,4 +20,5 @@ pub use notifications::{delivery, list_deliveries, notification, notification_vi
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
 pub use pauses::{pause, pause_delivery, resume_delivery};
 pub use providers::{provider_status, redrive, route_choice};
+pub use values::time;
 pub use watch::{watch_deliveries, watched};

@@ -11,6 +11,7 @@ pub mod fanouts;
 pub mod imports;
 pub mod providers;
 pub mod queue;
+pub mod restoring;
 pub mod watching;
 
 use std::collections::BTreeMap;
@@ -66,6 +67,7 @@ macro_rules! store_conformance {
             a_cancel_reaches_the_gate, the_backlog_counts_what_waits, retention_keeps_open_work_and_consent,
             gate_facts_keep_the_order_asked, a_job_is_put_off_and_pulled_forward, names_and_labels_keep_the_order_asked,
             open_targets_are_counted_by_app, pauses_are_kept_until_they_are_resumed;
+            restoring: a_restore_holds_everything_until_it_is_confirmed, a_restore_cancels_what_was_open_before_it;
             fanouts: merged_topics_meet_each_person_once, everyone_is_paged, a_page_is_written_under_its_fence,
             apps_take_turns, a_fanout_waits_for_its_time, the_actor_of_a_fanout_has_a_row;
             imports: an_import_keeps_its_times_and_its_position, an_import_repeated_changes_nothing,

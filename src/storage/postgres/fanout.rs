@@ -220,7 +220,7 @@ pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> At
     if held == 0 {
         return Ok((tx.is_repeated() && was_written(tx, page).await?).then_some(ids));
     }
-    let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());
+    let (mut jobs, mut blocks) = (JobColumns::of(tx.context.packing.written()), BlockColumns::default());
     for (id, job) in ids.iter().zip(&page.jobs) {
         jobs.push(*id, page.app, job, Lease::FREE)?;
     }

@@ -21,7 +21,6 @@ use crate::domain::ids::{JobId, NotificationId, RouteId};
 use crate::domain::notification::Notification;
 use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
-use crate::domain::targets;
 use crate::domain::time::UnixMs;
 use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
 
@@ -59,7 +58,7 @@ pub(super) async fn insert(tx: &mut Tx, jobs: JobColumns) -> Attempt<()> {
         Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
         Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
         Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
-        SmallInt => targets::FORMAT,
+        SmallInt => jobs.format,
     ))
     .await?;
     Ok(())
@@ -94,7 +93,7 @@ pub(super) async fn claim(
         JobTypes;
         concat!(
             "WITH head AS MATERIALIZED (SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = $2 \
-             AND lane = $3 AND due_at <= $4 AND due_at >= $8 AND format = $5 ORDER BY due_at, id LIMIT $6 \
+             AND lane = $3 AND due_at <= $4 AND due_at >= $8 AND format <= $5 ORDER BY due_at, id LIMIT $6 \
              FOR UPDATE SKIP LOCKED), \
              chosen AS (SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM head \
@@ -104,7 +103,7 @@ pub(super) async fn claim(
             job_columns!()
         ),
         BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
-        SmallInt => targets::FORMAT, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
+        SmallInt => tx.context.packing.read, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
         BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX), BigInt => from,
     )
     .load(tx.conn())
@@ -203,7 +202,8 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
     let (mut ids, mut fences, mut progress) = (Vec::new(), Vec::new(), Vec::new());
     let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
-    let (mut details, mut followers, mut parents) = (DetailColumns::default(), JobColumns::default(), Vec::new());
+    let (mut details, mut followers, mut parents) =
+        (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
     let mut dead = RetirementColumns::default();
     for (place, update) in (0_i64..).zip(updates) {
         ids.push(update.job.0);

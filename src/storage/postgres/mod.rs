@@ -6,6 +6,7 @@
 //! is worth taking a lease away.
 
 mod accept;
+mod arriving;
 mod batch;
 mod connect;
 mod deny;
@@ -19,6 +20,7 @@ mod jobs;
 mod notifications;
 mod open;
 mod opt_in;
+mod packing;
 mod partitions;
 mod pauses;
 mod people;
@@ -26,6 +28,7 @@ mod providers;
 mod query;
 mod read;
 mod replica;
+mod restorations;
 mod retain;
 mod setup;
 mod subscriptions;
@@ -48,6 +51,7 @@ use tokio::sync::{RwLock, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use arriving::Destination;
 pub use connect::{Target as Server, TargetError};
 pub use open::{OpenError, Settings};
 
@@ -76,8 +80,8 @@ use crate::runtime::{Instant, Runtime};
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, Gate, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
-    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
-    Subscription, TroubleRow, WatchFilter, WatchPage,
+    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result,
+    StoreError, Subscription, TroubleRow, WatchFilter, WatchPage,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -101,6 +105,7 @@ struct Context {
     held: tx::Held,
     /// Leases may have been taken that nobody knows of.
     sweep: AtomicBool,
+    packing: packing::Packing,
     /// Shared by whoever takes leases.
     leasing: RwLock<()>,
     /// The server's clock less ours, in milliseconds.
@@ -219,6 +224,7 @@ impl PostgresStore {
             last_fanout_app: AtomicI64::new(0),
             held: Mutex::default(),
             sweep: AtomicBool::new(false),
+            packing: opened.packing,
             leasing: RwLock::new(()),
             skew: AtomicI64::new(0),
             stopping: CancellationToken::new(),
@@ -570,6 +576,28 @@ impl Registry for PostgresStore {
 
     async fn pauses(&self) -> Result<Vec<Pause>> {
         read!(&self.inner, "reading the pauses", |conn| pauses::all(conn))
+    }
+
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration> {
+        step!(&self.inner, "holding everything after a restore", |tx| restorations::begin(tx, name, now))
+    }
+
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)> {
+        step!(&self.inner, "cancelling open work", |tx| restorations::cancel_open(tx, before, after, limit, now))
+    }
+
+    async fn restorations(&self) -> Result<Vec<Restoration>> {
+        read!(&self.inner, "looking for a restore", |conn| restorations::open(conn))
+    }
+
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool> {
+        step!(&self.inner, "confirming a restore", |tx| restorations::confirm(tx, now))
     }
 
     async fn ping(&self) -> Result<()> {

@@ -81,6 +81,10 @@ pub(super) async fn prepare(conn: &mut AsyncPgConnection, plan: Plan) -> diesel:
     if plan.ahead == 0 {
         return Ok(());
     }
+    if !may_change(conn).await? {
+        tracing::info!("this role may not make partitions of the history; `nudged migrate` of their owner keeps them");
+        return Ok(());
+    }
     let now: i64 =
         constant!(BigInt; "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT").get_result(conn).await?;
     loop {
@@ -95,6 +99,17 @@ pub(super) async fn prepare(conn: &mut AsyncPgConnection, plan: Plan) -> diesel:
             Err(fail) => return Err(diesel::result::Error::QueryBuilderError(format!("{fail:?}").into())),
         }
     }
+}
+
+/// Whether this session may make and drop partitions: a role that only serves may not, and its rows go where they may.
+async fn may_change(conn: &mut AsyncPgConnection) -> diesel::QueryResult<bool> {
+    constant!(
+        Bool;
+        "SELECT pg_has_role(c.relowner, 'USAGE') AND has_schema_privilege(c.relnamespace, 'CREATE') FROM pg_class c \
+         WHERE c.oid = 'notification'::regclass"
+    )
+    .get_result(conn)
+    .await
 }
 
 /// A round of steps. How many rows were dropped, about; at least one a partition.
@@ -133,6 +148,8 @@ async fn step(conn: &mut AsyncPgConnection, plan: Plan, history_before: UnixMs, 
     conn.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
     let step = if !try_lock(conn).await? {
         Step::Busy
+    } else if !may_change(conn).await? {
+        Step::Rest
     } else if let Some(table) = make(conn, plan, now).await? {
         Step::Made { table }
     } else {

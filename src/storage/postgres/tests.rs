@@ -32,10 +32,14 @@ impl Database {
     }
 
     pub async fn open(&self) -> (Arc<PostgresStore>, Arc<DenyFeed>) {
+        self.open_with(&self.settings()).await.unwrap()
+    }
+
+    pub async fn open_with(&self, settings: &Settings) -> Result<(Arc<PostgresStore>, Arc<DenyFeed>), OpenError> {
         let runtime = Runtime::production();
         let deny = Arc::new(DenyFeed::shared(runtime.instant().into_std()));
-        let store = PostgresStore::open(runtime, &self.settings(), Arc::clone(&deny)).await.unwrap();
-        (Arc::new(store), deny)
+        let store = PostgresStore::open(runtime, settings, Arc::clone(&deny)).await?;
+        Ok((Arc::new(store), deny))
     }
 
     /// The store's only way to the server is the proxy.
@@ -81,8 +85,10 @@ async fn open() -> Fixture {
 
 store_conformance!(open().await);
 
+mod packing;
 mod partitions;
 mod plans;
 mod proxy;
 mod replicas;
+mod trouble;
 mod watchers;

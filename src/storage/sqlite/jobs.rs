@@ -52,11 +52,11 @@ pub(super) fn insert(tx: &mut Tx<'_>, app: AppKey, job: &NewJob, lease: Lease, n
          claims, first_attempt_at, first_user, last_user, target_count, targets) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         BigInt => id, BigInt => app.0, BigInt => job.notification.0, BigInt => job.route.0,
-        SmallInt => job.lane.code(), SmallInt => targets::FORMAT, BigInt => job.ready_at.0, BigInt => job.due_at.0,
+        SmallInt => job.lane.code(), SmallInt => targets::NEWEST, BigInt => job.ready_at.0, BigInt => job.due_at.0,
         BigInt => lease.owner, BigInt => lease.fence, Integer => stored_count(job.attempt),
         Integer => stored_count(job.claims), Nullable<BigInt> => job.first_attempt_at.map(|at| at.0),
         BigInt => first.user.0, BigInt => last.user.0,
-        Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(&job.targets),
+        Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(targets::NEWEST, &job.targets),
     ))?;
     Ok(JobId(id))
 }
@@ -118,12 +118,12 @@ pub(super) fn claim(tx: &mut Tx<'_>, request: ClaimRequest, owner: BootId, now: 
              SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM \
              (SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = ?2 AND lane = ?3 AND due_at <= ?4 \
-             AND format = ?5 ORDER BY due_at, id LIMIT ?6 + 0) WINDOW claim AS (ORDER BY due_at, id)) \
+             AND format <= ?5 ORDER BY due_at, id LIMIT ?6 + 0) WINDOW claim AS (ORDER BY due_at, id)) \
              WHERE position = 1 OR total <= ?7) RETURNING ",
             job_columns!()
         ),
         BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
-        SmallInt => targets::FORMAT, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
+        SmallInt => targets::NEWEST, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
         BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX),
     )
     .load(tx.writes())?;

@@ -13,6 +13,7 @@ mod fanout;
 mod group;
 mod imports;
 mod jobs;
+mod leaving;
 mod notifications;
 mod open;
 mod opt_in;
@@ -20,6 +21,7 @@ mod pauses;
 mod people;
 mod providers;
 mod readers;
+mod restorations;
 mod retain;
 mod scanner;
 mod seed;
@@ -38,6 +40,7 @@ use diesel::RunQueryDsl;
 use diesel::sql_types::Integer;
 use diesel::sqlite::SqliteConnection;
 
+pub use leaving::Source;
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
 pub use seed::{Seed, SeedPerson, seed};
 pub use writer::QueueLimits;
@@ -68,7 +71,7 @@ use crate::runtime::Runtime;
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, GateFacts, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription, NotificationView,
-    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription, TroubleRow,
+    OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result, Subscription, TroubleRow,
     WatchFilter, WatchPage,
 };
 
@@ -465,6 +468,33 @@ impl Registry for SqliteStore {
 
     async fn pauses(&self) -> Result<Vec<Pause>> {
         self.read(Asker::Engine, "reading the pauses", pauses::all).await
+    }
+
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration> {
+        let name = name.to_owned();
+        let doing = "holding everything after a restore";
+        self.write(Class::Consent, SMALL, doing, move |tx| restorations::begin(tx, &name, now)).await
+    }
+
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)> {
+        self.write(Class::Consent, SMALL, "cancelling open work", move |tx| {
+            restorations::cancel_open(tx, before, after, limit, now)
+        })
+        .await
+    }
+
+    async fn restorations(&self) -> Result<Vec<Restoration>> {
+        self.read(Asker::Caller, "looking for a restore", restorations::open).await
+    }
+
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool> {
+        self.write(Class::Consent, SMALL, "confirming a restore", move |tx| restorations::confirm(tx, now)).await
     }
 
     async fn ping(&self) -> Result<()> {

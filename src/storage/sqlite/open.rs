@@ -96,6 +96,9 @@ pub enum OpenError {
     NewerSchema { version: String },
     #[error("the database lacks {missing} migration(s); run `nudged migrate`")]
     NotMigrated { missing: usize },
+    #[error("{path} was moved to Postgres{}, so it is not served any more: its open work would be sent twice; \
+         `nudged migrate --from sqlite://{path} --release` takes that back", if *done { "" } else { ", or is about to be" })]
+    Moved { path: String, done: bool },
     #[error("the migration of the database failed: {reason}")]
     Migrate { reason: String },
     #[error("the database cannot be read at start: {reason}")]
@@ -131,6 +134,9 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
     let lock = if settings.is_memory() { None } else { Some(lock_file(&settings.path)?) };
     let mut writer = connect(settings, settings.cache_kib)?;
     migrate(&mut writer, settings.migrate)?;
+    if let Some(seal) = super::leaving::seal(&mut writer)? {
+        return Err(OpenError::Moved { path: settings.path.display().to_string(), done: seal.done });
+    }
     let identity = identity(&mut writer, runtime)?;
     let ids = id_maker(&mut writer)?;
     let epoch = watching::epoch(&mut writer, runtime)?;
@@ -150,7 +156,7 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
 /// Makes sure that the file exists, for its owner only (SQLite gives its -wal and -shm the same mode), and that no
 /// other process has it. The lock is on a file beside it: SQLite's own locks are let go when any handle of the
 /// database file is closed.
-fn lock_file(path: &Path) -> Result<File, OpenError> {
+pub(super) fn lock_file(path: &Path) -> Result<File, OpenError> {
     if let Some(directory) = path.parent()
         && !directory.as_os_str().is_empty()
         && !directory.is_dir()
@@ -183,7 +189,7 @@ fn owner_only(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, OpenError> {
+pub(super) fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, OpenError> {
     let path = &settings.path;
     let refused = |reason: String| OpenError::Connect { path: path.clone(), reason };
     let text = path.to_str().ok_or_else(|| OpenError::PathNotText { path: path.clone() })?;
@@ -202,7 +208,7 @@ fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, Open
     Ok(conn)
 }
 
-fn migrate(conn: &mut SqliteConnection, apply: bool) -> Result<(), OpenError> {
+pub(super) fn migrate(conn: &mut SqliteConnection, apply: bool) -> Result<(), OpenError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| OpenError::Migrate { reason: error.to_string() };
     let known =
         diesel::migration::MigrationSource::<diesel::sqlite::Sqlite>::migrations(&MIGRATIONS).map_err(failed)?;
