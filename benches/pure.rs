@@ -78,7 +78,7 @@ fn decisions(c: &mut Criterion) {
 
 fn packing(c: &mut Criterion) {
     let chosen = scattered(targets::MAX_TARGETS as i64);
-    let packed = targets::pack(&chosen);
+    let packed = targets::pack(targets::NEWEST, &chosen);
     let entries: Vec<Entry> = chosen
         .iter()
         .map(|target| Entry { user: target.user, device: target.device, code: ResultCode::Sent })
@@ -86,8 +86,8 @@ fn packing(c: &mut Criterion) {
     let blocks = outcome::pack(&entries);
     let mut group = c.benchmark_group("per target");
     group.throughput(Throughput::Elements(chosen.len() as u64));
-    group.bench_function("pack 500 targets", |b| b.iter(|| targets::pack(black_box(&chosen))));
-    group.bench_function("unpack 500 targets", |b| b.iter(|| targets::unpack(targets::FORMAT, black_box(&packed))));
+    group.bench_function("pack 500 targets", |b| b.iter(|| targets::pack(targets::NEWEST, black_box(&chosen))));
+    group.bench_function("unpack 500 targets", |b| b.iter(|| targets::unpack(targets::NEWEST, black_box(&packed))));
     group.bench_function("pack 500 outcomes", |b| b.iter(|| outcome::pack(black_box(&entries))));
     group.bench_function("unpack 500 outcomes", |b| b.iter(|| outcome::unpack(black_box(&blocks))));
     group.finish();

@@ -170,6 +170,7 @@ fn steps(c: &mut Criterion) {
                     details: Vec::new(),
                     followers: Vec::new(),
                     retirements: Vec::new(),
+                    device_changes: Vec::new(),
                 };
                 assert_eq!(store.record(vec![update], runtime.now()).await.expect("recorded"), [true]);
             });

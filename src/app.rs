@@ -12,6 +12,7 @@ pub(crate) mod certificate;
 pub mod database;
 mod gauges;
 pub mod keys;
+pub mod moving;
 mod readiness;
 mod reload;
 pub mod routes;
@@ -39,6 +40,7 @@ use crate::domain::deny::DenyFeed;
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::http2::SendingThreads;
+use crate::service::restore::{self, AfterRestore};
 use crate::service::{AppDirectory, Service};
 use crate::storage::Store;
 use crate::telemetry::Metrics;
@@ -74,7 +76,32 @@ pub struct App {
 impl App {
     /// Everything up and serving, or an error that says what to do.
     pub async fn start(runtime: Runtime, config: &Config, metrics: Metrics) -> anyhow::Result<Self> {
+        Self::start_with(runtime, config, metrics, None).await
+    }
+
+    /// [`App::start`] on a database that was restored from a backup, under the operator's name of that restore.
+    pub async fn start_after_restore(
+        runtime: Runtime,
+        config: &Config,
+        metrics: Metrics,
+        name: &str,
+    ) -> anyhow::Result<Self> {
+        Self::start_with(runtime, config, metrics, Some(name)).await
+    }
+
+    async fn start_with(
+        runtime: Runtime,
+        config: &Config,
+        metrics: Metrics,
+        restore: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let (store, deny) = OpenStore::open(&runtime, &config.database).await?;
+        if let Some(name) = restore
+            && let Err(error) = hold_after_restore(&store, &runtime, name).await
+        {
+            store.close(&runtime).await;
+            return Err(error);
+        }
         let threads =
             SendingThreads::new(&runtime, config.delivery.sender_threads).context("starting sending threads")?;
         let dyn_store: Arc<dyn Store> = store.store();
@@ -199,6 +226,21 @@ impl App {
     }
 }
 
+/// Before the engine starts, so that nothing goes out.
+async fn hold_after_restore(store: &OpenStore, runtime: &Runtime, name: &str) -> anyhow::Result<()> {
+    match restore::begin(&*store.store(), runtime, name).await.context("holding everything after the restore")? {
+        AfterRestore::Held { since, cancelled } => {
+            tracing::warn!(name, %since, cancelled,
+                "restored from a backup: what was open is cancelled, and nothing is sent before `nudged confirm-restore`");
+            Ok(())
+        }
+        AfterRestore::Confirmed { at } => anyhow::bail!(
+            "the restore {name:?} was confirmed at {at}; start without --after-restore, or give this one another name: \
+             --after-restore=NAME"
+        ),
+    }
+}
+
 fn engine_settings(config: &Config) -> delivery::Settings {
     let from = &config.delivery;
     delivery::Settings {
@@ -207,8 +249,13 @@ fn engine_settings(config: &Config) -> delivery::Settings {
         poll: from.poll,
         checkpoint: from.flush_interval,
         drain: from.drain,
+        retention: Duration::from_secs(u64::from(config.database.retention_days) * 24 * 3600),
         apns: from.apns,
         fcm: from.fcm,
+        retirement_guard: delivery::RetirementGuard {
+            min: from.retirement_guard_min,
+            percent: from.retirement_guard_percent,
+        },
         ..delivery::Settings::default()
     }
 }
@@ -220,6 +267,7 @@ fn limits(config: &Config) -> anyhow::Result<ServerLimits> {
         max_streams_per_connection: u32::try_from(grpc.max_streams_per_connection)
             .context("grpc.max_streams_per_connection is too large")?,
         max_concurrent_requests: grpc.max_concurrent_requests,
+        max_watchers: grpc.max_watchers,
         max_deadline: grpc.request_timeout,
         drain: config.delivery.drain,
         ..ServerLimits::default()

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use crate::domain::ids::AppId;
 
 pub use admin::Admin;
-pub use apns::{ApnsAuth, ApnsCredential, ApnsEnvironment};
+pub use apns::{ApnsAuth, ApnsCredential, ApnsEnvironment, RateLimit};
 pub use apps::App;
 pub use database::{Database, Postgres, Synchronous};
 pub use delivery::Delivery;

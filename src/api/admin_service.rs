@@ -171,4 +171,55 @@ impl AdminService for AdminApi {
             pauses.map(|pauses| proto::ListPausesResponse { pauses: pauses.into_iter().map(convert::pause).collect() }),
         )
     }
+
+    async fn get_provider_status(
+        &self,
+        request: Request<proto::GetProviderStatusRequest>,
+    ) -> Result<Response<proto::GetProviderStatusResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let call = self.call(&caller, &message.app_id)?;
+        let routes = self.service.provider_status(call).await;
+        self.answer(routes.map(|routes| proto::GetProviderStatusResponse {
+            routes: routes.into_iter().map(convert::provider_status).collect(),
+        }))
+    }
+
+    async fn confirm_retirements(
+        &self,
+        request: Request<proto::ConfirmRetirementsRequest>,
+    ) -> Result<Response<proto::ConfirmRetirementsResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let mut call = self.call(&caller, &message.app_id)?;
+        let input = convert::route_choice(call.violations(), message);
+        let confirmed = self.service.confirm_retirements(call, input).await;
+        self.answer(confirmed.map(|confirmed| proto::ConfirmRetirementsResponse { confirmed: Some(confirmed) }))
+    }
+
+    async fn redrive_deliveries(
+        &self,
+        request: Request<proto::RedriveDeliveriesRequest>,
+    ) -> Result<Response<proto::RedriveDeliveriesResponse>, Status> {
+        let (caller, message) = self.open(request)?;
+        let mut call = self.call(&caller, &message.app_id)?;
+        let input = convert::redrive(call.violations(), message);
+        let answer = self.service.redrive(call, input).await;
+        self.answer(answer.map(|answer| proto::RedriveDeliveriesResponse {
+            redriven: answer.redriven,
+            too_late: answer.too_late,
+            next_page_token: answer.next_page_token,
+        }))
+    }
+
+    async fn confirm_restore(
+        &self,
+        request: Request<proto::ConfirmRestoreRequest>,
+    ) -> Result<Response<proto::ConfirmRestoreResponse>, Status> {
+        let (caller, _) = self.open(request)?;
+        self.everywhere(&caller, "")?;
+        let since = self.service.confirm_restore().await;
+        self.answer(since.map(|since| proto::ConfirmRestoreResponse {
+            confirmed: Some(since.is_some()),
+            held_since: since.map(convert::time),
+        }))
+    }
 }

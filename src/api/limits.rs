@@ -38,6 +38,17 @@ pub struct ServerLimits {
     pub max_event_streams: usize,
     /// Open imports in the whole process; more are refused. Default 8.
     pub max_import_streams: usize,
+    /// Open WatchDeliveries streams in the whole process; more are refused. Default 64, which bounds what waits for them to
+    /// about 64 × (500 + 256) messages of some hundred bytes.
+    pub max_watchers: usize,
+    /// How often a watcher that has been told everything looks again. Default 200 ms.
+    pub watch_poll: Duration,
+    /// After this long without a message a watcher gets a `progress`. Default 10 s.
+    pub watch_heartbeat: Duration,
+    /// Messages that wait for one watcher to read them. Default 256.
+    pub watch_buffer: usize,
+    /// A watcher that reads nothing for this long while messages wait is ended. Default 30 s.
+    pub watch_patience: Duration,
     /// Unanswered events of one stream; reading pauses there. Default 512.
     pub stream_window_events: usize,
     /// Bytes of unanswered events of one stream; reading pauses there. Default 4 MiB.
@@ -66,6 +77,11 @@ impl Default for ServerLimits {
             max_concurrent_requests: 4_096,
             max_event_streams: 64,
             max_import_streams: 8,
+            max_watchers: 64,
+            watch_poll: Duration::from_millis(200),
+            watch_heartbeat: Duration::from_secs(10),
+            watch_buffer: 256,
+            watch_patience: Duration::from_secs(30),
             stream_window_events: 512,
             stream_window_bytes: 4 * 1024 * 1024,
             max_message_bytes: 256 * 1024,

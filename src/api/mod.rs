@@ -21,6 +21,7 @@ pub mod status;
 mod stream;
 pub mod tls;
 mod trace;
+mod watch;
 
 /// Event types between messages and definitions, for clients of ours.
 pub mod catalogue {

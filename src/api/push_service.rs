@@ -16,6 +16,7 @@ use super::proto::push_service_server::PushService;
 use super::scopes::Scope;
 use super::status::{ApiError, status};
 use super::stream::{EventStream, Window};
+use super::watch::{self, WatchLimits, WatchStream};
 use super::{access, convert, imports, proto};
 
 /// Implements the generated trait. Cheap to clone.
@@ -27,7 +28,10 @@ pub struct PushApi {
     streams: Arc<Semaphore>,
     /// Open imports.
     imports: Arc<Semaphore>,
+    /// Open watchers.
+    watchers: Arc<Semaphore>,
     window: Window,
+    watch_limits: WatchLimits,
     /// Streams stop reading then.
     shutdown: CancellationToken,
 }
@@ -39,11 +43,12 @@ impl PushApi {
         keys: Arc<KeyRing>,
         streams: Arc<Semaphore>,
         imports: Arc<Semaphore>,
+        watchers: Arc<Semaphore>,
         limits: &ServerLimits,
         shutdown: CancellationToken,
     ) -> Self {
         let window = Window { events: limits.stream_window_events, bytes: limits.stream_window_bytes };
-        Self { service, keys, streams, imports, window, shutdown }
+        Self { service, keys, streams, imports, watchers, window, watch_limits: limits.into(), shutdown }
     }
 
     /// Who calls, and the message. The auth layer leaves a caller in every request it lets through.
@@ -314,6 +319,31 @@ impl PushService for PushApi {
             deliveries: deliveries.into_iter().map(convert::delivery).collect(),
             next_page_token,
         }))
+    }
+
+    type WatchDeliveriesStream = WatchStream;
+
+    async fn watch_deliveries(
+        &self,
+        request: Request<proto::WatchDeliveriesRequest>,
+    ) -> Result<Response<WatchStream>, Status> {
+        let place = Arc::clone(&self.watchers).try_acquire_owned();
+        let place = place.map_err(|_| self.fail(ApiError::TooManyStreams))?;
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let (caller, message) = self.open(request)?;
+        let mut call = self.call(&caller, &message.app_id)?;
+        let input = convert::watch_deliveries(call.violations(), message);
+        let watch = self.service.open_watch(call, input).await.map_err(|error| self.fail(error))?;
+        let parts = watch::Parts {
+            service: Arc::clone(&self.service),
+            keys: Arc::clone(&self.keys),
+            caller,
+            limits: self.watch_limits,
+            deadline,
+            shutdown: self.shutdown.clone(),
+            place,
+        };
+        Ok(Response::new(WatchStream::open(parts, watch)))
     }
 
     async fn explain_delivery(

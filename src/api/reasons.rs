@@ -37,6 +37,12 @@ pub const DELIVERY_NOT_FOUND: &str = "DELIVERY_NOT_FOUND";
 pub const IDEMPOTENCY_KEY_REUSED: &str = "IDEMPOTENCY_KEY_REUSED";
 /// More people than `max_audience`; metadata `max_audience`.
 pub const AUDIENCE_TOO_LARGE: &str = "AUDIENCE_TOO_LARGE";
+/// What followed a watcher's cursor is no longer kept.
+pub const CURSOR_EXPIRED: &str = "CURSOR_EXPIRED";
+/// A watcher's cursor is another installation's, database's or app's, or was altered.
+pub const CURSOR_FOREIGN: &str = "CURSOR_FOREIGN";
+/// A watcher did not read what it was sent.
+pub const WATCHER_TOO_SLOW: &str = "WATCHER_TOO_SLOW";
 /// More events than the app's `max_events_per_second`; metadata of that name. RetryInfo says when there is room.
 pub const EVENT_RATE_EXCEEDED: &str = "EVENT_RATE_EXCEEDED";
 /// More open deliveries than the app's `max_open_targets`; metadata of that name.
@@ -45,7 +51,7 @@ pub const OPEN_TARGETS_EXCEEDED: &str = "OPEN_TARGETS_EXCEEDED";
 pub const STORE_OVERLOADED: &str = "STORE_OVERLOADED";
 /// Too many requests at once.
 pub const SERVER_OVERLOADED: &str = "SERVER_OVERLOADED";
-/// Too many NotifyEvents streams, or imports, at once.
+/// Too many NotifyEvents streams, imports or watchers at once.
 pub const TOO_MANY_STREAMS: &str = "TOO_MANY_STREAMS";
 /// The server shuts down before a stream has ended: to be opened again.
 pub const SERVER_SHUTTING_DOWN: &str = "SERVER_SHUTTING_DOWN";
@@ -75,6 +81,9 @@ pub const ALL: &[&str] = &[
     DELIVERY_NOT_FOUND,
     IDEMPOTENCY_KEY_REUSED,
     AUDIENCE_TOO_LARGE,
+    CURSOR_EXPIRED,
+    CURSOR_FOREIGN,
+    WATCHER_TOO_SLOW,
     EVENT_RATE_EXCEEDED,
     OPEN_TARGETS_EXCEEDED,
     STORE_OVERLOADED,

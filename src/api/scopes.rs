@@ -97,6 +97,7 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.PushService/ListNotifications", Scope::Read),
     ("/nudged.v1.PushService/CancelNotification", Scope::Notify),
     ("/nudged.v1.PushService/ListDeliveries", Scope::Read),
+    (WATCH_DELIVERIES, Scope::Read),
     ("/nudged.v1.PushService/ExplainDelivery", Scope::Read),
     ("/nudged.v1.AdminService/PutEventType", Scope::Admin),
     ("/nudged.v1.AdminService/GetEventType", Scope::Read),
@@ -106,10 +107,15 @@ pub const TABLE: &[(&str, Scope)] = &[
     ("/nudged.v1.AdminService/PauseDelivery", Scope::Operate),
     ("/nudged.v1.AdminService/ResumeDelivery", Scope::Operate),
     ("/nudged.v1.AdminService/ListPauses", Scope::Operate),
+    ("/nudged.v1.AdminService/GetProviderStatus", Scope::Operate),
+    ("/nudged.v1.AdminService/ConfirmRetirements", Scope::Operate),
+    ("/nudged.v1.AdminService/RedriveDeliveries", Scope::Operate),
+    ("/nudged.v1.AdminService/ConfirmRestore", Scope::Admin),
 ];
 
 /// The long-lived RPCs of ours.
 pub const NOTIFY_EVENTS: &str = "/nudged.v1.PushService/NotifyEvents";
+const WATCH_DELIVERIES: &str = "/nudged.v1.PushService/WatchDeliveries";
 const IMPORTS: [&str; 3] = [
     "/nudged.v1.PushService/ImportDevices",
     "/nudged.v1.PushService/ImportOptIns",
@@ -144,5 +150,9 @@ pub fn is_health(path: &str) -> bool {
 /// Streams may stay open as long as both sides like.
 #[must_use]
 pub fn is_stream(path: &str) -> bool {
-    path == NOTIFY_EVENTS || IMPORTS.contains(&path) || path == HEALTH[2] || REFLECTION.contains(&path)
+    path == NOTIFY_EVENTS
+        || path == WATCH_DELIVERIES
+        || IMPORTS.contains(&path)
+        || path == HEALTH[2]
+        || REFLECTION.contains(&path)
 }

@@ -75,6 +75,7 @@ pub struct Server {
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     imports: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
     runtime: Runtime,
 }
 
@@ -90,6 +91,7 @@ impl Server {
             requests: Arc::new(Semaphore::new(limits.max_concurrent_requests)),
             streams: Arc::new(Semaphore::new(limits.max_event_streams)),
             imports: Arc::new(Semaphore::new(limits.max_import_streams)),
+            watchers: Arc::new(Semaphore::new(limits.max_watchers)),
             limits,
             runtime,
         }
@@ -132,6 +134,7 @@ impl Server {
             Arc::clone(&self.keys),
             Arc::clone(&self.streams),
             Arc::clone(&self.imports),
+            Arc::clone(&self.watchers),
             limits,
             shutdown.clone(),
         );

@@ -45,8 +45,10 @@ pub enum ApiError {
     Overloaded,
     #[error("too many streams of this kind are open")]
     TooManyStreams,
+    #[error("the watcher read nothing for too long; go on with the last cursor")]
+    WatcherTooSlow,
     /// Of a stream that has more to say; what was acknowledged stands.
-    #[error("the server is shutting down; what was not acknowledged is to be sent again")]
+    #[error("the server is shutting down; open the stream again and go on where it ended")]
     ShuttingDown,
     #[error("the deadline passed; the call may have happened")]
     DeadlineExceeded,
@@ -69,6 +71,10 @@ pub fn status(error: &ApiError, runtime: &Runtime) -> Status {
         }
         ApiError::TooManyStreams => {
             info(&mut details, reasons::TOO_MANY_STREAMS, []);
+            retry_later(Code::ResourceExhausted, message, details)
+        }
+        ApiError::WatcherTooSlow => {
+            info(&mut details, reasons::WATCHER_TOO_SLOW, []);
             retry_later(Code::ResourceExhausted, message, details)
         }
         ApiError::ShuttingDown => {
@@ -131,6 +137,8 @@ fn service_status(error: &ServiceError, mut details: ErrorDetails, runtime: &Run
         ServiceError::AudienceTooLarge { limit } => {
             (Code::FailedPrecondition, reasons::AUDIENCE_TOO_LARGE, vec![("max_audience", limit.to_string())])
         }
+        ServiceError::CursorExpired => (Code::OutOfRange, reasons::CURSOR_EXPIRED, Vec::new()),
+        ServiceError::CursorForeign => (Code::OutOfRange, reasons::CURSOR_FOREIGN, Vec::new()),
         ServiceError::TooManyEvents { per_second, retry_after } => {
             info(&mut details, reasons::EVENT_RATE_EXCEEDED, [("max_events_per_second", per_second.to_string())]);
             return retry_after_that(Code::ResourceExhausted, message, details, *retry_after);
@@ -178,6 +186,8 @@ fn store_status(error: &StoreError, mut details: ErrorDetails, runtime: &Runtime
         | StoreError::IdempotencyKeyReused { .. }
         | StoreError::AudienceTooLarge { .. }
         | StoreError::AlreadyExpired
+        | StoreError::CursorExpired
+        | StoreError::CursorForeign
         | StoreError::BroadcastNotAllowed => internal(&error.to_string(), runtime),
     }
 }

@@ -30,7 +30,7 @@ impl OpenStore {
             }
             Some(postgres) => {
                 let deny = Arc::new(DenyFeed::shared(runtime.instant().into_std()));
-                let settings = postgres_settings(postgres);
+                let settings = postgres_settings(database, postgres);
                 let store = PostgresStore::open(runtime.clone(), &settings, Arc::clone(&deny)).await?;
                 Ok((Self::Postgres(Arc::new(store)), deny))
             }
@@ -97,10 +97,15 @@ pub fn sqlite_settings(database: &Database) -> sqlite::Settings {
 
 /// The Postgres store's.
 #[must_use]
-pub fn postgres_settings(postgres: &Postgres) -> postgres::Settings {
+pub fn postgres_settings(database: &Database, postgres: &Postgres) -> postgres::Settings {
+    /// Partitions that are kept, about: a statement may have to look at each.
+    const PARTITIONS: u32 = 30;
     postgres::Settings {
+        partition_days: database.retention_days.div_ceil(PARTITIONS),
+        days_ahead: postgres.days_ahead,
         password_file: postgres.password_file.clone(),
         pool: postgres.pool,
+        pack_format: postgres.pack_format,
         ..postgres::Settings::url(postgres.url.expose())
     }
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::senders::{CredentialError, apns_settings, fcm_settings};
-use crate::config::{self, ApnsEnvironment, Config};
-use crate::delivery::Routing;
+use crate::config::{self, ApnsEnvironment, Config, RateLimit};
+use crate::delivery::{Pacing, Routing};
 use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{AppId, AppKey, Locale};
+use crate::domain::pacing::Rate;
 use crate::domain::platform::{Environment, Platform, RouteSpec};
 use crate::runtime::Runtime;
 use crate::senders::apns::ApnsSender;
@@ -88,7 +89,11 @@ pub async fn build(config: &Config, workshop: &Workshop<'_>) -> anyhow::Result<R
         for (name, credential) in &app.apns {
             let sender = &credentials[&(id.clone(), Platform::Apns, name.clone())].sender;
             let specs = apns_specs(key, name, &credential.topics);
+            let probes = credential.environment_probes_per_minute;
+            let pacing = Pacing { rate: rate(credential.rate), environment_probes_per_minute: probes };
+            let before = setup.routes.len();
             add(workshop, &mut routed.routing.senders, &mut setup, specs, sender).await?;
+            routed.routing.pacing.extend(setup.routes[before..].iter().map(|route| (route.id, pacing)));
             setup.credentials.push(CredentialSetup {
                 platform: Platform::Apns,
                 name: name.as_str().into(),
@@ -99,9 +104,12 @@ pub async fn build(config: &Config, workshop: &Workshop<'_>) -> anyhow::Result<R
                 default_bundle: credential.topics.first().map_or("", String::as_str).into(),
             });
         }
-        for name in app.fcm.keys() {
+        for (name, credential) in &app.fcm {
             let sender = &credentials[&(id.clone(), Platform::Fcm, name.clone())].sender;
+            let pacing = Pacing { rate: rate(credential.rate), environment_probes_per_minute: 0 };
+            let before = setup.routes.len();
             add(workshop, &mut routed.routing.senders, &mut setup, vec![fcm_spec(key, name)], sender).await?;
+            routed.routing.pacing.extend(setup.routes[before..].iter().map(|route| (route.id, pacing)));
             setup.credentials.push(CredentialSetup {
                 platform: Platform::Fcm,
                 name: name.as_str().into(),
@@ -122,6 +130,11 @@ pub async fn build(config: &Config, workshop: &Workshop<'_>) -> anyhow::Result<R
     }
     routed.credentials = credentials;
     Ok(routed)
+}
+
+/// 0 stands for none.
+fn rate(limit: RateLimit) -> Option<Rate> {
+    (limit.per_minute > 0).then_some(Rate { per_minute: limit.per_minute, ramp_up: limit.ramp_up })
 }
 
 fn allow_list(app: &config::App) -> Option<AllowList> {

@@ -7,6 +7,8 @@ pub mod catalog;
 pub mod check;
 pub mod client;
 pub mod config;
+pub mod dead;
+pub mod confirm_restore;
 pub mod demo;
 pub mod import;
 pub mod key;
@@ -40,7 +42,7 @@ pub struct Cli {
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Run the server
-    Serve,
+    Serve(serve::ServeArgs),
     /// Look for everything that is wrong with configuration, credentials and database
     Check(check::CheckArgs),
     /// The configuration in force, and every key there is
@@ -52,13 +54,18 @@ pub enum Command {
     /// Move devices, choices or subscriptions in from a file
     #[command(subcommand)]
     Import(import::ImportCommand),
+    /// Deliveries that a running server gave up on
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
     /// Play the whole story against fake providers: no setup, under a minute
     Demo(demo::DemoArgs),
-    /// Bring the database's schema to this version
-    Migrate,
+    /// Bring the database's schema to this version, or move an SQLite database to Postgres
+    Migrate(migrate::MigrateArgs),
+    /// After `serve --after-restore`: what was said since the backup was told again, so send
+    ConfirmRestore(confirm_restore::ConfirmRestoreArgs),
     /// Run fake APNs and FCM servers with ready-made credentials and configuration
     Sandbox(sandbox::SandboxArgs),
     /// Measure the server against fake providers
@@ -73,10 +80,12 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config: explicit, command } = cli;
     let runtime = Runtime::production();
     match command {
-        Command::Serve => block_on(serve::run(explicit.as_deref(), runtime)),
+        Command::Serve(arguments) => block_on(serve::run(arguments, explicit.as_deref(), runtime)),
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
-        Command::Migrate => block_on(migrate::run(explicit.as_deref(), runtime)),
+        Command::Migrate(arguments) => block_on(migrate::run(arguments, explicit.as_deref(), runtime)),
+        Command::ConfirmRestore(arguments) => block_on(confirm_restore::run(arguments)),
         Command::Check(arguments) => check::run(&arguments, explicit.as_deref(), &runtime),
+        Command::Dead(command) => block_on(dead::run(command)),
         Command::Config(command) => config::run(&command, explicit.as_deref()),
         Command::Catalog(command) => block_on(catalog::run(command)),
         Command::Import(command) => block_on(import::run(command, runtime)),

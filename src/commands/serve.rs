@@ -13,7 +13,25 @@ use crate::runtime::Runtime;
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::Traces;
 
-pub async fn run(explicit: Option<&Path>, runtime: Runtime) -> anyhow::Result<ExitCode> {
+#[derive(clap::Args)]
+pub struct ServeArgs {
+    /// The database comes from a backup: cancel what was open in it and send nothing, on any replica, before `nudged
+    /// confirm-restore`. Each name acts once
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "restore", require_equals = true,
+        value_parser = restore_name)]
+    pub after_restore: Option<String>,
+}
+
+/// At most this many bytes.
+const MAX_RESTORE_NAME_BYTES: usize = 64;
+
+fn restore_name(text: &str) -> Result<String, String> {
+    let fits =
+        !text.is_empty() && text.len() <= MAX_RESTORE_NAME_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if fits { Ok(text.to_owned()) } else { Err(format!("up to {MAX_RESTORE_NAME_BYTES} printable ASCII characters")) }
+}
+
+pub async fn run(arguments: ServeArgs, explicit: Option<&Path>, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let config = super::load_config(explicit)?;
     // What changes from here on is noticed.
     let mut watch = FileWatch::new(&runtime, config.files()).await;
@@ -23,7 +41,10 @@ pub async fn run(explicit: Option<&Path>, runtime: Runtime) -> anyhow::Result<Ex
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-    let app = App::start(runtime.clone(), &config, metrics).await?;
+    let app = match &arguments.after_restore {
+        None => App::start(runtime.clone(), &config, metrics).await?,
+        Some(name) => App::start_after_restore(runtime.clone(), &config, metrics, name).await?,
+    };
     loop {
         let why = tokio::select! {
             biased;

@@ -1,6 +1,7 @@
 //! `[apps.<app_id>.apns]` and `[apps.<app_id>.apns.<name>]`: a credential at Apple.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::section::Section;
 use super::values::{Endpoint, SecretSource};
@@ -19,6 +20,9 @@ pub(super) const KEYS: &[&str] = &[
     "endpoint",
     "endpoint_sandbox",
     "ca_file",
+    "rate_per_minute",
+    "ramp_up_secs",
+    "environment_probes_per_minute",
 ];
 
 const PRODUCTION: &str = "https://api.push.apple.com";
@@ -35,6 +39,26 @@ pub struct ApnsCredential {
     pub endpoint_sandbox: Endpoint,
     /// PEM; trusted instead of the public authorities.
     pub ca_file: Option<PathBuf>,
+    pub rate: RateLimit,
+    /// Tokens that are bad in one environment and tried in the other, a minute. Default 30; 0 = never.
+    pub environment_probes_per_minute: u32,
+}
+
+/// How fast a credential is used, over all replicas.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RateLimit {
+    /// 0 = as fast as the provider takes it.
+    pub per_minute: u32,
+    /// From a tenth of the rate to all of it after a minute without use. Default 60 s.
+    pub ramp_up: Duration,
+}
+
+pub(super) fn read_rate(section: &mut Section<'_>, default_per_minute: usize) -> RateLimit {
+    let per_minute = section.count("rate_per_minute", default_per_minute, 0..=100_000_000);
+    RateLimit {
+        per_minute: u32::try_from(per_minute).unwrap_or(u32::MAX),
+        ramp_up: section.seconds("ramp_up_secs", 60, 0..=3600),
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +94,8 @@ pub(super) fn read(section: &mut Section<'_>) -> Option<ApnsCredential> {
     let endpoint = read_endpoint(section, "endpoint", PRODUCTION);
     let endpoint_sandbox = read_endpoint(section, "endpoint_sandbox", SANDBOX);
     let ca_file = section.path("ca_file");
+    let rate = read_rate(section, 0);
+    let probes = section.count("environment_probes_per_minute", 30, 0..=6000);
     Some(ApnsCredential {
         auth: auth?,
         topics: topics?,
@@ -77,6 +103,8 @@ pub(super) fn read(section: &mut Section<'_>) -> Option<ApnsCredential> {
         endpoint: endpoint?,
         endpoint_sandbox: endpoint_sandbox?,
         ca_file,
+        rate,
+        environment_probes_per_minute: u32::try_from(probes).unwrap_or(u32::MAX),
     })
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::section::Section;
 use super::values::{SecretSource, SecretText};
+use crate::domain::targets;
 
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -11,6 +12,8 @@ pub struct Database {
     pub path: PathBuf,
     /// `None`: SQLite.
     pub postgres: Option<Postgres>,
+    /// Notifications, results and failed attempts older than this are deleted; what is open stays. Default 30 days.
+    pub retention_days: u32,
     /// Reading connections, each on its own blocking thread. Default 3.
     pub readers: usize,
     /// Default [`Synchronous::Full`].
@@ -34,6 +37,11 @@ pub struct Postgres {
     pub password_file: Option<PathBuf>,
     /// Connections for statements; two more are kept for the heartbeat and the deny table. Default 16.
     pub pool: usize,
+    /// The newest pack format to read and write. Default: the newest there is. Lower it to the one before while you may
+    /// go back to the version before.
+    pub pack_format: i16,
+    /// Days after today for which partitions of the history are made ahead. Default 3.
+    pub days_ahead: u32,
 }
 
 /// SQLite's `synchronous` pragma.
@@ -58,8 +66,13 @@ impl Database {
         }
         let mut postgres = section.table("postgres");
         let pool = postgres.count("pool", 16, 2..=1000);
+        let newest = targets::NEWEST.unsigned_abs();
+        let pack_format = postgres.count("pack_format", usize::from(newest), 1..=u64::from(newest));
+        let pack_format = i16::try_from(pack_format).unwrap_or(targets::NEWEST);
+        let days_ahead = count_days(&mut postgres, "days_ahead", 3, 1..=30);
         postgres.finish();
-        let postgres = url.map(|url| Postgres { url, password_file, pool });
+        let postgres = url.map(|url| Postgres { url, password_file, pool, pack_format, days_ahead });
+        let retention_days = count_days(&mut section, "retention_days", 30, 1..=3650);
         let mut sqlite = section.table("sqlite");
         let synchronous = sqlite.choice(
             "synchronous",
@@ -76,6 +89,7 @@ impl Database {
         let database = Self {
             path,
             postgres,
+            retention_days,
             readers: sqlite.count("readers", 3, 1..=16),
             synchronous,
             cache_mib: sqlite.count("cache_mib", 16, 1..=65_536),
@@ -87,6 +101,15 @@ impl Database {
         section.finish();
         database
     }
+}
+
+fn count_days(
+    section: &mut Section<'_>,
+    key: &'static str,
+    default: usize,
+    range: std::ops::RangeInclusive<u64>,
+) -> u32 {
+    u32::try_from(section.count(key, default, range)).expect("the range is far below")
 }
 
 enum Location {

@@ -25,6 +25,10 @@ pub struct Delivery {
     pub flush_interval: Duration,
     /// How long a provider may take to answer a push. Default 15 s; FCM's own limit is 10 s.
     pub send_timeout: Duration,
+    /// Devices of a route retired for one reason before the guard against mass retirement steps in. Default 100.
+    pub retirement_guard_min: u32,
+    /// … when so many percent of the answers within ten minutes say the same. Default 50; 0 = never.
+    pub retirement_guard_percent: u32,
     pub apns: RetryPolicy,
     pub fcm: RetryPolicy,
 }
@@ -72,12 +76,19 @@ impl Delivery {
             claim_targets: section.count("claim_targets", 2000, 1..=100_000),
             flush_interval: section.millis("flush_interval_ms", 150, 1..=10_000),
             send_timeout: section.seconds("send_timeout_secs", 15, 1..=600),
+            retirement_guard_min: small(section.count("retirement_guard_min", 100, 0..=1_000_000)),
+            retirement_guard_percent: small(section.count("retirement_guard_percent", 50, 0..=100)),
             apns: read_policy(section.table("apns"), &APNS),
             fcm: read_policy(section.table("fcm"), &FCM),
         };
         section.finish();
         delivery
     }
+}
+
+/// Within the range that was checked.
+fn small(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn read_policy(mut section: Section<'_>, default: &Defaults) -> RetryPolicy {

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::apns::read_endpoint;
+use super::apns::{RateLimit, read_endpoint, read_rate};
 use super::section::Section;
 use super::values::{Endpoint, SecretSource};
 
-pub(super) const KEYS: &[&str] = &["service_account", "service_account_file", "endpoint", "ca_file"];
+pub(super) const KEYS: &[&str] =
+    &["service_account", "service_account_file", "endpoint", "ca_file", "rate_per_minute", "ramp_up_secs"];
 
 #[derive(Clone, Debug)]
 pub struct FcmCredential {
@@ -15,7 +16,11 @@ pub struct FcmCredential {
     pub endpoint: Endpoint,
     /// PEM; trusted instead of the public authorities, at the token endpoint as well.
     pub ca_file: Option<PathBuf>,
+    pub rate: RateLimit,
 }
+
+/// Google's default quota of a project.
+const QUOTA_PER_MINUTE: usize = 600_000;
 
 pub(super) fn read(section: &mut Section<'_>) -> Option<FcmCredential> {
     let service_account = section.secret("service_account", "service_account_file");
@@ -24,5 +29,6 @@ pub(super) fn read(section: &mut Section<'_>) -> Option<FcmCredential> {
     }
     let endpoint = read_endpoint(section, "endpoint", "https://fcm.googleapis.com");
     let ca_file = section.path("ca_file");
-    Some(FcmCredential { service_account: service_account?, endpoint: endpoint?, ca_file })
+    let rate = read_rate(section, QUOTA_PER_MINUTE);
+    Some(FcmCredential { service_account: service_account?, endpoint: endpoint?, ca_file, rate })
 }

@@ -23,6 +23,8 @@ pub struct Grpc {
     pub max_streams_per_connection: usize,
     /// Requests worked on at once in all; more are refused with `RESOURCE_EXHAUSTED`. Default 4096.
     pub max_concurrent_requests: usize,
+    /// WatchDeliveries streams at once; more are refused with `RESOURCE_EXHAUSTED`. Default 64.
+    pub max_watchers: usize,
     /// The longest a unary call may take; a caller's shorter deadline holds as well. Default 30 s.
     pub request_timeout: Duration,
 }
@@ -52,6 +54,7 @@ impl Grpc {
             max_connections: section.count("max_connections", 1024, 1..=1_000_000),
             max_streams_per_connection: section.count("max_streams_per_connection", 1024, 1..=100_000),
             max_concurrent_requests: section.count("max_concurrent_requests", 4096, 1..=1_000_000),
+            max_watchers: section.count("max_watchers", 64, 0..=10_000),
             request_timeout: section.seconds("request_timeout_secs", 30, 1..=3600),
         };
         section.finish();

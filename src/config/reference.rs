@@ -53,6 +53,7 @@ pub const SECTIONS: &[Section] = &[
         title: "where callers connect",
         live: false,
         keys: &[
+            key("max_watchers", Value("64"), "WatchDeliveries streams at once; more are refused."),
             key(
                 "listen",
                 Value("\"127.0.0.1:50051\""),
@@ -66,6 +67,11 @@ pub const SECTIONS: &[Section] = &[
                 "max_concurrent_requests",
                 Value("4096"),
                 "Requests worked on at once; more are answered RESOURCE_EXHAUSTED.",
+            ),
+            key(
+                "max_watchers",
+                Value("64"),
+                "WatchDeliveries streams at once; more are answered RESOURCE_EXHAUSTED. 0 refuses all.",
             ),
             key(
                 "request_timeout_secs",
@@ -111,17 +117,30 @@ pub const SECTIONS: &[Section] = &[
                 Absent("none", "\"/run/secrets/database-password\""),
                 "Postgres: the password, read anew for each connection.",
             ),
+            key(
+                "retention_days",
+                Value("30"),
+                "Notifications, results and failed attempts older than this are deleted, 1–3650. Open work and the history of consent stay.",
+            ),
         ],
     },
     Section {
         path: "database.postgres",
         title: "replicas share it",
         live: false,
-        keys: &[key(
-            "pool",
-            Value("16"),
-            "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
-        )],
+        keys: &[
+            key(
+                "pool",
+                Value("16"),
+                "Connections for statements, 2–1000; two more are kept for the heartbeat and the deny table.",
+            ),
+            key(
+                "pack_format",
+                Value("2"),
+                "The newest format of packed work to read and write, 1–2. Give the one before while you may go back a version.",
+            ),
+            key("days_ahead", Value("3"), "Days after today for which partitions of the history are made ahead, 1–30."),
+        ],
     },
     Section {
         path: "database.sqlite",
@@ -170,6 +189,16 @@ pub const SECTIONS: &[Section] = &[
             key("claim_targets", Value("2000"), "Deliveries taken by one claim."),
             key("flush_interval_ms", Value("150"), "Outcomes are recorded at least this often while there are any."),
             key("send_timeout_secs", Value("15"), "How long a platform may take to answer a push."),
+            key(
+                "retirement_guard_min",
+                Value("100"),
+                "Devices of a route retired for one reason within ten minutes before the guard against mass retirement looks.",
+            ),
+            key(
+                "retirement_guard_percent",
+                Value("50"),
+                "When so many percent of the route's answers in that time say the same, the route is paused instead, until a probe succeeds or an operator confirms (ConfirmRetirements). 0: never.",
+            ),
         ],
     },
     Section {
@@ -318,6 +347,17 @@ pub const SECTIONS: &[Section] = &[
             key("endpoint", Value("\"https://api.push.apple.com\""), "Where production pushes go."),
             key("endpoint_sandbox", Value("\"https://api.sandbox.push.apple.com\""), "Where sandbox pushes go."),
             key("ca_file", Absent("none", "\"relay-ca.pem\""), "Authorities (PEM) trusted instead of the public ones."),
+            key(
+                "rate_per_minute",
+                Value("0"),
+                "Pushes a minute through this credential, all replicas together. 0: as fast as Apple takes them.",
+            ),
+            key("ramp_up_secs", Value("60"), "From a tenth of the rate to all of it, after a minute without a push."),
+            key(
+                "environment_probes_per_minute",
+                Value("30"),
+                "Tokens a minute that Apple calls bad and that are tried in its other environment before they are retired. 0: none.",
+            ),
         ],
     },
     Section {
@@ -337,6 +377,12 @@ pub const SECTIONS: &[Section] = &[
                 Absent("none", "\"relay-ca.pem\""),
                 "Authorities (PEM) trusted instead of the public ones, at the token endpoint too.",
             ),
+            key(
+                "rate_per_minute",
+                Value("600000"),
+                "Pushes a minute through this credential, all replicas together: Google's default quota of a project. 0: as fast as Google takes them.",
+            ),
+            key("ramp_up_secs", Value("60"), "From a tenth of the rate to all of it, after a minute without a push."),
         ],
     },
 ];

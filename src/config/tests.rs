@@ -26,6 +26,30 @@ fn only(text: &str, environment: &[(&str, &str)]) -> Problem {
     problems.remove(0)
 }
 
+/// Apple: 5xx after 15 minutes. Google: never within 10 s, a minute after a 429, no more after 60 minutes. A hint is a floor.
+#[test]
+fn what_is_tried_again_waits_as_the_vendors_ask() {
+    use crate::domain::sending::RetryCause::{DeviceThrottled, ProviderThrottled, ServerError, Throttled, Transport};
+    let delivery = Config::from_layers(None, []).0.delivery;
+    for attempt in [1, 2, 50] {
+        for random in [0.0, 0.5, 0.999] {
+            for (policy, floors) in [(delivery.apns, [1, 60, 900]), (delivery.fcm, [10, 60, 10])] {
+                let wait = |cause, hint| policy.delay(cause, hint, attempt, random).as_secs();
+                assert!(wait(Transport, None) >= floors[0]);
+                for cause in [Throttled, DeviceThrottled, ProviderThrottled] {
+                    assert!(wait(cause, None) >= floors[1]);
+                }
+                assert!(wait(ServerError, None) >= floors[2]);
+                for cause in [Transport, Throttled, ServerError] {
+                    assert!(wait(cause, Some(Duration::from_secs(7200))) >= 7200, "above the cap");
+                    assert!(wait(cause, Some(Duration::ZERO)) >= floors[0]);
+                }
+            }
+        }
+    }
+    assert_eq!(delivery.fcm.give_up_after, Duration::from_secs(3600));
+}
+
 #[test]
 fn nothing_at_all_gives_the_documented_defaults() {
     let (config, problems) = Config::from_layers(None, []);

@@ -2,24 +2,43 @@
 //!
 //! Pure bookkeeping and decisions. `outcomes` feeds it and writes what it gives.
 
+#[cfg(test)]
+mod tests;
+
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::device::Retirement;
+use crate::domain::device::{GoneVerdict, Retirement};
 use crate::domain::event_type::OnMaybe;
+use crate::domain::ids::{DeviceId, RouteId};
 use crate::domain::notification::{Job, NewJob, Notification, Permit};
 use crate::domain::outcome::{Entry, ResultCode};
 use crate::domain::platform::Route;
 use crate::domain::retry::RetryPolicy;
-use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
+use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::targets::{MAX_TARGETS, Target};
 use crate::domain::time::UnixMs;
 use crate::runtime::Instant;
-use crate::storage::{Attempt, JobUpdate};
+use crate::storage::{Attempt, DeviceChange, JobUpdate};
 
 /// Retries are due on this grid, so that those of one moment share a job.
 const RETRY_GRID_MS: i64 = 250;
+
+/// A device that cannot be reached for a fault in its platform's configuration waits so long.
+const TARGET_FAULT_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+fn on_grid(at: UnixMs) -> UnixMs {
+    UnixMs(at.0.saturating_add(RETRY_GRID_MS - 1).div_euclid(RETRY_GRID_MS) * RETRY_GRID_MS)
+}
+
+/// A complaint about rates comes from behind the credential.
+const fn proves_the_credential(cause: RetryCause) -> bool {
+    match cause {
+        RetryCause::DeviceThrottled | RetryCause::ProviderThrottled => true,
+        RetryCause::Transport | RetryCause::Throttled | RetryCause::ServerError => false,
+    }
+}
 
 /// A claimed or handed-over job until its outcomes are durable.
 pub struct Flight {
@@ -36,13 +55,21 @@ pub struct Flight {
     returned: usize,
     /// … and not before this.
     put_off: Option<UnixMs>,
+    /// To be asked about in the platform's other environment, once nothing is outstanding; and the route there.
+    elsewhere: Vec<u32>,
+    elsewhere_by: Option<Arc<Route>>,
+    /// The targets at the sender were sent through this route instead, to learn whether their tokens belong there.
+    probing: Option<Arc<Route>>,
+    /// Tokens that a platform called gone since a time: whether that retires them depends on their registration.
+    gone: Vec<Gone>,
+    /// Targets that wait in other jobs without having failed.
+    aside: Vec<Aside>,
     entries: Vec<Entry>,
     details: Vec<Attempt>,
     retries: Vec<Retry>,
     retirements: Vec<Retirement>,
+    device_changes: Vec<DeviceChange>,
     first_answer_at: Option<Instant>,
-    /// A configuration fault was among the answers.
-    broken: Option<ProviderAnswer>,
     succeeded: bool,
     sent_at: Instant,
     /// When the tokens at the sender were read: what a "gone" without a time is held to, so that a token registered
@@ -51,6 +78,23 @@ pub struct Flight {
     /// Keeps suspect jobs and the others apart.
     kept: Option<Arc<dyn Any + Send + Sync>>,
     split: Vec<NewJob>,
+}
+
+/// See [`Flight::gone`].
+pub struct Gone {
+    pub index: u32,
+    pub device: DeviceId,
+    pub since: UnixMs,
+    answer: ProviderAnswer,
+    at: UnixMs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Aside {
+    route: RouteId,
+    due_at: UnixMs,
+    attempt: u32,
+    target: Target,
 }
 
 struct Retry {
@@ -94,12 +138,17 @@ impl Flight {
             held: Vec::new(),
             returned: 0,
             put_off: None,
+            elsewhere: Vec::new(),
+            elsewhere_by: None,
+            probing: None,
+            gone: Vec::new(),
+            aside: Vec::new(),
             entries: Vec::new(),
             details: Vec::new(),
             retries: Vec::new(),
             retirements: Vec::new(),
+            device_changes: Vec::new(),
             first_answer_at: None,
-            broken: None,
             succeeded: false,
             sent_at: now,
             read_at: UnixMs(0),
@@ -123,9 +172,136 @@ impl Flight {
         (0..count).filter(|index| !self.job.progress.is_finished(*index as usize)).collect()
     }
 
-    /// Targets to gate: those that no run finished, or those held.
+    /// Targets to gate: those held, those to be asked about elsewhere, or else those that no run finished.
     pub fn take_pending(&mut self) -> Vec<u32> {
-        if self.held.is_empty() { self.pending() } else { std::mem::take(&mut self.held) }
+        if !self.held.is_empty() {
+            self.probing = None;
+            return std::mem::take(&mut self.held);
+        }
+        if !self.elsewhere.is_empty() {
+            self.probing = self.elsewhere_by.take();
+            return std::mem::take(&mut self.elsewhere);
+        }
+        self.pending()
+    }
+
+    /// The route that the next targets are to be tried through, where it is not the job's own.
+    pub fn probing(&self) -> Option<&Arc<Route>> {
+        self.probing.as_ref()
+    }
+
+    /// A target whose token is bad here is asked about in the platform's other environment, in this flight.
+    pub fn look_elsewhere(&mut self, index: u32, elsewhere: Arc<Route>) {
+        self.answered();
+        self.elsewhere.push(index);
+        self.elsewhere_by = Some(elsewhere);
+    }
+
+    /// … or later, in a job of its own: the turns for that are few.
+    pub fn look_elsewhere_later(
+        &mut self,
+        index: u32,
+        due_at: UnixMs,
+        answer: ProviderAnswer,
+        at: UnixMs,
+        now: Instant,
+    ) {
+        self.answered();
+        self.first_answer_at.get_or_insert(now);
+        self.wait(index, due_at, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt + 1);
+    }
+
+    /// The platform asked to leave a device alone.
+    pub fn leave_alone(&mut self, index: u32, until: UnixMs) -> DeviceId {
+        let device = self.job.targets[index as usize].device;
+        self.device_changes.push(DeviceChange::Hold { device, until, doubted: false });
+        device
+    }
+
+    fn answered(&mut self) {
+        debug_assert!(self.outstanding > 0, "an answer belongs to a request");
+        self.outstanding = self.outstanding.saturating_sub(1);
+    }
+
+    /// The rest waits, and is not due before this.
+    pub fn put_off(&mut self, targets: usize, until: UnixMs) {
+        self.put_back(targets);
+        self.put_off = Some(self.put_off.map_or(until, |known| known.max(until)));
+    }
+
+    /// A target without an attempt waits in another job until then; past its TTL it has expired.
+    pub fn defer(&mut self, index: u32, until: UnixMs, now: Instant) {
+        self.first_answer_at.get_or_insert(now);
+        self.wait(index, until, ResultCode::Deferred, None, self.job.attempt);
+    }
+
+    /// A target whose device is reached by another route by now.
+    pub fn forward(&mut self, index: u32, route: RouteId, at: UnixMs, now: Instant) {
+        self.first_answer_at.get_or_insert(now);
+        let target = self.job.targets[index as usize];
+        self.aside.push(Aside { route, due_at: at, attempt: self.job.attempt, target });
+        self.end(index, ResultCode::Deferred);
+    }
+
+    /// `failed`: the attempt before, for the record.
+    fn wait(
+        &mut self,
+        index: u32,
+        until: UnixMs,
+        code: ResultCode,
+        failed: Option<(ProviderAnswer, UnixMs)>,
+        attempt: u32,
+    ) {
+        let due_at = on_grid(until);
+        let target = self.job.targets[index as usize];
+        let expires = due_at >= self.notification.expires_at;
+        let code = if expires { ResultCode::Expired } else { code };
+        if let Some((answer, at)) = failed {
+            self.detail(target, code, answer, at, (!expires).then_some(due_at));
+        }
+        if !expires {
+            self.aside.push(Aside { route: self.route.id, due_at, attempt, target });
+        }
+        self.end(index, code);
+    }
+
+    /// Tokens whose end is to be decided before a flush.
+    pub fn gone(&self) -> &[Gone] {
+        &self.gone
+    }
+
+    /// Decides about every gone token, in the order of [`Flight::gone`]. The devices that are left alone meanwhile.
+    pub fn judge_gone(
+        &mut self,
+        verdicts: &[GoneVerdict],
+        random: f64,
+        policy: &RetryPolicy,
+    ) -> Vec<(DeviceId, UnixMs)> {
+        let mut doubted = Vec::new();
+        for (gone, verdict) in std::mem::take(&mut self.gone).into_iter().zip(verdicts) {
+            let Gone { index, device, since, answer, at } = gone;
+            match *verdict {
+                GoneVerdict::Retire => self.retire(index, since, answer, at),
+                GoneVerdict::Doubt(until) => {
+                    self.device_changes.push(DeviceChange::Hold { device, until, doubted: true });
+                    self.wait(index, until, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt + 1);
+                    doubted.push((device, until));
+                }
+                GoneVerdict::Keep => {
+                    let until = at.plus(policy.delay(RetryCause::Throttled, None, self.job.attempt + 1, random));
+                    self.wait(index, until, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt + 1);
+                }
+            }
+        }
+        doubted
+    }
+
+    fn retire(&mut self, index: u32, since: UnixMs, answer: ProviderAnswer, at: UnixMs) {
+        let target = self.job.targets[index as usize];
+        let reason = answer.to_string();
+        self.retirements.push(Retirement { device: target.device, since: Some(since), reason });
+        self.detail(target, ResultCode::DeadToken, answer, at, None);
+        self.end(index, ResultCode::DeadToken);
     }
 
     /// Taken targets go back to the queue as they are.
@@ -182,18 +358,34 @@ impl Flight {
 
     /// Takes one answer.
     pub fn answer(&mut self, index: u32, outcome: SendOutcome, at: UnixMs, now: Instant) {
-        debug_assert!(self.outstanding > 0, "an answer belongs to a request");
-        self.outstanding = self.outstanding.saturating_sub(1);
+        self.answered();
         let target = self.job.targets[index as usize];
         if outcome.is_attempt() {
             self.first_answer_at.get_or_insert(now);
         }
         match outcome {
             SendOutcome::Sent { provider_id: _ } => {
-                self.succeeded = true;
+                if let Some(elsewhere) = &self.probing {
+                    let (from, to) = (self.route.id, elsewhere.id);
+                    self.device_changes.push(DeviceChange::Reroute { device: target.device, from, to });
+                } else {
+                    self.succeeded = true;
+                }
                 self.end(index, ResultCode::Sent);
             }
-            SendOutcome::RetryLater { cause, after, answer } => self.retry(index, target, cause, after, answer, at),
+            // Asked elsewhere, and not welcome there either.
+            SendOutcome::TokenGone { answer, .. }
+            | SendOutcome::Rejected { answer }
+            | SendOutcome::SenderBroken { answer, .. }
+                if self.probing.is_some() =>
+            {
+                let said = format!("BadDeviceToken; elsewhere {answer}");
+                self.retire(index, self.read_at, ProviderAnswer::new(400, &said), at);
+            }
+            SendOutcome::RetryLater { cause, after, answer } => {
+                self.succeeded |= proves_the_credential(cause);
+                self.retry(index, target, cause, after, answer, at);
+            }
             SendOutcome::MaybeSent { answer } => match self.notification.on_maybe {
                 // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
                 OnMaybe::Retry => self.retry(index, target, RetryCause::Transport, None, answer, at),
@@ -202,29 +394,29 @@ impl Flight {
                     self.end(index, ResultCode::DeadMaybeSent);
                 }
             },
-            SendOutcome::TokenGone { since, answer } => {
-                let since = Some(since.unwrap_or(self.read_at));
-                self.retirements.push(Retirement { device: target.device, since, reason: answer.to_string() });
-                self.detail(target, ResultCode::DeadToken, answer, at, None);
-                self.end(index, ResultCode::DeadToken);
+            SendOutcome::TokenGone { since: Some(since), answer, .. } => {
+                self.gone.push(Gone { index, device: target.device, since, answer, at });
             }
+            SendOutcome::TokenGone { since: None, answer, .. } => self.retire(index, self.read_at, answer, at),
             SendOutcome::Rejected { answer } => {
                 self.detail(target, ResultCode::DeadRejected, answer, at, None);
                 self.end(index, ResultCode::DeadRejected);
             }
-            SendOutcome::SenderBroken { answer } => {
-                self.broken.get_or_insert(answer);
-                self.returned += 1;
+            SendOutcome::SenderBroken { scope: FaultScope::Target, answer } => {
+                let until = at.plus(TARGET_FAULT_PAUSE);
+                self.first_answer_at.get_or_insert(now);
+                self.wait(index, until, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt);
             }
             SendOutcome::Held => self.held.push(index),
-            SendOutcome::NotAttempted => self.returned += 1,
+            SendOutcome::SenderBroken { scope: FaultScope::Credential | FaultScope::Route, .. }
+            | SendOutcome::NotAttempted => self.returned += 1,
         }
     }
 
     pub fn next(&self) -> Next {
         if self.outstanding > 0 {
             Next::Wait
-        } else if !self.held.is_empty() {
+        } else if !self.held.is_empty() || !self.elsewhere.is_empty() {
             Next::Regate
         } else if self.returned > 0 {
             Next::Return
@@ -238,14 +430,9 @@ impl Flight {
         self.first_answer_at
     }
 
-    /// The configuration fault among the answers, once.
-    pub fn take_broken(&mut self) -> Option<ProviderAnswer> {
-        self.broken.take()
-    }
-
-    /// Whether the platform took anything.
-    pub fn succeeded(&self) -> bool {
-        self.succeeded
+    /// Whether the platform took anything, or refused it for reasons that lie behind the credential.
+    pub fn take_success(&mut self) -> bool {
+        std::mem::take(&mut self.succeeded)
     }
 
     /// When the last targets were handed to the sender.
@@ -257,6 +444,7 @@ impl Flight {
     pub fn flush(&mut self, policy: &RetryPolicy, now: UnixMs, random: impl FnMut() -> f64) -> Flush {
         let mut followers = self.plan_retries(policy, now, random);
         followers.append(&mut self.split);
+        followers.append(&mut self.wait_aside());
         let next = self.next();
         let mut entries = std::mem::take(&mut self.entries);
         entries.sort_unstable_by_key(|entry| (entry.user, entry.device));
@@ -274,6 +462,7 @@ impl Flight {
                 details: std::mem::take(&mut self.details),
                 followers,
                 retirements: std::mem::take(&mut self.retirements),
+                device_changes: std::mem::take(&mut self.device_changes),
             },
             release: matches!(next, Next::Return),
             put_off: self.put_off,
@@ -297,6 +486,30 @@ impl Flight {
     ) {
         self.job.progress.finish(index as usize);
         self.retries.push(Retry { target, cause, hint, answer, at });
+    }
+
+    fn wait_aside(&mut self) -> Vec<NewJob> {
+        let mut aside = std::mem::take(&mut self.aside);
+        aside.sort_unstable();
+        let mut jobs = Vec::new();
+        for alike in aside.chunk_by(|a, b| (a.route, a.due_at, a.attempt) == (b.route, b.due_at, b.attempt)) {
+            for part in alike.chunks(MAX_TARGETS) {
+                let Aside { route, due_at, attempt, .. } = part[0];
+                let made_one = attempt > self.job.attempt;
+                jobs.push(NewJob {
+                    notification: self.notification.id,
+                    route,
+                    lane: self.job.lane,
+                    targets: part.iter().map(|aside| aside.target).collect(),
+                    attempt,
+                    claims: 0,
+                    ready_at: due_at,
+                    due_at,
+                    first_attempt_at: self.job.first_attempt_at.or(made_one.then_some(self.read_at)),
+                });
+            }
+        }
+        jobs
     }
 
     fn detail(
@@ -332,7 +545,7 @@ impl Flight {
         for chunk in retries.chunk_by(|a, b| a.cause == b.cause && a.hint == b.hint) {
             let delay = policy.delay(chunk[0].cause, chunk[0].hint, made, random());
             let ready_at = now.plus(delay);
-            let due_at = UnixMs((ready_at.0 + RETRY_GRID_MS - 1).div_euclid(RETRY_GRID_MS) * RETRY_GRID_MS);
+            let due_at = on_grid(ready_at);
             let over = if due_at >= self.notification.expires_at {
                 Some(ResultCode::Expired)
             } else if due_at >= gives_up_at {
@@ -364,189 +577,5 @@ impl Flight {
             }
         }
         followers
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::ids::{AppKey, DeviceId, EventType, JobId, NotificationId, RouteId, UserKey};
-    use crate::domain::notification::Body;
-    use crate::domain::platform::{Environment, Lane, Platform, RouteSpec};
-    use crate::domain::sending::Priority;
-    use crate::domain::targets::Progress;
-    use crate::runtime::Runtime;
-
-    const POLICY: RetryPolicy = RetryPolicy {
-        transport_floor: Duration::from_secs(1),
-        throttled_floor: Duration::from_secs(60),
-        server_error_floor: Duration::from_secs(10),
-        base: Duration::from_secs(4),
-        cap: Duration::from_secs(600),
-        give_up_after: Duration::from_secs(3600),
-    };
-    const HOUR: i64 = 3_600_000;
-
-    fn flight(targets: i64, expires_at: i64) -> (Flight, Instant) {
-        let instant = Runtime::simulated(1, UnixMs(0)).instant();
-        let targets: Vec<Target> =
-            (1..=targets).map(|n| Target { user: UserKey(n), device: DeviceId(n * 10) }).collect();
-        let job = Job {
-            id: JobId(1),
-            notification: NotificationId(2),
-            route: RouteId(3),
-            lane: Lane::Interactive,
-            progress: Progress::none(targets.len()),
-            targets,
-            attempt: 0,
-            claims: 1,
-            fence: 4,
-            ready_at: UnixMs(0),
-            first_attempt_at: None,
-        };
-        let notification = Notification {
-            id: NotificationId(2),
-            app: AppKey(1),
-            event_type: EventType::trusted("comment.created"),
-            type_version: None,
-            default_opt_in: true,
-            lane: Lane::Interactive,
-            priority: Priority::High,
-            on_maybe: OnMaybe::Retry,
-            collapse_key: None,
-            actor: None,
-            body: Arc::new(Body::default()),
-            event_at: UnixMs(0),
-            accepted_at: UnixMs(0),
-            not_before: None,
-            expires_at: UnixMs(expires_at),
-            cancelled_at: None,
-        };
-        let spec = RouteSpec {
-            app: AppKey(1),
-            platform: Platform::Fcm,
-            credential: "default".into(),
-            environment: Environment::None,
-            bundle: "".into(),
-        };
-        let route = Arc::new(Route { id: RouteId(3), spec });
-        let permit = Permit::new(Box::new(()));
-        (Flight::new(job, Arc::new(notification), route, permit, instant), instant)
-    }
-
-    fn later(cause: RetryCause, after: Option<u64>) -> SendOutcome {
-        let answer = ProviderAnswer::new(503, "UNAVAILABLE");
-        SendOutcome::RetryLater { cause, after: after.map(Duration::from_secs), answer }
-    }
-
-    fn codes(flush: &Flush) -> Vec<ResultCode> {
-        flush.update.entries.iter().map(|entry| entry.code).collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn every_answer_becomes_one_entry_and_the_job_ends() {
-        let (mut flight, instant) = flight(4, HOUR);
-        flight.sending(4, UnixMs(5), instant);
-        let gone = SendOutcome::TokenGone { since: Some(UnixMs(7)), answer: ProviderAnswer::new(410, "Unregistered") };
-        flight.answer(3, SendOutcome::Rejected { answer: ProviderAnswer::new(400, "BadTopic") }, UnixMs(9), instant);
-        flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(9), instant);
-        assert_eq!(flight.next(), Next::Wait);
-        flight.answer(1, gone, UnixMs(9), instant);
-        flight.answer(2, later(RetryCause::ServerError, Some(30)), UnixMs(9), instant);
-        assert_eq!(flight.next(), Next::Finish);
-        let flush = flight.flush(&POLICY, UnixMs(1_000), || 0.5);
-        let expected = [ResultCode::Sent, ResultCode::DeadToken, ResultCode::MovedToRetry, ResultCode::DeadRejected];
-        assert_eq!(codes(&flush), expected);
-        assert!(flush.update.progress.is_none() && !flush.release);
-        assert_eq!(flush.update.retirements[0].since, Some(UnixMs(7)));
-        assert_eq!(flush.update.details.len(), 3, "only failures have details");
-        let [follower] = &flush.update.followers[..] else { panic!("one follower") };
-        assert_eq!(follower.attempt, 1);
-        assert!(follower.ready_at >= UnixMs(31_000) && follower.due_at.0 % RETRY_GRID_MS == 0);
-        assert!(follower.due_at >= follower.ready_at);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_gone_token_without_a_time_is_held_to_when_it_was_read() {
-        let (mut flight, instant) = flight(1, HOUR);
-        flight.sending(1, UnixMs(5), instant);
-        let answer = ProviderAnswer::new(404, "UNREGISTERED");
-        flight.answer(0, SendOutcome::TokenGone { since: None, answer }, UnixMs(9), instant);
-        let flush = flight.flush(&POLICY, UnixMs(9), || 0.5);
-        assert_eq!(flush.update.retirements[0].since, Some(UnixMs(5)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_retry_past_the_ttl_expires_and_past_the_end_of_retries_dies() {
-        let (mut flight, instant) = flight(1, 5_000);
-        flight.sending(1, UnixMs(5), instant);
-        flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
-        assert_eq!(codes(&flight.flush(&POLICY, UnixMs(0), || 0.0)), [ResultCode::Expired]);
-
-        let (mut flight, instant) = self::flight(1, 100 * HOUR);
-        flight.job.first_attempt_at = Some(UnixMs(0));
-        flight.sending(1, UnixMs(5), instant);
-        flight.answer(0, later(RetryCause::ServerError, None), UnixMs(0), instant);
-        assert_eq!(codes(&flight.flush(&POLICY, UnixMs(HOUR), || 0.0)), [ResultCode::DeadRetriesOver]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_event_type_says_what_follows_a_lost_answer() {
-        let maybe = || SendOutcome::MaybeSent { answer: ProviderAnswer::new(0, "timeout") };
-        for (on_maybe, code) in [(OnMaybe::Retry, ResultCode::MovedToRetry), (OnMaybe::Drop, ResultCode::DeadMaybeSent)]
-        {
-            let (mut flight, instant) = flight(1, HOUR);
-            Arc::get_mut(&mut flight.notification).expect("not shared").on_maybe = on_maybe;
-            flight.sending(1, UnixMs(5), instant);
-            flight.answer(0, maybe(), UnixMs(9), instant);
-            let flush = flight.flush(&POLICY, UnixMs(9), || 0.5);
-            assert_eq!(codes(&flush), [code]);
-            assert_eq!(flush.update.details[0].result, code.name());
-            assert_eq!(flush.update.followers.len(), usize::from(on_maybe == OnMaybe::Retry));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_broken_credential_burns_nothing() {
-        let (mut flight, instant) = flight(2, HOUR);
-        flight.sending(2, UnixMs(5), instant);
-        flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
-        let broken = SendOutcome::SenderBroken { answer: ProviderAnswer::new(403, "InvalidProviderToken") };
-        flight.answer(1, broken, UnixMs(0), instant);
-        assert_eq!(flight.next(), Next::Return);
-        assert!(flight.take_broken().is_some());
-        let flush = flight.flush(&POLICY, UnixMs(0), || 0.0);
-        assert!(flush.release && flush.update.followers.is_empty());
-        assert_eq!(codes(&flush), [ResultCode::Sent]);
-        assert_eq!(flush.update.progress.expect("the job goes on").count(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn held_targets_return_to_their_gate_and_only_they() {
-        let (mut flight, instant) = flight(3, HOUR);
-        assert_eq!(flight.take_pending(), [0, 1, 2]);
-        flight.sending(3, UnixMs(5), instant);
-        flight.answer(0, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
-        flight.answer(1, SendOutcome::Held, UnixMs(0), instant);
-        flight.answer(2, SendOutcome::Sent { provider_id: None }, UnixMs(0), instant);
-        assert_eq!(flight.next(), Next::Regate);
-        assert_eq!(flight.take_pending(), [1]);
-        flight.conclude(1, ResultCode::OptedOut, instant);
-        assert_eq!(flight.next(), Next::Finish);
-        let flush = flight.flush(&POLICY, UnixMs(0), || 0.0);
-        assert_eq!(codes(&flush), [ResultCode::Sent, ResultCode::OptedOut, ResultCode::Sent]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_suspect_job_is_halved_without_a_result() {
-        let (mut flight, instant) = flight(5, HOUR);
-        let pending = flight.pending();
-        flight.split(&pending, 4, UnixMs(7), instant);
-        assert_eq!(flight.next(), Next::Finish);
-        let flush = flight.flush(&POLICY, UnixMs(7), || 0.0);
-        assert!(flush.update.entries.is_empty());
-        let sizes: Vec<usize> = flush.update.followers.iter().map(|job| job.targets.len()).collect();
-        assert_eq!(sizes, [3, 2]);
-        assert!(flush.update.followers.iter().all(|job| job.attempt == 0 && job.claims == 4));
     }
 }

@@ -33,6 +33,16 @@ pub fn retired(devices: usize, platform: Platform) {
     }
 }
 
+/// A dead token that was not retired, because too many die alike.
+pub fn retirement_held(platform: Platform) {
+    counter!(names::RETIREMENTS_HELD, "platform" => platform.name()).increment(1);
+}
+
+/// An answer that blames the platform's configuration for one kind of device.
+pub fn unreachable_target(platform: Platform) {
+    counter!(names::UNREACHABLE_TARGETS, "platform" => platform.name()).increment(1);
+}
+
 /// A fan-out page's decisions.
 pub fn planned(targets: usize, suppressed: &[Entry]) {
     counter!(names::PLANNED).increment(targets as u64);
@@ -61,21 +71,24 @@ pub fn backlog(shared: &Shared, backlog: &Backlog) {
         gauge!(names::OLDEST_READY_SECONDS, "lane" => lane.name()).set(age);
         gauge!(names::PERMITS_FREE, "lane" => lane.name()).set(shared.permits.free(lane) as f64);
     }
+    gauge!(names::DEVICES_QUIET).set(shared.quiet.len() as f64);
     gauge!(names::DENY_ENTRIES).set(shared.deny.len() as f64);
     let table = shared.table();
     for platform in Platform::ALL {
-        let (mut connections, mut in_flight, mut queued, mut paused) = (0, 0, 0, 0);
+        let (mut connections, mut in_flight, mut queued, mut paused, mut slowed) = (0, 0, 0, 0, 0);
         for lanes in table.routes.values().filter(|lanes| lanes.route.spec.platform == platform) {
             let status = lanes.link().sender.status();
             connections += status.connections;
             in_flight += status.in_flight;
             queued += status.queued;
-            paused += u32::from(lanes.state.is_broken());
+            paused += u32::from(lanes.is_broken());
+            slowed += u32::from(lanes.credential.slowed_until(shared.runtime.instant()).is_some());
         }
         let label = platform.name();
         gauge!(names::SENDER_CONNECTIONS, "platform" => label).set(f64::from(connections));
         gauge!(names::SENDER_IN_FLIGHT, "platform" => label).set(f64::from(in_flight));
         gauge!(names::SENDER_QUEUED, "platform" => label).set(f64::from(queued));
         gauge!(names::ROUTES_PAUSED, "platform" => label).set(f64::from(paused));
+        gauge!(names::ROUTES_SLOWED, "platform" => label).set(f64::from(slowed));
     }
 }

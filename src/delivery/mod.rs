@@ -10,15 +10,22 @@
 //! repeated with the same identity.
 
 mod broadcasts;
+mod credential;
 mod expand;
 mod flight;
+mod guard;
 mod holds;
+mod learn;
 mod metrics;
 mod outcomes;
+mod pacer;
 mod permits;
+mod quiet;
+mod retention;
 mod route_state;
 mod settings;
 mod shared;
+mod troubles;
 mod worker;
 
 use std::collections::HashMap;
@@ -34,20 +41,22 @@ use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{AppKey, RouteId};
 use crate::domain::notification::HandOff;
+use crate::domain::pacing::Rate;
 use crate::domain::platform::Lane;
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::{Registry, Sender};
 use crate::storage::{BootId, Store};
 
-pub use settings::Settings;
+pub use settings::{RetirementGuard, Settings};
 
 use broadcasts::Broadcasts;
+use credential::CredentialKey;
 use holds::Holds;
 use permits::Permits;
 use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
 
-/// How often backlog metrics are read and old rows deleted.
+/// How often backlog metrics are read, and old rows looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
 /// What the engine is built from.
@@ -70,6 +79,16 @@ pub struct Routing {
     pub without_push_id: Vec<RouteId>,
     /// Of the apps that have one.
     pub allow_lists: HashMap<AppKey, Arc<AllowList>>,
+    /// How fast each route's credential is used; a route that is not here as fast as its provider takes it.
+    pub pacing: HashMap<RouteId, Pacing>,
+}
+
+/// Of a credential; the same for all its routes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pacing {
+    pub rate: Option<Rate>,
+    /// How many bad tokens may be tried in the platform's other environment; 0: none.
+    pub environment_probes_per_minute: u32,
 }
 
 /// The running engine. Must be shut down by [`Engine::shutdown`]; dropping it leaves leases to the next start.
@@ -78,8 +97,10 @@ pub struct Engine {
     /// Bounded by the routes there are and were.
     workers: Mutex<Vec<JoinHandle<()>>>,
     holds: JoinHandle<()>,
+    troubles: JoinHandle<()>,
     expander: JoinHandle<()>,
     housekeeper: JoinHandle<()>,
+    retention: JoinHandle<()>,
     writer: JoinHandle<()>,
     finish: CancellationToken,
 }
@@ -104,6 +125,10 @@ impl Engine {
             permits: Permits::new(settings.max_in_flight_targets),
             table: std::sync::RwLock::default(),
             holds,
+            credentials: Mutex::default(),
+            guard: guard::Guard::default(),
+            quiet: quiet::Quiet::default(),
+            troubled: Notify::new(),
             flights: Mutex::new(HashMap::new()),
             orphans: Mutex::default(),
             next_ticket: AtomicU64::new(1),
@@ -118,9 +143,11 @@ impl Engine {
         let writer = runtime.spawn(outcomes::Writer::new(Arc::clone(&shared), outcomes_in, finish.clone()).run());
         let expander = runtime.spawn(expand::Expander::new(Arc::clone(&shared)).run());
         let housekeeper = runtime.spawn(housekeeping(Arc::clone(&shared)));
+        let retention = runtime.spawn(retention::run(Arc::clone(&shared)));
         let holds = runtime.spawn(holds::watch(Arc::clone(&shared)));
+        let troubles = runtime.spawn(troubles::watch(Arc::clone(&shared)));
         let workers = Mutex::default();
-        let engine = Self { shared, workers, holds, expander, housekeeper, writer, finish };
+        let engine = Self { shared, workers, holds, troubles, expander, housekeeper, retention, writer, finish };
         engine.reroute(routing);
         Ok(engine)
     }
@@ -130,7 +157,7 @@ impl Engine {
     /// sender passes its gate again.
     pub fn reroute(&self, routing: Routing) -> Vec<Arc<dyn Sender>> {
         let shared = &self.shared;
-        let Routing { senders, without_push_id, allow_lists } = routing;
+        let Routing { senders, without_push_id, allow_lists, pacing } = routing;
         let before = shared.table();
         let before_senders = distinct(before.routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
         let mut routes = HashMap::new();
@@ -138,13 +165,19 @@ impl Engine {
         for route in senders.routes() {
             let (_, sender) = senders.get(route.id).expect("it was just listed");
             let link = Link { sender: Arc::clone(sender), push_id: !without_push_id.contains(&route.id) };
+            let pacing = pacing.get(&route.id).copied().unwrap_or_default();
+            let credential = shared.credential(&CredentialKey::of(&route.spec));
+            credential.pacer.set_rate(pacing.rate);
+            credential.set_probes(pacing.environment_probes_per_minute);
             let lanes = if let Some(known) = before.routes.get(&route.id) {
-                known.relink(link);
+                if known.relink(link) {
+                    shared.guard.forget(route.id);
+                }
                 Arc::clone(known)
             } else {
                 let [interactive, bulk] = Lane::ALL.map(|_| mpsc::unbounded_channel());
                 let inbox = |work| LaneInbox { wake: Notify::new(), work };
-                let lanes = RouteLanes::new(Arc::clone(route), link, [inbox(interactive.0), inbox(bulk.0)]);
+                let lanes = RouteLanes::new(Arc::clone(route), link, credential, [inbox(interactive.0), inbox(bulk.0)]);
                 let lanes = Arc::new(lanes);
                 inboxes.push((Arc::clone(&lanes), Lane::Interactive, interactive.1));
                 inboxes.push((Arc::clone(&lanes), Lane::Bulk, bulk.1));
@@ -182,7 +215,9 @@ impl Engine {
 
     /// Routes that are paused, with the platform's words.
     pub fn paused_routes(&self) -> Vec<(RouteId, String)> {
-        self.shared.table().routes.values().filter_map(|lanes| Some((lanes.route.id, lanes.state.reason()?))).collect()
+        let table = self.shared.table();
+        let reason = |lanes: &Arc<RouteLanes>| lanes.credential.state.paused().or_else(|| lanes.state.paused());
+        table.routes.values().filter_map(|lanes| Some((lanes.route.id, reason(lanes)?.reason))).collect()
     }
 
     /// Ordered: stop claiming, drain the senders to the deadline, write what they answered, give back what is left.
@@ -194,7 +229,9 @@ impl Engine {
         }
         join("the expander", self.expander).await;
         join("the watch over pauses", self.holds).await;
+        join("the watch over providers", self.troubles).await;
         join("housekeeping", self.housekeeper).await;
+        join("retention", self.retention).await;
         let senders = distinct(shared.table().routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
         futures_util::future::join_all(senders.iter().map(|sender| sender.drain(shared.settings.drain))).await;
         self.finish.cancel();
@@ -221,7 +258,7 @@ pub struct RouteStates(Arc<Shared>);
 impl RouteStates {
     /// Its platform refuses the credential; unknown routes are not.
     pub fn is_paused(&self, route: RouteId) -> bool {
-        self.0.route(route).is_some_and(|lanes| lanes.state.is_broken())
+        self.0.route(route).is_some_and(|lanes| lanes.is_broken())
     }
 }
 
@@ -234,15 +271,16 @@ async fn join(what: &str, task: JoinHandle<()>) {
 async fn housekeeping(shared: Arc<Shared>) {
     loop {
         let now = shared.runtime.now();
+        match shared.store.held_devices(now, quiet::MAX_QUIET).await {
+            Ok(held) => shared.quiet.replace(held),
+            Err(error) => tracing::debug!(%error, "the devices that are left alone cannot be read"),
+        }
         match shared.store.backlog(now).await {
             Ok(backlog) => {
                 metrics::backlog(&shared, &backlog);
                 shared.broadcasts.look(&shared, backlog.jobs == 0 && backlog.fanouts == 0).await;
             }
             Err(error) => tracing::debug!(%error, "the backlog cannot be read"),
-        }
-        if let Err(error) = shared.store.retain(now.minus(shared.settings.retention), now).await {
-            tracing::debug!(%error, "old rows cannot be deleted");
         }
         tokio::select! {
             biased;

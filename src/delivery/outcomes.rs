@@ -5,16 +5,19 @@
 //! write is under way, or within some milliseconds of its beginning, goes into the next. A write that fails is repeated until it succeeds; meanwhile the flights keep
 //! their permits, so nothing piles up. A repeated write is harmless: its fence is spent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::credential::Credential;
 use super::flight::{Flight, Next};
+use super::learn::Learner;
 use super::metrics;
 use super::shared::{Shared, Work};
+use crate::domain::device::{GoneVerdict, judge_gone};
 use crate::domain::ids::JobId;
 use crate::domain::platform::Platform;
 use crate::domain::time::UnixMs;
@@ -36,6 +39,10 @@ pub struct Writer {
     outcomes: mpsc::UnboundedReceiver<Outcomes>,
     /// Flights with unwritten answers.
     dirty: BTreeSet<u64>,
+    /// Flights with tokens whose end their registrations decide.
+    unjudged: BTreeSet<u64>,
+    /// Credentials whose providers complained just now.
+    slowing: Vec<Arc<Credential>>,
     /// Cancelled once the senders are drained: end when no flight is left.
     finish: CancellationToken,
 }
@@ -59,7 +66,7 @@ struct After {
 
 impl Writer {
     pub fn new(shared: Arc<Shared>, outcomes: mpsc::UnboundedReceiver<Outcomes>, finish: CancellationToken) -> Self {
-        Self { shared, outcomes, dirty: BTreeSet::new(), finish }
+        Self { shared, outcomes, dirty: BTreeSet::new(), unjudged: BTreeSet::new(), slowing: Vec::new(), finish }
     }
 
     pub async fn run(mut self) {
@@ -95,6 +102,10 @@ impl Writer {
             }
             next_write_at = shared.runtime.instant() + GATHER;
             self.apply(&mut buffer);
+            for credential in std::mem::take(&mut self.slowing) {
+                credential.pacer.slow_down(&shared.runtime, &*shared.store).await;
+            }
+            self.judge_gone().await;
             self.write().await;
         }
     }
@@ -113,25 +124,18 @@ impl Writer {
             let waited = (instant - flight.sent_at()).as_secs_f64();
             let attempts = results.iter().filter(|(_, outcome)| outcome.is_attempt()).count();
             metrics::sent_in(platform, waited, attempts);
-            for (index, outcome) in results {
-                flight.answer(index, outcome, now, instant);
-            }
-            let answer = flight.take_broken();
+            self.dirty.insert(ticket);
             let Some(lanes) = lanes else {
-                self.dirty.insert(ticket);
+                for (index, outcome) in results {
+                    flight.answer(index, outcome, now, instant);
+                }
                 continue;
             };
-            if let Some(answer) = answer {
-                if lanes.state.broke(&answer.to_string(), instant) {
-                    tracing::error!(route_id = %flight.route.id, platform = %platform,
-                        credential = %flight.route.spec.credential, %answer,
-                        "the platform refuses the credential or configuration; the route is paused and its deliveries wait");
-                }
-            } else if flight.succeeded() && lanes.state.is_broken() && lanes.state.works() {
-                tracing::info!(route_id = %flight.route.id, platform = %platform, "the route works again");
-                lanes.wake();
+            let mut learner = Learner { shared: &self.shared, lanes: &lanes, slowing: &mut self.slowing, now, instant };
+            learner.learn(flight, results);
+            if !flight.gone().is_empty() {
+                self.unjudged.insert(ticket);
             }
-            self.dirty.insert(ticket);
         }
         // What settled without an answer: it has nothing outstanding, so it is not waited for.
         for (ticket, flight) in flights.iter() {
@@ -139,6 +143,58 @@ impl Writer {
                 self.dirty.insert(*ticket);
             }
         }
+    }
+
+    /// Tokens that a platform called gone since a time: one look at all their registrations, then each is retired, held in
+    /// doubt or kept. When they cannot be read the flights wait for the next turn.
+    async fn judge_gone(&mut self) {
+        if self.unjudged.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let (tickets, devices) = {
+            let flights = shared.flights.lock().expect("no panic while held");
+            let mut asked = (Vec::new(), Vec::new());
+            for ticket in &self.unjudged {
+                let Some(flight) = flights.get(ticket) else { continue };
+                asked.0.push((*ticket, flight.gone().len()));
+                asked.1.extend(flight.gone().iter().map(|gone| gone.device));
+            }
+            asked
+        };
+        let times = match shared.store.device_times(&devices).await {
+            Ok(times) => times,
+            Err(error) => {
+                tracing::debug!(%error, "registrations cannot be read; asking again");
+                if !self.finish.is_cancelled() {
+                    return;
+                }
+                vec![None; devices.len()]
+            }
+        };
+        let now = shared.runtime.now();
+        let mut times = times.into_iter();
+        let mut flights = shared.flights.lock().expect("no panic while held");
+        for (ticket, count) in tickets {
+            let times: Vec<_> = times.by_ref().take(count).collect();
+            let Some(flight) = flights.get_mut(&ticket) else { continue };
+            let verdicts: Vec<GoneVerdict> = flight
+                .gone()
+                .iter()
+                .zip(times)
+                .map(|(gone, times)| match times {
+                    // The row went with its person.
+                    None => GoneVerdict::Retire,
+                    Some(times) => judge_gone(gone.since, times.confirmed_at, times.doubted_at, now),
+                })
+                .collect();
+            let policy = shared.settings.retry(flight.route.spec.platform);
+            for (device, until) in flight.judge_gone(&verdicts, shared.runtime.random_unit(), policy) {
+                shared.quiet.add(device, until);
+            }
+        }
+        drop(flights);
+        self.unjudged.clear();
     }
 
     async fn write(&mut self) {
@@ -162,6 +218,10 @@ impl Writer {
             let Some(flight) = flights.get_mut(&ticket) else { continue };
             let platform = flight.route.spec.platform;
             let policy = self.shared.settings.retry(platform);
+            if !flight.gone().is_empty() {
+                later.insert(ticket);
+                continue;
+            }
             match flight.next() {
                 Next::Wait => {
                     let Some(since) = flight.unwritten_since() else { continue };
@@ -224,8 +284,7 @@ impl Writer {
             }
         };
         let mut release: Vec<(JobId, i64)> = Vec::new();
-        let mut put_off: Vec<(JobId, i64)> = Vec::new();
-        let mut until = UnixMs(0);
+        let mut put_off: BTreeMap<UnixMs, Vec<(JobId, i64)>> = BTreeMap::new();
         for ((update, after), held) in updates.iter().zip(after).zip(held) {
             if !held {
                 tracing::warn!(job_id = %update.job, "another owner has this job; its outcomes are not ours to write");
@@ -236,16 +295,13 @@ impl Writer {
             match (after.release, after.put_off) {
                 (false, _) => {}
                 (true, None) => release.push((update.job, update.fence)),
-                (true, Some(at)) => {
-                    put_off.push((update.job, update.fence));
-                    until = until.max(at);
-                }
+                (true, Some(at)) => put_off.entry(at).or_default().push((update.job, update.fence)),
             }
         }
-        if !put_off.is_empty()
-            && let Err(error) = self.shared.store.put_off(put_off, until).await
-        {
-            tracing::warn!(%error, "held jobs could not be put off; the next start frees them");
+        for (until, jobs) in put_off {
+            if let Err(error) = self.shared.store.put_off(jobs, until).await {
+                tracing::warn!(%error, "held jobs could not be put off; the next start frees them");
+            }
         }
         if !release.is_empty()
             && let Err(error) = self.shared.store.release(release, self.shared.runtime.now()).await

@@ -30,6 +30,16 @@ pub struct Settings {
     pub retention: Duration,
     pub apns: RetryPolicy,
     pub fcm: RetryPolicy,
+    pub retirement_guard: RetirementGuard,
+}
+
+/// When so many tokens die alike that the configuration is the likelier fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RetirementGuard {
+    /// Retired at most before the guard steps in.
+    pub min: u32,
+    /// Of a route's answers within ten minutes; 0: never.
+    pub percent: u32,
 }
 
 impl Settings {
@@ -64,6 +74,7 @@ impl Default for Settings {
             max_fanouts: 8,
             max_open_targets: 1_000_000,
             retention: Duration::from_secs(30 * 24 * 3600),
+            retirement_guard: RetirementGuard { min: 100, percent: 50 },
             apns: shared,
             // Google: at least 10 s before any retry, and an end after 60 minutes.
             fcm: RetryPolicy {

@@ -9,10 +9,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::broadcasts::Broadcasts;
+use super::credential::{Credential, CredentialKey};
 use super::flight::Flight;
+use super::guard::Guard;
 use super::holds::Holds;
 use super::metrics;
 use super::permits::Permits;
+use super::quiet::Quiet;
 use super::route_state::RouteState;
 use super::settings::Settings;
 use crate::domain::allow::AllowList;
@@ -20,9 +23,10 @@ use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
 use crate::domain::notification::{HandOff, HandedOver, Job, Permit};
 use crate::domain::outcome::Entry;
-use crate::domain::platform::{Lane, Route};
+use crate::domain::platform::{Environment, Lane, Route, RouteSpec};
+use crate::domain::provider::{RouteCondition, RouteStatus};
 use crate::render::Types;
-use crate::runtime::Runtime;
+use crate::runtime::{Instant, Runtime};
 use crate::senders::{Outcomes, Sender};
 use crate::storage::{BootId, Store};
 
@@ -38,6 +42,12 @@ pub struct Shared {
     /// Replaced as a whole when the configuration changes.
     pub table: RwLock<Arc<RouteTable>>,
     pub holds: Holds,
+    /// What routes share. Bounded by the credentials that were ever configured in this run.
+    pub credentials: Mutex<HashMap<CredentialKey, Arc<Credential>>>,
+    pub guard: Guard,
+    pub quiet: Quiet,
+    /// A route or credential was paused, or works again.
+    pub troubled: Notify,
     /// Jobs at the senders, by ticket. Bounded by the permits.
     pub flights: Mutex<HashMap<u64, Flight>>,
     /// Leases to be given back. Bounded by the permits of a moment in which a route was removed.
@@ -69,6 +79,7 @@ pub struct RouteLanes {
     pub route: Arc<Route>,
     link: RwLock<Arc<Link>>,
     pub state: RouteState,
+    pub credential: Arc<Credential>,
     pub lanes: [LaneInbox; 2],
     /// The route is configured no more: its workers stop claiming and give back what they hold.
     pub removed: CancellationToken,
@@ -82,23 +93,51 @@ pub struct Link {
 }
 
 impl RouteLanes {
-    pub fn new(route: Arc<Route>, link: Link, lanes: [LaneInbox; 2]) -> Self {
+    pub fn new(route: Arc<Route>, link: Link, credential: Arc<Credential>, lanes: [LaneInbox; 2]) -> Self {
         let (state, removed) = (RouteState::default(), CancellationToken::new());
-        Self { route, link: RwLock::new(Arc::new(link)), state, lanes, removed }
+        Self { route, link: RwLock::new(Arc::new(link)), state, credential, lanes, removed }
+    }
+
+    /// Its own fault or its credential's.
+    pub fn is_broken(&self) -> bool {
+        self.state.is_broken() || self.credential.state.is_broken()
+    }
+
+    /// Until when nothing at all may be sent in a lane: a fault's pause, a provider's complaint, a rate that is used up.
+    pub fn paused_until(&self, lane: Lane, now: Instant) -> Option<Instant> {
+        let (route, credential) = (self.state.paused_until(now), self.credential.state.paused_until(now));
+        let slowed = self.credential.slowed_until(now);
+        route.max(credential).max(slowed).max(self.credential.pacer.dry_until(lane, now))
+    }
+
+    /// Whether the caller is the one that may ask whether it works again.
+    pub fn begin_probe(&self, now: Instant) -> bool {
+        if self.credential.state.is_broken() {
+            self.credential.state.begin_probe(now)
+        } else {
+            self.state.begin_probe(now)
+        }
+    }
+
+    pub fn end_probe(&self) {
+        self.credential.state.end_probe();
+        self.state.end_probe();
     }
 
     pub fn link(&self) -> Arc<Link> {
         Arc::clone(&self.link.read().expect("no panic while held"))
     }
 
-    /// Takes effect for every batch that is made from now on. A credential that is new deserves a new try.
-    pub fn relink(&self, link: Link) {
+    /// Takes effect for every batch that is made from now on. A credential that is new deserves a new try. Whether it is.
+    pub fn relink(&self, link: Link) -> bool {
         let same = Arc::ptr_eq(&self.link().sender, &link.sender);
         *self.link.write().expect("no panic while held") = Arc::new(link);
-        if !same && self.state.is_broken() {
+        if !same {
+            self.credential.renewed();
             self.state.works();
             self.wake();
         }
+        !same
     }
 
     pub fn wake(&self) {
@@ -147,7 +186,33 @@ impl Shared {
         let Some(lanes) = self.route(route) else { return false };
         let spec = &lanes.route.spec;
         let is_held = self.holds.now().of_route(spec.app, spec.platform).is_some();
-        !self.stopping.is_cancelled() && !lanes.state.is_broken() && !is_held
+        !self.stopping.is_cancelled() && !lanes.is_broken() && !is_held
+    }
+
+    /// What goes through a credential, as it was configured first or is now.
+    pub fn credential(&self, key: &CredentialKey) -> Arc<Credential> {
+        let mut credentials = self.credentials.lock().expect("no panic while held");
+        let make = || Arc::new(Credential::new(key.clone(), None));
+        Arc::clone(credentials.entry(key.clone()).or_insert_with(make))
+    }
+
+    /// The same bundle in the platform's other environment.
+    pub fn other_environment(&self, spec: &RouteSpec) -> Option<Arc<Route>> {
+        let other = match spec.environment {
+            Environment::None => return None,
+            Environment::Production => Environment::Sandbox,
+            Environment::Sandbox => Environment::Production,
+        };
+        let wanted = RouteSpec { environment: other, ..spec.clone() };
+        let table = self.table();
+        table.routes.values().find(|lanes| lanes.route.spec == wanted).map(|lanes| Arc::clone(&lanes.route))
+    }
+
+    /// After a credential's pause or hold has ended.
+    pub fn wake_credential(&self, credential: &Arc<Credential>) {
+        for lanes in self.table().routes.values().filter(|lanes| Arc::ptr_eq(&lanes.credential, credential)) {
+            lanes.wake();
+        }
     }
 
     /// As callers know it: what logs say.
@@ -159,6 +224,10 @@ impl Shared {
 impl HandOff for Shared {
     fn try_permit(&self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
         if !self.can_send(route) {
+            return None;
+        }
+        let now = self.runtime.instant();
+        if self.route(route).is_some_and(|lanes| lanes.paused_until(lane, now).is_some()) {
             return None;
         }
         self.permits.try_take(lane, targets)
@@ -174,6 +243,45 @@ impl HandOff for Shared {
 
     fn pauses_changed(&self) {
         self.holds.changed.notify_one();
+    }
+
+    fn provider_status(&self, app: AppKey) -> Vec<RouteStatus> {
+        let (now, wall) = (self.runtime.instant(), self.runtime.now());
+        let at = |instant: Instant| wall.plus(instant.saturating_duration_since(now));
+        let table = self.table();
+        let of_app = table.routes.values().filter(|lanes| lanes.route.spec.app == app);
+        let mut routes: Vec<RouteStatus> = of_app
+            .map(|lanes| {
+                let credential = &lanes.credential;
+                let paused = credential.state.paused().or_else(|| lanes.state.paused());
+                let condition = match (paused, credential.slowed_until(now)) {
+                    (Some(paused), _) => RouteCondition::Paused {
+                        cause: paused.cause.name(),
+                        reason: paused.reason,
+                        since: paused.since,
+                        next_probe: at(paused.until),
+                    },
+                    (None, Some(until)) => RouteCondition::Slowed { until: at(until) },
+                    (None, None) => RouteCondition::Working,
+                };
+                let status = lanes.link().sender.status();
+                RouteStatus {
+                    route: lanes.route.id,
+                    spec: lanes.route.spec.clone(),
+                    condition,
+                    rate_per_minute: credential.pacer.rate().map(|rate| rate.per_minute),
+                    connections: status.connections,
+                    in_flight: status.in_flight,
+                    queued: status.queued,
+                }
+            })
+            .collect();
+        routes.sort_unstable_by(|a, b| a.spec.cmp(&b.spec));
+        routes
+    }
+
+    fn troubles_changed(&self) {
+        self.troubled.notify_one();
     }
 
     fn planned(&self, targets: usize, suppressed: &[Entry]) {

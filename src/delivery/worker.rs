@@ -31,6 +31,8 @@ const ENCODED_KEPT: usize = 64;
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How long a worker waits after its sender took nothing, and between probes' answers.
 const SENDER_PAUSE: Duration = Duration::from_millis(100);
+/// How long a worker waits while another one's probe is under way.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// Claimed this often without progress, a job is suspect of bringing the process down: it runs alone, and is halved
 /// when that did not help.
 const SUSPECT_CLAIMS: u32 = 5;
@@ -46,6 +48,8 @@ pub struct Worker {
     encoded: HashMap<EncodedKey, Result<Encoded, ResultCode>>,
     /// What `encoded` was made for.
     link: Arc<Link>,
+    /// What is claimed now asks whether a paused route works again.
+    is_probe: bool,
 }
 
 /// A notification, and its variant as `render::Variant` names it.
@@ -67,7 +71,7 @@ enum Round {
 impl Worker {
     pub fn new(shared: Arc<Shared>, lanes: Arc<RouteLanes>, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
         let (route, link) = (lanes.route.id, lanes.link());
-        Self { shared, lanes, route, lane, work, encoded: HashMap::new(), link }
+        Self { shared, lanes, route, lane, work, encoded: HashMap::new(), link, is_probe: false }
     }
 
     /// Runs until the engine stops or the route is removed; then what is in the inbox goes back to the queue.
@@ -83,7 +87,7 @@ impl Worker {
             // Nothing is claimed from a route that an operator holds.
             let held = pauses.borrow_and_update().of_route(spec.app, spec.platform).is_some();
             let claim_now = !held && claim_at.is_some_and(|at| at <= now);
-            let pause = lanes.state.paused_until(now);
+            let pause = lanes.paused_until(self.lane, now);
             let next = if held { None } else { pause.or(claim_at) };
             tokio::select! {
                 biased;
@@ -126,7 +130,10 @@ impl Worker {
     async fn claim(&mut self) -> Round {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
-        let probing = self.lanes.state.is_broken();
+        let probing = self.lanes.is_broken();
+        if probing && !self.lanes.begin_probe(shared.runtime.instant()) {
+            return Round::Trouble(PROBE_PAUSE);
+        }
         let (max_jobs, most) = if probing { (1, 1) } else { (settings.max_claim_jobs, settings.max_claim_targets) };
         let mut room = tokio::select! {
             biased;
@@ -137,22 +144,27 @@ impl Worker {
         let request = ClaimRequest {
             route: self.route,
             lane: self.lane,
-            max_targets: if probing { 1 } else { room.targets() },
+            max_targets: if probing { 1 } else { self.lanes.credential.pacer.claimable(room.targets()) },
             max_jobs,
         };
         let now = shared.runtime.now();
         let claimed = match shared.store.claim(request, shared.owner, now).await {
             Ok(claimed) => claimed,
-            Err(error) => return self.store_trouble("claiming jobs", &error),
+            Err(error) => {
+                self.end_probe(probing);
+                return self.store_trouble("claiming jobs", &error);
+            }
         };
         if claimed.is_empty() {
             drop(room);
+            self.end_probe(probing);
             return match shared.store.next_due(self.route, self.lane).await {
                 Ok(next) => Round::Idle(next),
                 Err(error) => self.store_trouble("looking for due jobs", &error),
             };
         }
         let mut trouble = None;
+        self.is_probe = probing;
         let mut together = Vec::with_capacity(claimed.len());
         let mut suspects = Vec::new();
         for Claimed { job, notification } in claimed {
@@ -169,7 +181,17 @@ impl Worker {
                 Err(error) => trouble = Some(self.store_trouble("gating", &error)),
             }
         }
+        if std::mem::take(&mut self.is_probe) {
+            // Its targets were all kept back.
+            self.end_probe(probing);
+        }
         trouble.unwrap_or(if probing { Round::Trouble(SENDER_PAUSE) } else { Round::Busy })
+    }
+
+    fn end_probe(&self, probing: bool) {
+        if probing {
+            self.lanes.end_probe();
+        }
     }
 
     fn store_trouble(&self, doing: &str, error: &StoreError) -> Round {
@@ -247,7 +269,7 @@ impl Worker {
             }
         };
         let allowed: Vec<(u32, TargetFacts)> = flight.take_pending().into_iter().zip(facts).collect();
-        Ok(self.prepare(flight, templates.as_deref(), allowed, gated, gated_at))
+        Ok(self.prepare(flight, templates.as_deref(), allowed, gated, gated_at).await)
     }
 
     /// The gate before each send: asks the database about all of them at once, ends what is forbidden and sends the
@@ -311,7 +333,7 @@ impl Worker {
         let mut batches = Vec::with_capacity(flights.len());
         for (((flight, pending), templates), facts) in flights.into_iter().zip(pending).zip(templates).zip(read) {
             let (flight, allowed) = self.gate(flight, pending, facts);
-            batches.extend(self.prepare(flight, templates.as_deref(), allowed, gated, gated_at));
+            batches.extend(self.prepare(flight, templates.as_deref(), allowed, gated, gated_at).await);
         }
         Ok(self.submit(batches))
     }
@@ -367,6 +389,8 @@ impl Worker {
             };
             match consent::gates(&rules, facts.target.user, facts.user_choice, &device, now) {
                 Some(code) => flight.conclude(index, code, instant),
+                // It registered through another one since; what would go out here is not for this platform's ears.
+                None if facts.route != self.route => flight.forward(index, facts.route, now, instant),
                 None => allowed.push((index, facts)),
             }
         }
@@ -427,57 +451,34 @@ impl Worker {
     }
 
     /// Renders and encodes; the flight is then known by the batch's ticket. `None`: there is nothing to send.
-    fn prepare(
+    async fn prepare(
         &mut self,
         mut flight: Flight,
         templates: Option<&Templates>,
-        allowed: Vec<(u32, TargetFacts)>,
+        mut allowed: Vec<(u32, TargetFacts)>,
         gated: DenyPosition,
         gated_at: std::time::Instant,
     ) -> Option<Batch> {
         let shared = Arc::clone(&self.shared);
         let link = Arc::clone(&self.link);
-        let now = shared.runtime.instant();
+        self.keep_back(&mut flight, &mut allowed);
         let notification = Arc::clone(&flight.notification);
-        let identity = shared.store.identity();
-        let mut encoded: Vec<Encoded> = Vec::new();
-        let mut variants: Vec<(Variant<'_>, Result<u16, ResultCode>)> = Vec::new();
-        let app_default = templates.and_then(|_| shared.types.default_locale(notification.app));
-        let mut targets = Vec::with_capacity(allowed.len());
-        for (index, facts) in allowed {
-            let content = &notification.body.content;
-            let named = render::choose(content, templates, facts.locale.as_ref(), app_default.as_ref());
-            let found = variants.iter().find(|(known, _)| *known == named).map(|(_, variant)| *variant);
-            let variant = found.unwrap_or_else(|| {
-                let made = self.encode(&link, &notification, templates, named, app_default.as_ref()).map(|one| {
-                    encoded.push(one);
-                    u16::try_from(encoded.len() - 1).expect("no more variants than targets")
-                });
-                variants.push((named, made));
-                made
-            });
-            match variant {
-                Err(code) => flight.conclude(index, code, now),
-                Ok(variant) => targets.push(SendTarget {
-                    index,
-                    user: facts.target.user,
-                    device: facts.target.device,
-                    token: facts.token,
-                    nudged_id: identity.nudged_id(notification.id, facts.target.device),
-                    variant,
-                }),
-            }
+        let (encoded, mut targets) = self.encode_for(&mut flight, &notification, templates, allowed, &link);
+        if !targets.is_empty() {
+            self.pace(&mut flight, &mut targets).await;
         }
         if targets.is_empty() {
             self.settle(flight);
             return None;
         }
+        self.is_probe = false;
         let count = targets.len();
+        let now = shared.runtime.instant();
         let read_at = shared.runtime.now().minus(now.into_std().saturating_duration_since(gated_at));
         flight.sending(count, read_at, now);
         let ticket = shared.ticket();
         let batch = Batch {
-            route: Arc::clone(&self.lanes.route),
+            route: Arc::clone(flight.probing().unwrap_or(&self.lanes.route)),
             lane: self.lane,
             notification: notification.id,
             encoded,
@@ -508,6 +509,92 @@ impl Worker {
         }
         self.shared.settled.notify_one();
         false
+    }
+
+    /// What must not go out now: devices that are left alone, all but one where a fault is to be probed, and everything
+    /// while the provider's complaint holds.
+    fn keep_back(&self, flight: &mut Flight, allowed: &mut Vec<(u32, TargetFacts)>) {
+        let shared = &self.shared;
+        let (now, wall) = (shared.runtime.instant(), shared.runtime.now());
+        allowed.retain(|(index, facts)| match shared.quiet.until(facts.target.device, wall) {
+            None => true,
+            Some(until) => {
+                flight.defer(*index, until, now);
+                false
+            }
+        });
+        if allowed.is_empty() {
+            return;
+        }
+        if let Some(until) = self.lanes.credential.slowed_until(now) {
+            flight.put_off(allowed.len(), wall.plus(until - now));
+            allowed.clear();
+        } else if self.lanes.is_broken() {
+            let kept = usize::from(self.is_probe).min(allowed.len());
+            // Not always the same: it may be the one whose token is dead.
+            #[expect(clippy::cast_possible_truncation, reason = "below the length of a job")]
+            let chosen = (shared.runtime.random_u64() % (allowed.len().max(1) as u64)) as usize;
+            if kept > 0 {
+                allowed.swap(0, chosen);
+            }
+            flight.put_back(allowed.len() - kept);
+            allowed.truncate(kept);
+        }
+    }
+
+    /// Takes a permit of the credential's rate for each target; those without one wait for the next.
+    async fn pace(&self, flight: &mut Flight, targets: &mut Vec<SendTarget>) {
+        let shared = &self.shared;
+        let taken = self.lanes.credential.pacer.take(&shared.runtime, &*shared.store, self.lane, targets.len()).await;
+        let permits = usize::try_from(taken.permits).unwrap_or(usize::MAX);
+        if permits < targets.len() {
+            let rest = targets.len() - permits;
+            targets.truncate(permits);
+            flight.put_off(rest, shared.runtime.now().plus(taken.again));
+        }
+    }
+
+    /// Renders and encodes for each target; what cannot be is concluded.
+    fn encode_for(
+        &mut self,
+        flight: &mut Flight,
+        notification: &Arc<Notification>,
+        templates: Option<&Templates>,
+        allowed: Vec<(u32, TargetFacts)>,
+        link: &Link,
+    ) -> (Vec<Encoded>, Vec<SendTarget>) {
+        let shared = Arc::clone(&self.shared);
+        let now = shared.runtime.instant();
+        let identity = shared.store.identity();
+        let mut encoded: Vec<Encoded> = Vec::new();
+        let mut variants: Vec<(Variant<'_>, Result<u16, ResultCode>)> = Vec::new();
+        let app_default = templates.and_then(|_| shared.types.default_locale(notification.app));
+        let mut targets = Vec::with_capacity(allowed.len());
+        for (index, facts) in allowed {
+            let content = &notification.body.content;
+            let named = render::choose(content, templates, facts.locale.as_ref(), app_default.as_ref());
+            let found = variants.iter().find(|(known, _)| *known == named).map(|(_, variant)| *variant);
+            let variant = found.unwrap_or_else(|| {
+                let made = self.encode(link, notification, templates, named, app_default.as_ref()).map(|one| {
+                    encoded.push(one);
+                    u16::try_from(encoded.len() - 1).expect("no more variants than targets")
+                });
+                variants.push((named, made));
+                made
+            });
+            match variant {
+                Err(code) => flight.conclude(index, code, now),
+                Ok(variant) => targets.push(SendTarget {
+                    index,
+                    user: facts.target.user,
+                    device: facts.target.device,
+                    token: facts.token,
+                    nudged_id: identity.nudged_id(notification.id, facts.target.device),
+                    variant,
+                }),
+            }
+        }
+        (encoded, targets)
     }
 
     /// Hands a flight without outstanding targets to the writer of outcomes.

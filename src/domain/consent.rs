@@ -44,7 +44,8 @@ impl Gate {
             | ResultCode::DeadPoison
             | ResultCode::DeadMaybeSent
             | ResultCode::MovedToRetry
-            | ResultCode::Deferred => None,
+            | ResultCode::Deferred
+            | ResultCode::Redriven => None,
         }
     }
 

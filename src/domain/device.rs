@@ -85,6 +85,33 @@ pub enum DeviceRef {
     Token(Platform, DeviceToken),
 }
 
+/// What follows when a platform says since when a token is gone (APNs' 410).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GoneVerdict {
+    /// It was registered again later than the platform knew: the message is worth another try.
+    Keep,
+    /// It may have been registered again, unchanged, within the hour in which that is not written. Left alone until then,
+    /// and asked once more.
+    Doubt(UnixMs),
+    Retire,
+}
+
+/// The least time between two questions about one token.
+const ASK_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// `confirmed_at`: the last registration that was written. `doubted_at`: when its token was last held in doubt.
+#[must_use]
+pub fn judge_gone(since: UnixMs, confirmed_at: UnixMs, doubted_at: Option<UnixMs>, now: UnixMs) -> GoneVerdict {
+    let written_again_from = UnixMs(confirmed_at.0.saturating_add(UNCHANGED_FOR_MS));
+    if since < confirmed_at {
+        GoneVerdict::Keep
+    } else if since <= written_again_from && doubted_at.is_none_or(|asked| asked < confirmed_at) {
+        GoneVerdict::Doubt(written_again_from.max(now.plus(ASK_AGAIN_AFTER)))
+    } else {
+        GoneVerdict::Retire
+    }
+}
+
 /// A dead token as a platform reported it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Retirement {
@@ -93,4 +120,33 @@ pub struct Retirement {
     pub since: Option<UnixMs>,
     /// The platform's words, e.g. `410 Unregistered`.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gone_token_is_held_against_its_registration_in_milliseconds() {
+        let confirmed = UnixMs(1_790_000_000_500);
+        let hour = UNCHANGED_FOR_MS;
+        let at = |ms: i64| UnixMs(confirmed.0 + ms);
+        let judge = |since, doubted, now| judge_gone(at(since), confirmed, doubted, at(now));
+        assert_eq!(judge(-1, None, 10 * hour), GoneVerdict::Keep, "a millisecond before");
+        assert_eq!(judge(0, None, 10), GoneVerdict::Doubt(at(hour)));
+        assert_eq!(
+            judge(hour, None, 5 * hour),
+            GoneVerdict::Doubt(at(5 * hour + 60_000)),
+            "asked once more, late as it is"
+        );
+        assert_eq!(judge(hour + 1, None, 5 * hour), GoneVerdict::Retire, "any repeat since would have been written");
+        assert_eq!(judge(0, Some(at(10)), hour), GoneVerdict::Retire, "asked twice");
+        assert_eq!(
+            judge(0, Some(at(-10)), 10),
+            GoneVerdict::Doubt(at(hour)),
+            "that doubt was about an older registration"
+        );
+        // A timestamp taken for seconds, or seconds taken for milliseconds, must not retire anything.
+        assert_eq!(judge_gone(UnixMs(confirmed.0 / 1000), confirmed, None, at(10)), GoneVerdict::Keep);
+    }
 }

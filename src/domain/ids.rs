@@ -95,6 +95,12 @@ impl IdMaker {
         Self::advance(&self.last, self.node, now, SEQUENCE_BITS)
     }
 
+    /// No id of any kind but a device was made, or begun with, that is higher.
+    #[must_use]
+    pub fn newest(&self) -> i64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
     pub fn next_device(&self, now: UnixMs) -> DeviceId {
         DeviceId(Self::advance(&self.last_device, self.node, now, DEVICE_SEQUENCE_BITS))
     }
@@ -124,6 +130,12 @@ impl IdMaker {
 #[must_use]
 pub fn made_at(id: i64) -> UnixMs {
     UnixMs((id >> (NODE_BITS + SEQUENCE_BITS)) + EPOCH_MS)
+}
+
+/// The lowest id (not a device's) that can be made at a time; 0 for a time before there were any.
+#[must_use]
+pub fn first_id_at(at: UnixMs) -> i64 {
+    (at.0 - EPOCH_MS).clamp(0, (1 << 41) - 1) << (NODE_BITS + SEQUENCE_BITS)
 }
 
 macro_rules! caller_name {
@@ -214,6 +226,14 @@ mod tests {
             assert!(id > last && id.0 < 1 << 59);
             last = id;
         }
+    }
+
+    #[test]
+    fn the_first_id_of_a_time_is_below_all_of_it() {
+        let at = UnixMs(EPOCH_MS + 77);
+        let made = IdMaker::new(0, 0, 0).next(at);
+        assert!(first_id_at(at) <= made && made < first_id_at(UnixMs(at.0 + 1)));
+        assert_eq!((made_at(first_id_at(at)), first_id_at(UnixMs(0))), (at, 0));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::ids::{
 };
 use super::outcome::Entry;
 use super::platform::{DeviceToken, Lane};
+use super::provider::RouteStatus;
 use super::sending::Priority;
 use super::targets::{Progress, Target};
 use super::time::UnixMs;
@@ -217,6 +218,12 @@ pub trait HandOff: Send + Sync {
     }
     /// A pause was stored or ended.
     fn pauses_changed(&self) {}
+    /// How this process does with the providers of an app.
+    fn provider_status(&self, _app: AppKey) -> Vec<RouteStatus> {
+        Vec::new()
+    }
+    /// An operator confirmed something of a trouble.
+    fn troubles_changed(&self) {}
     /// After the commit of an event that was planned at once: how many deliveries, and who was suppressed. For counting.
     fn planned(&self, _targets: usize, _suppressed: &[Entry]) {}
     /// After the commit. The store must not drop a leased job on any path after this.

@@ -114,6 +114,8 @@ result_codes! {
     MovedToRetry = 200, Open, "MOVED_TO_RETRY";
     /// Not final: waits for a better time.
     Deferred = 201, Open, "DEFERRED";
+    /// Not final: an operator sent it again after it had died.
+    Redriven = 202, Open, "REDRIVEN";
 }
 
 impl ResultCode {

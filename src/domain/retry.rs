@@ -31,7 +31,9 @@ impl RetryPolicy {
         let floor = match (hint, cause) {
             (Some(hint), _) => hint.max(self.transport_floor),
             (None, RetryCause::Transport) => self.transport_floor,
-            (None, RetryCause::Throttled) => self.throttled_floor,
+            (None, RetryCause::Throttled | RetryCause::DeviceThrottled | RetryCause::ProviderThrottled) => {
+                self.throttled_floor
+            }
             (None, RetryCause::ServerError) => self.server_error_floor,
         };
         let doublings = attempt.saturating_sub(1).min(20);

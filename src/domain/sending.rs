@@ -51,10 +51,25 @@ impl fmt::Display for ProviderAnswer {
 pub enum RetryCause {
     /// The connection failed or the stream was refused.
     Transport,
-    /// The provider asked us to slow down (429).
+    /// The provider asked us to slow down (429), and does not say of what it was too much.
     Throttled,
+    /// … of this device: the device is left alone.
+    DeviceThrottled,
+    /// … of everything that goes through this credential: all of it is held.
+    ProviderThrottled,
     /// The provider failed (5xx).
     ServerError,
+}
+
+/// How far a configuration fault reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultScope {
+    /// Everything that goes through the credential.
+    Credential,
+    /// One bundle in one environment.
+    Route,
+    /// Some kind of device only, such as iPhones behind FCM: the delivery waits, the others go on.
+    Target,
 }
 
 /// The end of one attempt for one target.
@@ -67,11 +82,12 @@ pub enum SendOutcome {
     /// The request left and the answer did not come: it may be on a screen by now.
     MaybeSent { answer: ProviderAnswer },
     /// The token is dead. `since`: when the platform knew (APNs' 410 timestamp): a later registration wins.
-    TokenGone { since: Option<UnixMs>, answer: ProviderAnswer },
+    /// `elsewhere`: it may be good in the platform's other environment.
+    TokenGone { since: Option<UnixMs>, elsewhere: bool, answer: ProviderAnswer },
     /// This message will never be taken; the token is not at fault.
     Rejected { answer: ProviderAnswer },
-    /// The credential, project or configuration is wrong: pauses the route, burns no attempt.
-    SenderBroken { answer: ProviderAnswer },
+    /// The credential, project or configuration is wrong: pauses what it reaches, burns no attempt.
+    SenderBroken { scope: FaultScope, answer: ProviderAnswer },
     /// Not handed over: a "no" arrived since the gate, or the gate is too old. Back to the gate, no attempt.
     Held,
     /// Not handed over: the sender is draining or its queue was dropped. Back to the queue, no attempt.
@@ -101,7 +117,7 @@ pub enum Priority {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SendOptions {
     pub priority: Priority,
-    /// The caller's; without one, a delivery's `nudged_id` is its collapse identity.
+    /// What a shown notice is replaced by: the caller's key, else the digest's; without one, a delivery's `nudged_id`.
     pub collapse_key: Option<super::ids::CollapseKey>,
     /// The provider is told to stop trying then.
     pub expires_at: UnixMs,

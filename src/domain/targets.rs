@@ -1,9 +1,10 @@
 //! Packed (user, device) pairs: what a job holds.
 //!
-//! Format 1, the only one so far: pairs ascend by (user, device); each user is a varint of its distance from the one
-//! before, each device a zigzag varint of its distance from the device before (a user's devices were mostly made
-//! near each other in time). 500 scattered pairs take 5 to 7 kB. The format's number is stored beside the bytes, and a
-//! replica claims only formats it knows.
+//! Format 1: pairs ascend by (user, device); each user is a varint of its distance from the one before, each device a
+//! zigzag varint of its distance from the device before (a user's devices were mostly made near each other in time).
+//! 500 scattered pairs take 5 to 7 kB. Format 2: the number of pairs as a varint, then as format 1, so that bytes which
+//! lost their end between two pairs are noticed. The format's number is stored beside the bytes; a replica claims only
+//! formats it knows, and writes the newest one that every live replica knows.
 
 use super::ids::{DeviceId, UserKey};
 
@@ -17,8 +18,10 @@ pub struct Target {
 /// The most targets of one job.
 pub const MAX_TARGETS: usize = 500;
 
-/// The format written today.
-pub const FORMAT: i16 = 1;
+/// The oldest format that is read.
+pub const OLDEST: i16 = 1;
+/// The newest format that is read, and written where nobody reads less.
+pub const NEWEST: i16 = 2;
 
 /// The largest packed job accepted when reading: bounds memory on a corrupt row.
 pub const MAX_PACKED_BYTES: usize = 64 * 1024;
@@ -33,13 +36,19 @@ pub enum PackError {
     UnknownFormat(i16),
     #[error("larger than a job may be")]
     TooLarge,
+    #[error("there are not as many numbers as there should be")]
+    Incomplete,
 }
 
-/// Packs targets, which must be sorted and distinct (debug builds check).
+/// Packs targets, which must be sorted and distinct (debug builds check), in a format from [`OLDEST`] to [`NEWEST`].
 #[must_use]
-pub fn pack(targets: &[Target]) -> Vec<u8> {
+pub fn pack(format: i16, targets: &[Target]) -> Vec<u8> {
+    debug_assert!((OLDEST..=NEWEST).contains(&format), "a format that is known");
     debug_assert!(targets.windows(2).all(|pair| pair[0] < pair[1]), "targets are sorted and distinct");
-    let mut bytes = Vec::with_capacity(targets.len() * 12);
+    let mut bytes = Vec::with_capacity(2 + targets.len() * 12);
+    if format > 1 {
+        write_varint(&mut bytes, targets.len() as u64);
+    }
     let mut previous = Target { user: UserKey(0), device: DeviceId(0) };
     for target in targets {
         write_varint(&mut bytes, (target.user.0 - previous.user.0).cast_unsigned());
@@ -51,13 +60,14 @@ pub fn pack(targets: &[Target]) -> Vec<u8> {
 
 /// Reads what [`pack`] wrote. Never panics and never allocates beyond the bytes given.
 pub fn unpack(format: i16, bytes: &[u8]) -> Result<Vec<Target>, PackError> {
-    if format != FORMAT {
+    if !(OLDEST..=NEWEST).contains(&format) {
         return Err(PackError::UnknownFormat(format));
     }
     if bytes.len() > MAX_PACKED_BYTES {
         return Err(PackError::TooLarge);
     }
     let mut rest = bytes;
+    let expected = if format > 1 { Some(read_varint(&mut rest)?) } else { None };
     let mut targets = Vec::with_capacity((bytes.len() / 8).min(MAX_TARGETS));
     let (mut user, mut device) = (0_i64, 0_i64);
     while !rest.is_empty() {
@@ -69,7 +79,10 @@ pub fn unpack(format: i16, bytes: &[u8]) -> Result<Vec<Target>, PackError> {
         }
         targets.push(Target { user: UserKey(user), device: DeviceId(device) });
     }
-    Ok(targets)
+    match expected {
+        Some(expected) if expected != targets.len() as u64 => Err(PackError::Incomplete),
+        _ => Ok(targets),
+    }
 }
 
 /// Little-endian base 128.
@@ -160,18 +173,34 @@ mod tests {
         fn packed_targets_read_back(pairs in proptest::collection::btree_set((1i64..i64::MAX / 2, 1i64..1 << 59), 0..500)) {
             let targets: Vec<Target> =
                 pairs.into_iter().map(|(user, device)| Target { user: UserKey(user), device: DeviceId(device) }).collect();
-            prop_assert_eq!(unpack(FORMAT, &pack(&targets)), Ok(targets));
+            for format in OLDEST..=NEWEST {
+                prop_assert_eq!(unpack(format, &pack(format, &targets)), Ok(targets.clone()));
+            }
         }
 
         #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
-            let _ = unpack(FORMAT, &bytes);
+            for format in OLDEST - 1..=NEWEST + 1 {
+                let _ = unpack(format, &bytes);
+            }
         }
 
         #[test]
         fn zigzag_reads_back(value: i64) {
             prop_assert_eq!(unzigzag(zigzag(value)), value);
         }
+    }
+
+    #[test]
+    fn the_second_format_notices_a_lost_end() {
+        let target = |number: i64| Target { user: UserKey(number), device: DeviceId(number) };
+        let targets = [target(1), target(2), target(3)];
+        let whole = pack(1, &targets);
+        let cut = whole.len() - pack(1, &targets[..1]).len();
+        assert_eq!(unpack(1, &whole[..cut]), Ok(targets[..2].to_vec()), "the first does not");
+        let whole = pack(2, &targets);
+        assert_eq!(unpack(2, &whole[..whole.len() - 2]), Err(PackError::Incomplete));
+        assert_eq!(unpack(3, &whole), Err(PackError::UnknownFormat(3)));
     }
 
     #[test]

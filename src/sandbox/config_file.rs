@@ -56,6 +56,8 @@ fn config(dir: &Path, sandbox: &Sandbox) -> String {
     line(format_args!("endpoint = {apns}\nendpoint_sandbox = {apns}\nca_file = {}", file(CA_FILE)));
     line(format_args!("\n[apps.{app}.fcm]\nservice_account_file = {}", file(SERVICE_ACCOUNT_FILE)));
     line(format_args!("endpoint = {}\nca_file = {}", quoted(sandbox.fcm_endpoint()), file(CA_FILE)));
+    // Google's quota is not this machine's.
+    line(format_args!("rate_per_minute = 0"));
     text
 }
 

@@ -1,5 +1,7 @@
 //! One suite for every sender, against the sandbox: real HTTP/2 over TLS, validated as strictly as the vendors do.
 
+mod conduct;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -306,9 +308,10 @@ async fn is_throttled_with_a_hint(kind: Kind) {
         *retry_after = Some("42".to_owned());
     }
     stage.add(fault);
-    assert_eq!(later(&stage.send_one().await), (RetryCause::Throttled, Some(Duration::from_secs(42))));
+    let cause = if kind == Kind::Fcm { RetryCause::Throttled } else { RetryCause::DeviceThrottled };
+    assert_eq!(later(&stage.send_one().await), (cause, Some(Duration::from_secs(42))));
     stage.add(kind.fault(429, "TooManyRequests", "QUOTA_EXCEEDED"));
-    assert_eq!(later(&stage.send_one().await), (RetryCause::Throttled, None));
+    assert_eq!(later(&stage.send_one().await), (cause, None));
     assert!(is_sent(&stage.send_one().await));
     stage.end().await;
 }
@@ -322,10 +325,10 @@ async fn finds_dead_tokens(kind: Kind) {
     let outcomes = stage.send(&hello(), [1, 2, 3]).await;
     assert!(is_sent(&outcomes[0]) && is_sent(&outcomes[2]));
     match (&outcomes[1], kind.platform()) {
-        (SendOutcome::TokenGone { since: Some(told), answer }, Platform::Apns) => {
+        (SendOutcome::TokenGone { since: Some(told), answer, .. }, Platform::Apns) => {
             assert_eq!((*told, answer.status), (since, 410));
         }
-        (SendOutcome::TokenGone { since: None, answer }, Platform::Fcm) => assert_eq!(answer.status, 404),
+        (SendOutcome::TokenGone { since: None, answer, .. }, Platform::Fcm) => assert_eq!(answer.status, 404),
         other => panic!("{other:?}"),
     }
     stage.end().await;

@@ -33,6 +33,10 @@ pub enum ServiceError {
     IdempotencyKeyReused { notification: String },
     #[error("the audience is larger than max_audience ({limit})")]
     AudienceTooLarge { limit: u64 },
+    #[error("what followed the cursor is no longer kept")]
+    CursorExpired,
+    #[error("the cursor is another installation's, database's or app's, or was altered")]
+    CursorForeign,
     #[error("the app may send {per_second} events a second")]
     TooManyEvents { per_second: u32, retry_after: Duration },
     #[error("the app has {open} open deliveries; no event is taken above {limit}")]

@@ -353,6 +353,7 @@ fn view(history: &PersonHistory, identity: &IdentityKey, device: DeviceId, stand
     let notification = history.notification.id;
     let some = (device != DeviceId(0)).then_some(device);
     DeliveryView {
+        notification: identity.public_notification(notification),
         user: history.user_id.clone(),
         device: some,
         nudged_id: some.map(|device| identity.nudged_id(notification, device)),

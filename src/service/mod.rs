@@ -18,7 +18,10 @@ pub mod notifications;
 pub mod opt_in;
 pub mod page_token;
 pub mod pauses;
+pub mod providers;
+pub mod restore;
 pub mod subscriptions;
+pub mod watch;
 
 use std::sync::{Arc, RwLock};
 
@@ -139,6 +142,8 @@ impl Service {
             StoreError::TooManyEventTypes { limit } => ServiceError::TooManyEventTypes { limit },
             StoreError::AudienceTooLarge { limit } => ServiceError::AudienceTooLarge { limit },
             StoreError::BroadcastNotAllowed => ServiceError::PermissionDenied { scope: events::BROADCAST_SCOPE },
+            StoreError::CursorExpired => ServiceError::CursorExpired,
+            StoreError::CursorForeign => ServiceError::CursorForeign,
             // NotifyEvent names the field before it comes here.
             StoreError::AlreadyExpired => ServiceError::Invalid(vec![Violation::new("ttl", error.to_string())]),
             other @ (StoreError::Overloaded { .. } | StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {

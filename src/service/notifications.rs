@@ -47,6 +47,7 @@ pub struct ExplainDelivery {
 /// Where one device's delivery stands, in public ids.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeliveryView {
+    pub notification: Uuid,
     pub user: UserId,
     /// `None`: a person suppressed as a whole.
     pub device: Option<DeviceId>,
@@ -60,7 +61,7 @@ pub struct DeliveryView {
 
 impl Service {
     pub async fn get_notification(&self, mut call: Call<'_>, id: &str) -> Result<NotificationView> {
-        let uuid = notification_uuid(&mut call.violations, id);
+        let uuid = notification_uuid(&mut call.violations, "notification_id", id);
         let app = call.checked()?;
         let id = self.notification(uuid)?;
         self.store.get_notification(app.key, id).await.map_err(|error| self.refused(error))
@@ -102,7 +103,7 @@ impl Service {
 
     /// Whether this call kept anything back.
     pub async fn cancel_notification(&self, mut call: Call<'_>, id: &str) -> Result<bool> {
-        let uuid = notification_uuid(&mut call.violations, id);
+        let uuid = notification_uuid(&mut call.violations, "notification_id", id);
         let app = call.checked()?;
         let id = self.notification(uuid)?;
         self.store.cancel_notification(app.key, id, self.runtime.now()).await.map_err(|error| self.refused(error))
@@ -115,7 +116,7 @@ impl Service {
         input: ListDeliveries,
     ) -> Result<(Vec<DeliveryView>, String)> {
         let violations = &mut call.violations;
-        let uuid = notification_uuid(violations, &input.notification_id);
+        let uuid = notification_uuid(violations, "notification_id", &input.notification_id);
         let user = fields::optional_user(violations, "user_id", &input.user_id);
         let limit = fields::page_size(violations, input.page_size, DEFAULT_DELIVERIES_PAGE, MAX_DELIVERIES_PAGE);
         let mut states: Vec<u8> = input.states.iter().map(|state| state_number(*state)).collect();
@@ -157,7 +158,7 @@ impl Service {
                 }
             }
         } else {
-            uuid = notification_uuid(violations, &input.notification_id);
+            uuid = notification_uuid(violations, "notification_id", &input.notification_id);
             user = fields::user_id(violations, &input.user_id);
         }
         let app = call.checked()?;
@@ -188,17 +189,18 @@ impl Service {
     }
 
     /// The internal id behind a public one; a UUID that is not ours names nothing.
-    fn notification(&self, public: Option<Uuid>) -> Result<NotificationId> {
+    pub(super) fn notification(&self, public: Option<Uuid>) -> Result<NotificationId> {
         let public = public.expect("a missing id is a violation");
         self.identity()
             .read_public_notification(public)
             .ok_or_else(|| ServiceError::NotificationNotFound { notification: public.to_string() })
     }
 
-    fn view(&self, notification: NotificationId, delivery: Delivery) -> DeliveryView {
+    pub(super) fn view(&self, notification: NotificationId, delivery: Delivery) -> DeliveryView {
         let device = delivery.entry.device;
         let device = (device != DeviceId(0)).then_some(device);
         DeliveryView {
+            notification: self.identity().public_notification(notification),
             user: delivery.user,
             device,
             nudged_id: device.map(|device| self.identity().nudged_id(notification, device)),
@@ -210,14 +212,14 @@ impl Service {
     }
 }
 
-fn notification_uuid(violations: &mut Violations, text: &str) -> Option<Uuid> {
+pub(super) fn notification_uuid(violations: &mut Violations, field: &str, text: &str) -> Option<Uuid> {
     if text.is_empty() {
-        violations.add("notification_id", "is required");
+        violations.add(field, "is required");
         return None;
     }
     let uuid = Uuid::parse_str(text).ok();
     if uuid.is_none() {
-        violations.add("notification_id", "is not a UUID");
+        violations.add(field, "is not a UUID");
     }
     uuid
 }

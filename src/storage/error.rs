@@ -22,6 +22,11 @@ pub enum StoreError {
     /// Its TTL is over, and its idempotency key, if it has one, was not used before.
     #[error("the event's time to live has already ended")]
     AlreadyExpired,
+    /// History after the watcher's position has been deleted.
+    #[error("what followed the cursor is no longer kept")]
+    CursorExpired,
+    #[error("the cursor is not of this database")]
+    CursorForeign,
     /// Too much open work or a full queue: nothing was written.
     #[error("too much waits: {what}")]
     Overloaded { what: &'static str },
@@ -50,6 +55,8 @@ impl StoreError {
             | Self::AudienceTooLarge { .. }
             | Self::BroadcastNotAllowed
             | Self::AlreadyExpired
+            | Self::CursorExpired
+            | Self::CursorForeign
             | Self::Overloaded { .. } => true,
             Self::Unavailable { .. } | Self::Corrupt { .. } => false,
         }

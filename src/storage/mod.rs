@@ -1,5 +1,5 @@
-//! The store as the rest of the crate sees it: two ports in domain types, so that a distributed queue can one day take
-//! the place of [`Queue`] alone. `sqlite` and `postgres` implement both and know nothing of each other.
+//! The store as the rest of the crate sees it: three ports in domain types, so that a distributed queue can one day take
+//! the place of [`Queue`] alone. `sqlite` and `postgres` implement all and know nothing of each other.
 //!
 //! Every method is one atomic step: it happened whole, and durably, when it answers `Ok`; it left nothing when it
 //! answers a refusal ([`StoreError::is_refusal`]). After `Unavailable` the caller cannot know; every method is safe to
@@ -14,12 +14,16 @@ pub mod conformance;
 mod effects;
 pub mod error;
 mod fail;
+pub mod moving;
 mod paging;
 pub mod postgres;
+mod providers;
+mod redrive;
 mod rows;
 pub mod seed;
 pub mod sqlite;
 mod statement;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,8 +44,13 @@ use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::sending::ProviderAnswer;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 
 pub use error::StoreError;
+pub use providers::{
+    DeviceTimes, Providers, RedriveBatch, RedriveFilter, Redriven, TROUBLE_KEPT_MS, Trouble, TroubleCause, TroubleRow,
+};
+pub use watching::{WatchEvent, WatchFilter, WatchPage, Watched};
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
@@ -194,6 +203,9 @@ pub struct DeliveryFilter {
     pub states: Vec<State>,
 }
 
+/// Rows that retention looks at in each table at once.
+pub const RETAIN_BATCH: u64 = 500;
+
 /// How long the progress of an import is remembered after its last item.
 pub const IMPORT_KEPT_MS: i64 = 90 * 24 * 3_600_000;
 
@@ -230,6 +242,24 @@ pub enum ImportEffect {
     /// The same, or something observed later, stands already.
     Unchanged,
 }
+
+/// A database that came from a backup.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Restoration {
+    /// The operator's name of it.
+    pub name: String,
+    pub since: UnixMs,
+    /// What was said since the backup has been told again.
+    pub confirmed_at: Option<UnixMs>,
+}
+
+/// What a restoration's hold says of itself among the pauses.
+macro_rules! restoration_reason {
+    () => {
+        "restored from a backup; waits for nudged confirm-restore"
+    };
+}
+use restoration_reason;
 
 /// Who an event would be for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -410,6 +440,18 @@ pub trait Registry: Send + Sync {
     /// The owner of a device row of this app, for ids read from a `nudged_id`.
     async fn device_owner(&self, app: AppKey, device: DeviceId) -> Result<UserId>;
 
+    /// What came to be durable after `after`, in the order of transactions, `limit` events at most; with `None` only
+    /// where that is now. Everything is told exactly once to whoever goes on from the position answered, in whatever
+    /// process. `CursorExpired` when something after it may have been deleted, `CursorForeign` for a position of another
+    /// database.
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage>;
+
     /// Holds what fits its scope, unless that is held already. Whether it is new. `Overloaded` beyond
     /// [`MAX_PAUSES`](crate::domain::pause::MAX_PAUSES).
     async fn pause(&self, pause: Pause) -> Result<bool>;
@@ -419,6 +461,26 @@ pub trait Registry: Send + Sync {
 
     /// All pauses, in the order of their stored names.
     async fn pauses(&self) -> Result<Vec<Pause>>;
+
+    /// The database was restored from a backup: until it is confirmed, [`Registry::pauses`] holds everything. One of that
+    /// name that is there already stands as it is.
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration>;
+
+    /// Cancels up to `limit` notifications with open work, accepted before `before`, after `after` in the order of their
+    /// ids. The last one looked at, `None` at the end, and how many were not cancelled before.
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)>;
+
+    /// Restorations that hold everything, oldest first.
+    async fn restorations(&self) -> Result<Vec<Restoration>>;
+
+    /// Confirms all there are. Whether there was one.
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool>;
 
     /// Answers when the database does; for `/readyz`.
     async fn ping(&self) -> Result<()>;
@@ -466,6 +528,17 @@ pub struct JobUpdate {
     /// Retries and deferrals, inserted unowned.
     pub followers: Vec<NewJob>,
     pub retirements: Vec<Retirement>,
+    /// What else platforms said of devices.
+    pub device_changes: Vec<DeviceChange>,
+}
+
+/// What a platform's answer changes of a device, beside retiring it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceChange {
+    /// Left alone until then. `doubted`: its token was called gone, and is asked once more.
+    Hold { device: DeviceId, until: UnixMs, doubted: bool },
+    /// It was reached through `to`, where it is from now on unless it moved meanwhile.
+    Reroute { device: DeviceId, from: RouteId, to: RouteId },
 }
 
 /// An open expansion under a lease.
@@ -599,7 +672,8 @@ pub trait Queue: Send + Sync {
 
     async fn backlog(&self, now: UnixMs) -> Result<Backlog>;
 
-    /// Deletes a bounded batch of expired idempotency keys, and history older than `history_before`. How many rows.
+    /// Deletes expired idempotency keys and history older than `history_before`, [`RETAIN_BATCH`] rows of a table at most or
+    /// whole partitions, and makes partitions ahead. How many rows; as many as a batch, and there may be more.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
 
@@ -623,6 +697,6 @@ pub struct GateFacts {
     pub facts: Vec<Option<TargetFacts>>,
 }
 
-/// Both ports in one.
-pub trait Store: Registry + Queue {}
-impl<T: Registry + Queue> Store for T {}
+/// All ports in one.
+pub trait Store: Registry + Queue + Providers {}
+impl<T: Registry + Queue + Providers> Store for T {}

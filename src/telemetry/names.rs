@@ -76,6 +76,14 @@ metrics! {
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
     /// Routes paused because their credential is broken.
     ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
+    /// Routes that wait because their provider asked to slow down.
+    ROUTES_SLOWED = Gauge "nudged_routes_slowed" ["platform"];
+    /// Dead tokens that were not retired, because so many die alike that the configuration is the likelier fault.
+    RETIREMENTS_HELD = Counter "nudged_retirements_held_total" ["platform"];
+    /// Answers that blame the platform's configuration for one kind of device (FCM: its APNs or web push credentials).
+    UNREACHABLE_TARGETS = Counter "nudged_unreachable_targets_total" ["platform"];
+    /// Devices left alone for a while because their platform asked for it or their token is in doubt.
+    DEVICES_QUIET = Gauge "nudged_devices_quiet" [];
     /// Pauses that operators set.
     PAUSES = Gauge "nudged_pauses" [];
     /// Reloads of the configuration, by result: `applied` or `failed`.
@@ -86,6 +94,18 @@ metrics! {
     PROVIDER_UP = Gauge "nudged_provider_up" ["app", "platform", "credential"];
     /// Days until an APNs certificate ends; negative after it. Signing keys do not end.
     CERTIFICATE_DAYS_LEFT = Gauge "nudged_certificate_days_left" ["app", "credential"];
+    /// Open WatchDeliveries streams.
+    WATCHERS = Gauge "nudged_watchers" [];
+    /// Messages written to watchers.
+    WATCHER_MESSAGES = Counter "nudged_watcher_messages_total" [];
+    /// Watchers ended because they did not read.
+    WATCHERS_TOO_SLOW = Counter "nudged_watchers_too_slow_total" [];
+    /// Rows of the history that retention has deleted; dropped partitions not counted.
+    HISTORY_ROWS_DELETED = Counter "nudged_history_rows_deleted_total" ["table"];
+    /// Partitions of the history that retention has dropped, on Postgres.
+    HISTORY_PARTITIONS_DROPPED = Counter "nudged_history_partitions_dropped_total" ["table"];
+    /// Days of history for which partitions are made ahead, on Postgres; below 1 rows go to the default partition.
+    HISTORY_DAYS_AHEAD = Gauge "nudged_history_days_ahead" ["table"];
     /// Spans given to the trace collector, by result: `exported` or `failed`.
     SPANS = Counter "nudged_spans_total" ["result"];
     /// Always 1; the version is in the label.

@@ -40,14 +40,34 @@ impl Postgres {
     }
 
     pub fn url(&self) -> String {
-        format!("postgres://nudged@127.0.0.1:{}/postgres", self.port)
+        self.url_of("postgres")
+    }
+
+    /// Of another database on it.
+    pub fn url_of(&self, database: &str) -> String {
+        format!("postgres://nudged@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A session of the test's own.
+    pub async fn client(&self) -> tokio_postgres::Client {
+        let (client, connection) = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
     }
 
     /// SIGKILL, as a machine that loses its process, and a start that recovers from its log.
     pub fn kill_and_restart(&mut self, away: Duration) {
+        self.kill();
+        std::thread::sleep(away);
+        self.start_again();
+    }
+
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        std::thread::sleep(away);
+    }
+
+    pub fn start_again(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.child = spawn(&self.programs, self.dir.path(), self.port);
@@ -59,6 +79,29 @@ impl Postgres {
             assert!(Instant::now() < deadline, "Postgres does not start again");
         }
         self.wait();
+    }
+
+    /// A server that follows this one, a moment behind: a hot standby.
+    pub fn standby(&self) -> Self {
+        let dir = tempfile::Builder::new().prefix("nudged-postgres.").tempdir_in("/tmp").unwrap();
+        if is_root() {
+            assert!(Command::new("chown").arg("postgres").arg(dir.path()).status().unwrap().success());
+        }
+        let mut copy = as_server(&self.programs.join("pg_basebackup"), dir.path());
+        copy.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "nudged", "-R", "-X", "stream"]);
+        copy.args(["--checkpoint=fast", "--no-sync", "-D"]).arg(dir.path().join("data"));
+        let made = copy.output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let port = free_port();
+        let child = spawn(&self.programs, dir.path(), port);
+        let standby = Self { dir, programs: self.programs.clone(), port, child };
+        standby.wait();
+        standby
+    }
+
+    /// Host and port, for a URL of several.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     fn wait(&self) {

@@ -67,7 +67,12 @@ impl World {
 
     /// With these environment variables: one of several processes on this configuration.
     pub fn start_with(&self, environment: &[(&str, String)]) -> Server {
-        Server { child: spawn(&["serve", "--config"], &self.config, environment) }
+        self.start_as(&[], environment)
+    }
+
+    /// With these flags.
+    pub fn start_as(&self, flags: &[&str], environment: &[(&str, String)]) -> Server {
+        Server { child: spawn(&[&["serve"], flags, &["--config"]].concat(), &self.config, environment) }
     }
 
     /// What the server has logged so far: JSON, a line each.

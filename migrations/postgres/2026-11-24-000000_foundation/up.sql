@@ -68,7 +68,10 @@ CREATE TABLE device (
     has_choice SMALLINT NOT NULL DEFAULT 0,
     observed_at BIGINT NOT NULL,
     confirmed_at BIGINT NOT NULL,
+    -- The platform asked to leave it alone until then.
     hold_until BIGINT,
+    -- When a platform called the token gone while a repeated registration was not yet written: asked once more.
+    doubted_at BIGINT,
     state SMALLINT NOT NULL CHECK (state IN (1, 2, 3)),
     retired_reason TEXT,
     retired_at BIGINT,
@@ -80,6 +83,7 @@ CREATE INDEX device_by_old_token ON device (app, platform, plugin, token_hash, i
 -- One row an app install: a new token of the same install takes its place.
 CREATE INDEX device_by_installation ON device (app, installation_id) WHERE state = 1 AND installation_id IS NOT NULL;
 CREATE INDEX device_by_user ON device (user_key, id);
+CREATE INDEX device_by_hold ON device (hold_until) WHERE hold_until IS NOT NULL;
 
 -- device 0: the user's own choice. event_type '': the master switch, or everything on that device.
 CREATE TABLE opt_in (
@@ -260,6 +264,7 @@ CREATE INDEX job_by_owner ON job (owner) WHERE owner <> 0;
 CREATE INDEX job_by_notification ON job (notification_id, first_user);
 
 -- Append-only history. route null: written at planning. The last block that names a target is its state.
+-- xid: the transaction that wrote it. Ids are made before commits, so their order is not the order of commits.
 CREATE TABLE outcome_block (
     id BIGINT NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
@@ -274,6 +279,26 @@ CREATE TABLE outcome_block (
 CREATE TABLE outcome_block_default PARTITION OF outcome_block DEFAULT;
 -- One person of one notification in a few rows.
 CREATE INDEX outcome_block_by_notification ON outcome_block (notification_id, first_user);
+-- Watchers read in the order of transactions.
+CREATE INDEX outcome_block_by_commit ON outcome_block (app, xid, id);
+
+-- Devices that stopped being active, for watchers; goes with the history. xid as in outcome_block.
+CREATE TABLE device_retirement (
+    id BIGINT NOT NULL PRIMARY KEY,
+    app BIGINT NOT NULL,
+    device BIGINT NOT NULL,
+    user_key BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    xid BIGINT NOT NULL DEFAULT (pg_current_xact_id()::TEXT::BIGINT)
+);
+CREATE INDEX device_retirement_by_commit ON device_retirement (app, xid, id);
+
+-- What watchers must know of the history as a whole; see the watching module.
+CREATE TABLE watermark (
+    name TEXT NOT NULL PRIMARY KEY,
+    value BIGINT NOT NULL
+);
 
 -- Rows for failures and retries only.
 CREATE TABLE attempt_detail (
@@ -298,14 +323,29 @@ CREATE TABLE replica (
     boot_id BIGINT NOT NULL,
     heartbeat BIGINT NOT NULL,
     routes TEXT NOT NULL DEFAULT '[]',
-    version TEXT NOT NULL DEFAULT ''
+    version TEXT NOT NULL DEFAULT '',
+    -- The newest pack format it reads.
+    pack_format SMALLINT NOT NULL DEFAULT 1
 );
 
--- State shared by the routes of a credential: rates, pauses, provider tokens' birth.
+-- Rates that replicas share: one credential's token bucket. `granted` answers the statement that wrote it.
 CREATE TABLE pace (
     name TEXT NOT NULL PRIMARY KEY,
-    state TEXT NOT NULL,
-    updated_at BIGINT NOT NULL
+    permits DOUBLE PRECISION NOT NULL,
+    ramp_from BIGINT NOT NULL,
+    at BIGINT NOT NULL,
+    granted INTEGER NOT NULL
+);
+
+-- What a platform refuses, by credential or route, as a replica met it; and until when an operator lets tokens be retired
+-- all the same.
+CREATE TABLE provider_trouble (
+    name TEXT NOT NULL PRIMARY KEY,
+    cause SMALLINT NOT NULL,
+    reason TEXT NOT NULL,
+    since BIGINT NOT NULL,
+    seen_at BIGINT NOT NULL,
+    confirmed_until BIGINT
 );
 
 -- Append-only "no" log per app with a cursor, for replicas; a single process uses the in-memory feed.
@@ -325,7 +365,14 @@ CREATE TABLE pause (
     reason TEXT NOT NULL
 );
 
--- Resumable imports and moves.
+-- Restores from a backup: nothing is sent while one is not confirmed. Each name acts once.
+CREATE TABLE restoration (
+    name TEXT NOT NULL PRIMARY KEY,
+    since BIGINT NOT NULL,
+    confirmed_at BIGINT
+);
+
+-- Resumable imports.
 CREATE TABLE import_progress (
     app BIGINT NOT NULL,
     name TEXT NOT NULL,

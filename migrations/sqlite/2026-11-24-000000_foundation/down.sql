@@ -1,9 +1,13 @@
 DROP TABLE import_progress;
+DROP TABLE restoration;
 DROP TABLE pause;
 DROP TABLE deny;
+DROP TABLE provider_trouble;
 DROP TABLE pace;
 DROP TABLE replica;
 DROP TABLE attempt_detail;
+DROP TABLE watermark;
+DROP TABLE device_retirement;
 DROP TABLE outcome_block;
 DROP TABLE job;
 DROP TABLE fanout;

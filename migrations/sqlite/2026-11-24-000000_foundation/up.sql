@@ -66,7 +66,10 @@ CREATE TABLE device (
     has_choice SMALLINT NOT NULL DEFAULT 0,
     observed_at BIGINT NOT NULL,
     confirmed_at BIGINT NOT NULL,
+    -- The platform asked to leave it alone until then.
     hold_until BIGINT,
+    -- When a platform called the token gone while a repeated registration was not yet written: asked once more.
+    doubted_at BIGINT,
     state SMALLINT NOT NULL CHECK (state IN (1, 2, 3)),
     retired_reason TEXT,
     retired_at BIGINT,
@@ -79,6 +82,7 @@ CREATE INDEX device_by_old_token ON device (app, platform, plugin, token_hash, i
 CREATE INDEX device_by_installation ON device (app, installation_id) WHERE state = 1 AND installation_id IS NOT NULL;
 -- Holds all that gating and sending needs: a fan-out reads it in order and never looks a scattered row up.
 CREATE INDEX device_by_user ON device (user_key, id, state, route, has_choice, seal_key, locale, token_sealed);
+CREATE INDEX device_by_hold ON device (hold_until) WHERE hold_until IS NOT NULL;
 
 -- device 0: the user's own choice. event_type '': the master switch, or everything on that device.
 CREATE TABLE opt_in (
@@ -253,6 +257,7 @@ CREATE INDEX job_by_owner ON job (owner) WHERE owner <> 0;
 CREATE INDEX job_by_notification ON job (notification_id, first_user);
 
 -- Append-only history. route null: written at planning. The last block that names a target is its state.
+-- xid: the number of the transaction that wrote it. A step that was run again has older ids than its transaction.
 CREATE TABLE outcome_block (
     id INTEGER NOT NULL PRIMARY KEY,
     app BIGINT NOT NULL,
@@ -266,6 +271,26 @@ CREATE TABLE outcome_block (
 );
 -- One person of one notification in a few rows.
 CREATE INDEX outcome_block_by_notification ON outcome_block (notification_id, first_user);
+-- Watchers read in the order of transactions.
+CREATE INDEX outcome_block_by_commit ON outcome_block (app, xid, id);
+
+-- Devices that stopped being active, for watchers; goes with the history. xid as in outcome_block.
+CREATE TABLE device_retirement (
+    id INTEGER NOT NULL PRIMARY KEY,
+    app BIGINT NOT NULL,
+    device BIGINT NOT NULL,
+    user_key BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    xid BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX device_retirement_by_commit ON device_retirement (app, xid, id);
+
+-- What watchers must know of the history as a whole; see the watching module.
+CREATE TABLE watermark (
+    name TEXT NOT NULL PRIMARY KEY,
+    value BIGINT NOT NULL
+) WITHOUT ROWID;
 
 -- Rows for failures and retries only.
 CREATE TABLE attempt_detail (
@@ -289,14 +314,29 @@ CREATE TABLE replica (
     boot_id BIGINT NOT NULL,
     heartbeat BIGINT NOT NULL,
     routes TEXT NOT NULL DEFAULT '[]',
-    version TEXT NOT NULL DEFAULT ''
+    version TEXT NOT NULL DEFAULT '',
+    -- The newest pack format it reads.
+    pack_format SMALLINT NOT NULL DEFAULT 1
 );
 
--- State shared by the routes of a credential: rates, pauses, provider tokens' birth.
+-- Rates that replicas share: one credential's token bucket. `granted` answers the statement that wrote it.
 CREATE TABLE pace (
     name TEXT NOT NULL PRIMARY KEY,
-    state TEXT NOT NULL,
-    updated_at BIGINT NOT NULL
+    permits DOUBLE NOT NULL,
+    ramp_from BIGINT NOT NULL,
+    at BIGINT NOT NULL,
+    granted INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- What a platform refuses, by credential or route, as a replica met it; and until when an operator lets tokens be retired
+-- all the same.
+CREATE TABLE provider_trouble (
+    name TEXT NOT NULL PRIMARY KEY,
+    cause SMALLINT NOT NULL,
+    reason TEXT NOT NULL,
+    since BIGINT NOT NULL,
+    seen_at BIGINT NOT NULL,
+    confirmed_until BIGINT
 ) WITHOUT ROWID;
 
 -- Append-only "no" log per app with a cursor, for replicas; a single process uses the in-memory feed.
@@ -316,7 +356,14 @@ CREATE TABLE pause (
     reason TEXT NOT NULL
 ) WITHOUT ROWID;
 
--- Resumable imports and moves.
+-- Restores from a backup: nothing is sent while one is not confirmed. Each name acts once.
+CREATE TABLE restoration (
+    name TEXT NOT NULL PRIMARY KEY,
+    since BIGINT NOT NULL,
+    confirmed_at BIGINT
+) WITHOUT ROWID;
+
+-- Resumable imports.
 CREATE TABLE import_progress (
     app BIGINT NOT NULL,
     name TEXT NOT NULL,

@@ -11,11 +11,7 @@ pub fn register_device(violations: &mut Violations, message: proto::RegisterDevi
     let kind = read_enum(violations, "kind", message.kind, |kind| match kind {
         proto::device::Kind::Unspecified | proto::device::Kind::Alert => Some(DeviceKind::Alert),
     });
-    let environment = read_enum(violations, "apns_environment", message.apns_environment, |value| match value {
-        proto::device::ApnsEnvironment::Unspecified => None,
-        proto::device::ApnsEnvironment::Production => Some(Environment::Production),
-        proto::device::ApnsEnvironment::Sandbox => Some(Environment::Sandbox),
-    });
+    let environment = environment(violations, message.apns_environment);
     let permission = read_enum(violations, "permission", message.permission, |value| match value {
         proto::device::Permission::Unspecified | proto::device::Permission::Unknown => None,
         proto::device::Permission::Granted => Some(Permission::Granted),
@@ -66,6 +62,14 @@ pub(super) fn shown_platform(platform: Platform) -> proto::device::Platform {
         Platform::Apns => proto::device::Platform::Apns,
         Platform::Fcm => proto::device::Platform::Fcm,
     }
+}
+
+pub(super) fn environment(violations: &mut Violations, value: i32) -> Option<Environment> {
+    read_enum(violations, "apns_environment", value, |value| match value {
+        proto::device::ApnsEnvironment::Unspecified => None,
+        proto::device::ApnsEnvironment::Production => Some(Environment::Production),
+        proto::device::ApnsEnvironment::Sandbox => Some(Environment::Sandbox),
+    })
 }
 
 pub(super) fn shown_environment(environment: Environment) -> proto::device::ApnsEnvironment {

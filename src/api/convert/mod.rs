@@ -8,7 +8,9 @@ mod explain;
 mod notifications;
 mod opt_ins;
 mod pauses;
+mod providers;
 mod values;
+mod watch;
 
 pub use devices::{created_at, device, list_devices, register_device, unregister_device};
 pub use event_types::{declared, definition, event_type, preview, previewed};
@@ -17,3 +19,6 @@ pub use explain::explanation;
 pub use notifications::{delivery, list_deliveries, notification, notification_view};
 pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
 pub use pauses::{pause, pause_delivery, resume_delivery};
+pub use providers::{provider_status, redrive, route_choice};
+pub use values::time;
+pub use watch::{watch_deliveries, watched};

@@ -85,11 +85,22 @@ fn content(content: &Content) -> proto::Content {
 }
 
 pub fn list_deliveries(violations: &mut Violations, message: proto::ListDeliveriesRequest) -> ListDeliveries {
+    ListDeliveries {
+        notification_id: message.notification_id,
+        user_id: message.user_id,
+        states: read_states(violations, "states", message.states),
+        page_size: message.page_size,
+        page_token: message.page_token,
+    }
+}
+
+/// Each once.
+pub(super) fn read_states(violations: &mut Violations, field: &str, values: Vec<i32>) -> Vec<State> {
     use proto::delivery::State as ProtoState;
     let mut states = Vec::new();
     // More than the states there are can only be repeats.
-    for (at, value) in message.states.into_iter().enumerate().take(32) {
-        let field = format!("states[{at}]");
+    for (at, value) in values.into_iter().enumerate().take(32) {
+        let field = format!("{field}[{at}]");
         let state = read_enum(violations, &field, value, |state| match state {
             ProtoState::Unspecified => None,
             ProtoState::Open => Some(State::Open),
@@ -106,13 +117,7 @@ pub fn list_deliveries(violations: &mut Violations, message: proto::ListDeliveri
             None => violations.add(field, "must be a state"),
         }
     }
-    ListDeliveries {
-        notification_id: message.notification_id,
-        user_id: message.user_id,
-        states,
-        page_size: message.page_size,
-        page_token: message.page_token,
-    }
+    states
 }
 
 pub fn delivery(view: DeliveryView) -> proto::Delivery {
@@ -133,6 +138,7 @@ pub fn delivery(view: DeliveryView) -> proto::Delivery {
         reason: view.reason.to_owned(),
         at: Some(time(view.at)),
         last_attempt: view.last_attempt.map(attempt),
+        notification_id: view.notification.to_string(),
     }
 }
 

@@ -14,3 +14,4 @@ mod reflection;
 mod rpcs;
 mod stream;
 mod tls;
+mod watch;

@@ -94,7 +94,7 @@ async fn judge(
             wrong(format!("did not answer within {} s", PATIENCE.as_secs()), "look at the network and the endpoint");
         }
         Some(Err(why)) => wrong(format!("could not be tried: {why}"), "look at the section's keys"),
-        Some(Ok(SendOutcome::SenderBroken { answer })) => wrong(
+        Some(Ok(SendOutcome::SenderBroken { answer, .. })) => wrong(
             format!("the platform refuses it: {answer}"),
             "compare key, ids, topic, environment and project with the platform's console, or make a new key there",
         ),

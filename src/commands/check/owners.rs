@@ -1,17 +1,18 @@
 //! What only the owner of a format can judge: senders their credentials, the store its database.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Findings;
 use super::files::{self, section};
 use crate::app::database::{postgres_settings, sqlite_settings};
 use crate::app::senders::{self, CredentialError};
-use crate::config::{ApnsAuth, Config, Origin, Postgres, SecretSource};
+use crate::config::{ApnsAuth, Config, Database, Origin, Postgres, SecretSource};
 use crate::domain::deny::DenyFeed;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
-use crate::storage::postgres;
-use crate::storage::sqlite::{OpenError, SqliteStore};
+use crate::storage::sqlite::{self, OpenError, SqliteStore};
+use crate::storage::{TroubleCause, TroubleRow, postgres};
 
 /// Keys, certificates and service accounts are what they should be.
 pub(super) fn credentials(config: &Config, _now: UnixMs, findings: &mut Findings) {
@@ -31,13 +32,13 @@ pub(super) fn credentials(config: &Config, _now: UnixMs, findings: &mut Findings
 }
 
 /// An existing database opens and has the right schema. One that a server uses is taken to be fine: it checked itself.
-pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
+pub(super) fn database(config: &Config, now: UnixMs, findings: &mut Findings) {
     if let Some(postgres) = &config.database.postgres {
         let origin = match &config.file {
             Some(path) => files::file(path),
             None => Origin::Environment("NUDGED_DATABASE__URL".to_owned()),
         };
-        return postgres_server(postgres, &origin, findings);
+        return postgres_server(&config.database, postgres, &origin, now, findings);
     }
     let path = &config.database.path;
     if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
@@ -47,32 +48,56 @@ pub(super) fn database(config: &Config, _now: UnixMs, findings: &mut Findings) {
     settings.migrate = false;
     let origin = files::file(path);
     match SqliteStore::open(Runtime::production(), &settings, Arc::new(DenyFeed::default())) {
-        Ok(store) => store.close(),
+        Ok(store) => {
+            store.close();
+            troubles_of_file(path, now, findings);
+        }
         Err(OpenError::NotMigrated { missing }) => findings.warning(
             "database.url",
             origin,
             format!("lacks {missing} migrations of this version"),
             "the next start applies them; `nudged migrate` does it before",
         ),
-        // In use, or reported with the files.
-        Err(
-            OpenError::Locked { .. }
-            | OpenError::Connect { .. }
-            | OpenError::File { .. }
-            | OpenError::DirectoryMissing { .. },
-        ) => {}
+        Err(OpenError::Locked { .. }) => troubles_of_file(path, now, findings),
+        // Reported with the files.
+        Err(OpenError::Connect { .. } | OpenError::File { .. } | OpenError::DirectoryMissing { .. }) => {}
         Err(error) => findings.error("database.url", origin, chain(&error), "see docs/config.md, [database]"),
     }
 }
 
+/// One that cannot be read is in a state that its server tells of.
+fn troubles_of_file(path: &Path, now: UnixMs, findings: &mut Findings) {
+    if let Ok(troubles) = sqlite::troubles(path, now) {
+        tell(troubles, findings);
+    }
+}
+
+/// What a running server met and waits out. Deliveries wait until their time to live ends.
+fn tell(troubles: Vec<TroubleRow>, findings: &mut Findings) {
+    for TroubleRow { trouble, place } in troubles {
+        let remedy = match trouble.cause {
+            TroubleCause::Configuration => {
+                "compare the credential with the platform's console (`nudged check --live` tries it); sending goes on by \
+                 itself once it works"
+            }
+            TroubleCause::Tokens => {
+                "look whether environment, topic and project are those of the app's tokens; if the tokens are dead \
+                 indeed, call ConfirmRetirements"
+            }
+        };
+        let wrong = format!("is paused since {}: {}", trouble.since, trouble.reason);
+        findings.warning(place, Origin::Unset, wrong, remedy);
+    }
+}
+
 /// The server answers and promises what nudged relies on. Nothing is changed.
-fn postgres_server(postgres: &Postgres, origin: &Origin, findings: &mut Findings) {
-    let settings = postgres_settings(postgres);
+fn postgres_server(database: &Database, postgres: &Postgres, origin: &Origin, now: UnixMs, findings: &mut Findings) {
+    let settings = postgres_settings(database, postgres);
     let looked = std::thread::scope(|scope| {
         let look = || {
             let tokio =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-            tokio.block_on(postgres::inspect(&settings)).map_err(|error| chain(&error))
+            tokio.block_on(postgres::inspect(&settings, now)).map_err(|error| chain(&error))
         };
         // The caller may be inside a runtime, which cannot be entered twice.
         scope.spawn(look).join().unwrap_or_else(|_| Err("the look at the server failed".to_owned()))
@@ -88,6 +113,7 @@ fn postgres_server(postgres: &Postgres, origin: &Origin, findings: &mut Findings
                     "the next start applies them; `nudged migrate` does it before",
                 );
             }
+            tell(inspection.troubles, findings);
             for warning in inspection.warnings {
                 findings.warning(key, origin.clone(), warning, "see docs/scaling.md");
             }

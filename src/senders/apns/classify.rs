@@ -4,7 +4,7 @@
 use http::StatusCode;
 use serde_json::Value;
 
-use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
+use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
 use crate::senders::http2::wire::{Answer, Then, Verdict, retry_after};
 
@@ -14,11 +14,16 @@ enum Meaning {
     /// Our or the caller's mistake in this message.
     Drop,
     TokenGone,
-    /// The credential or its configuration.
+    /// … in this environment: it may be the other one's.
+    WrongHere,
+    /// The credential.
     Broken,
+    /// The credential is good, but not for this bundle or environment.
+    NotForRoute,
     StaleCredential,
     TooManyCredentials,
     Throttled,
+    DeviceThrottled,
     /// The connection is no good any more.
     Reconnect,
     /// The same, and Apple says it failed.
@@ -28,19 +33,17 @@ enum Meaning {
 
 fn meaning(status: StatusCode, reason: &str) -> Meaning {
     match reason {
-        "BadDeviceToken" | "DeviceTokenNotForTopic" | "Unregistered" | "ExpiredToken" => Meaning::TokenGone,
-        "TopicDisallowed"
-        | "BadCertificate"
-        | "BadCertificateEnvironment"
-        | "Forbidden"
-        | "InvalidProviderToken"
-        | "MissingProviderToken"
-        | "UnrelatedKeyIdInToken"
-        | "BadEnvironmentKeyIdInToken"
-        | "BadEnvironmentKeyInToken" => Meaning::Broken,
+        "BadDeviceToken" => Meaning::WrongHere,
+        "DeviceTokenNotForTopic" | "Unregistered" | "ExpiredToken" => Meaning::TokenGone,
+        "TopicDisallowed" | "BadCertificateEnvironment" | "BadEnvironmentKeyIdInToken" | "BadEnvironmentKeyInToken" => {
+            Meaning::NotForRoute
+        }
+        "BadCertificate" | "Forbidden" | "InvalidProviderToken" | "MissingProviderToken" | "UnrelatedKeyIdInToken" => {
+            Meaning::Broken
+        }
         "ExpiredProviderToken" => Meaning::StaleCredential,
         "TooManyProviderTokenUpdates" => Meaning::TooManyCredentials,
-        "TooManyRequests" => Meaning::Throttled,
+        "TooManyRequests" => Meaning::DeviceThrottled,
         "IdleTimeout" => Meaning::Reconnect,
         "Shutdown" => Meaning::ShuttingDown,
         "InternalServerError" | "ServiceUnavailable" | "Service Unavailable" => Meaning::ServerError,
@@ -73,18 +76,28 @@ pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
         |cause| SendOutcome::RetryLater { cause, after: retry_after(answer.headers, now), answer: said.clone() };
     let (outcome, then) = match meaning {
         Meaning::Drop => (SendOutcome::Rejected { answer: said }, Then::Keep),
-        Meaning::TokenGone => (SendOutcome::TokenGone { since: since(status, &body), answer: said }, Then::Keep),
-        Meaning::Broken => (SendOutcome::SenderBroken { answer: said }, Then::Keep),
-        Meaning::StaleCredential => (SendOutcome::SenderBroken { answer: said }, Then::ReauthOnNewConnection),
+        Meaning::TokenGone => {
+            (SendOutcome::TokenGone { since: since(status, &body), elsewhere: false, answer: said }, Then::Keep)
+        }
+        Meaning::WrongHere => (SendOutcome::TokenGone { since: None, elsewhere: true, answer: said }, Then::Keep),
+        Meaning::Broken => (SendOutcome::SenderBroken { scope: FaultScope::Credential, answer: said }, Then::Keep),
+        Meaning::NotForRoute => (SendOutcome::SenderBroken { scope: FaultScope::Route, answer: said }, Then::Keep),
+        Meaning::StaleCredential => {
+            (SendOutcome::SenderBroken { scope: FaultScope::Credential, answer: said }, Then::ReauthOnNewConnection)
+        }
         Meaning::TooManyCredentials => (later(RetryCause::Throttled), Then::Retire),
         Meaning::Throttled => (later(RetryCause::Throttled), Then::Keep),
+        Meaning::DeviceThrottled => (later(RetryCause::DeviceThrottled), Then::Keep),
         Meaning::Reconnect => (later(RetryCause::Transport), Then::Retire),
         Meaning::ShuttingDown => (later(RetryCause::ServerError), Then::Retire),
         Meaning::ServerError => (later(RetryCause::ServerError), Then::Keep),
     };
     // Apple looks at the credential before the message, and at some headers before the credential; only answers about
     // the token or the topic, and throttling of a token, come from behind it.
-    let credential_accepted = matches!(meaning, Meaning::TokenGone | Meaning::Drop | Meaning::Throttled);
+    let credential_accepted = matches!(
+        meaning,
+        Meaning::TokenGone | Meaning::WrongHere | Meaning::Drop | Meaning::Throttled | Meaning::DeviceThrottled
+    );
     Verdict { outcome, then, credential_accepted }
 }
 
@@ -126,8 +139,12 @@ mod tests {
             SendOutcome::RetryLater { cause: RetryCause::Throttled, .. } => "throttled",
             SendOutcome::RetryLater { cause: RetryCause::ServerError, .. } => "server",
             SendOutcome::MaybeSent { .. } => "maybe",
+            SendOutcome::RetryLater { cause: RetryCause::DeviceThrottled, .. } => "device",
+            SendOutcome::RetryLater { cause: RetryCause::ProviderThrottled, .. } => "provider",
+            SendOutcome::TokenGone { elsewhere: true, .. } => "wrong here",
             SendOutcome::TokenGone { .. } => "gone",
             SendOutcome::Rejected { .. } => "rejected",
+            SendOutcome::SenderBroken { scope: FaultScope::Route, .. } => "route",
             SendOutcome::SenderBroken { .. } => "broken",
             SendOutcome::Held | SendOutcome::NotAttempted => "kept",
         }
@@ -146,26 +163,26 @@ mod tests {
             (400, "MissingDeviceToken", "rejected", Then::Keep),
             (400, "MissingTopic", "rejected", Then::Keep),
             (400, "PayloadEmpty", "rejected", Then::Keep),
-            (400, "BadDeviceToken", "gone", Then::Keep),
+            (400, "BadDeviceToken", "wrong here", Then::Keep),
             (400, "DeviceTokenNotForTopic", "gone", Then::Keep),
-            (400, "TopicDisallowed", "broken", Then::Keep),
+            (400, "TopicDisallowed", "route", Then::Keep),
             (400, "IdleTimeout", "transport", Then::Retire),
             (403, "BadCertificate", "broken", Then::Keep),
-            (403, "BadCertificateEnvironment", "broken", Then::Keep),
+            (403, "BadCertificateEnvironment", "route", Then::Keep),
             (403, "ExpiredProviderToken", "broken", Then::ReauthOnNewConnection),
             (403, "InvalidProviderToken", "broken", Then::Keep),
             (403, "MissingProviderToken", "broken", Then::Keep),
             (403, "Forbidden", "broken", Then::Keep),
             (403, "UnrelatedKeyIdInToken", "broken", Then::Keep),
-            (403, "BadEnvironmentKeyIdInToken", "broken", Then::Keep),
-            (403, "BadEnvironmentKeyInToken", "broken", Then::Keep),
+            (403, "BadEnvironmentKeyIdInToken", "route", Then::Keep),
+            (403, "BadEnvironmentKeyInToken", "route", Then::Keep),
             (404, "BadPath", "rejected", Then::Keep),
             (405, "MethodNotAllowed", "rejected", Then::Keep),
             (410, "Unregistered", "gone", Then::Keep),
             (410, "ExpiredToken", "gone", Then::Keep),
             (413, "PayloadTooLarge", "rejected", Then::Keep),
             (429, "TooManyProviderTokenUpdates", "throttled", Then::Retire),
-            (429, "TooManyRequests", "throttled", Then::Keep),
+            (429, "TooManyRequests", "device", Then::Keep),
             (500, "InternalServerError", "server", Then::Keep),
             (503, "ServiceUnavailable", "server", Then::Keep),
             (503, "Service Unavailable", "server", Then::Keep),
@@ -182,6 +199,39 @@ mod tests {
             assert_eq!((word(&verdict), verdict.then), (expected, then), "{status} {reason}");
             if let SendOutcome::Rejected { answer } = &verdict.outcome {
                 assert_eq!(&*answer.reason, reason, "kept verbatim");
+            }
+        }
+    }
+
+    /// Apple's reasons mean the same whatever status a relay made of the answer; only success is a matter of status.
+    #[test]
+    fn a_reason_outweighs_the_status() {
+        let statuses = [204, 301, 400, 401, 403, 404, 405, 408, 410, 413, 418, 421, 429, 500, 502, 503, 504, 599];
+        for (reason, expected) in [
+            ("BadDeviceToken", "wrong here"),
+            ("Unregistered", "gone"),
+            ("TopicDisallowed", "route"),
+            ("InvalidProviderToken", "broken"),
+            ("TooManyRequests", "device"),
+            ("PayloadTooLarge", "rejected"),
+            ("IdleTimeout", "transport"),
+            ("InternalServerError", "server"),
+        ] {
+            for status in statuses {
+                let body = format!(r#"{{"reason":"{reason}"}}"#);
+                assert_eq!(word(&verdict(status, &body)), expected, "{status} {reason}");
+            }
+        }
+        for status in statuses {
+            let expected = match status {
+                410 => "gone",
+                429 => "throttled",
+                500.. => "server",
+                _ => "rejected",
+            };
+            for body in [r#"{"reason":"NotYetInvented"}"#, "", "<html><body>Bad Gateway</body></html>", "\0\u{1}", "{}"]
+            {
+                assert_eq!(word(&verdict(status, body)), expected, "{status} {body}");
             }
         }
     }

@@ -21,7 +21,7 @@ use rustls_pki_types::{PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
+use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::senders::http2::wire::{AuthState, retry_after};
@@ -239,7 +239,7 @@ impl AccessTokens {
     }
 
     fn refuse(&mut self, refused: Refused, now: Instant, is_good: bool) -> AuthState {
-        if let SendOutcome::SenderBroken { answer } | SendOutcome::RetryLater { answer, .. } = &refused.outcome {
+        if let SendOutcome::SenderBroken { answer, .. } | SendOutcome::RetryLater { answer, .. } = &refused.outcome {
             tracing::warn!(%answer, "no access token from Google");
         }
         self.refused = Some((refused.outcome.clone(), now + refused.pause));
@@ -282,7 +282,7 @@ fn failed(cause: RetryCause, after: Option<Duration>, status: u16, why: &str) ->
 
 fn broken(status: u16, why: &str) -> Refused {
     let answer = ProviderAnswer::new(status, &format!("access token: {why}"));
-    Refused { outcome: SendOutcome::SenderBroken { answer }, pause: PAUSE_BROKEN }
+    Refused { outcome: SendOutcome::SenderBroken { scope: FaultScope::Credential, answer }, pause: PAUSE_BROKEN }
 }
 
 fn unreadable(why: &str) -> Refused {
@@ -463,7 +463,7 @@ pub(super) mod tests {
         let endpoint = script([reply(400, r#"{"error":"invalid_grant","error_description":"Invalid JWT"}"#)]);
         let mut tokens = tokens(&endpoint);
         let broken = outcome(settle(&mut tokens).await);
-        let SendOutcome::SenderBroken { answer } = broken else { panic!("{broken:?}") };
+        let SendOutcome::SenderBroken { answer, .. } = broken else { panic!("{broken:?}") };
         assert!(answer.reason.contains("invalid_grant"), "{answer}");
     }
 

@@ -8,13 +8,14 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
+use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
 use crate::senders::http2::wire::{Answer, Then, Verdict, retry_after};
 
 const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 const BAD_REQUEST: &str = "type.googleapis.com/google.rpc.BadRequest";
+const QUOTA_FAILURE: &str = "type.googleapis.com/google.rpc.QuotaFailure";
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
 /// The answer to a message that was taken.
@@ -36,6 +37,8 @@ struct Said<'a> {
     /// The first field Google complains about.
     field: &'a str,
     message: &'a str,
+    /// Which limit, where Google names it: `quota_limit` of ErrorInfo, subject or description of QuotaFailure.
+    quota: &'a str,
     delay: Option<Duration>,
 }
 
@@ -47,13 +50,33 @@ impl<'a> Said<'a> {
         for detail in error["details"].as_array().into_iter().flatten() {
             match text(&detail["@type"]) {
                 FCM_ERROR => said.code = text(&detail["errorCode"]),
-                ERROR_INFO => said.reason = text(&detail["reason"]),
+                ERROR_INFO => {
+                    said.reason = text(&detail["reason"]);
+                    said.quota = text(&detail["metadata"]["quota_limit"]);
+                }
+                QUOTA_FAILURE => {
+                    let violation = &detail["violations"][0];
+                    let subject = text(&violation["subject"]);
+                    said.quota = if subject.is_empty() { text(&violation["description"]) } else { subject };
+                }
                 BAD_REQUEST => said.field = text(&detail["fieldViolations"][0]["field"]),
                 RETRY_INFO => said.delay = seconds(text(&detail["retryDelay"])),
                 _ => {}
             }
         }
         said
+    }
+
+    /// What there was too much of. Google's texts are not documented: what names neither may be either.
+    fn throttled(&self) -> RetryCause {
+        let names = |word: &str| [self.quota, self.message].iter().any(|text| text.to_ascii_lowercase().contains(word));
+        if names("device") {
+            RetryCause::DeviceThrottled
+        } else if names("project") {
+            RetryCause::ProviderThrottled
+        } else {
+            RetryCause::Throttled
+        }
     }
 
     /// For people. Google's message is left out: it may quote the token.
@@ -88,14 +111,17 @@ pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
     let text = ProviderAnswer::new(status, &said.words());
     let after = retry_after(answer.headers, now).or(said.delay);
     let later = |cause, answer| keep(SendOutcome::RetryLater { cause, after, answer });
-    let gone = |answer| keep(SendOutcome::TokenGone { since: None, answer });
-    let broken = |answer| keep(SendOutcome::SenderBroken { answer });
+    let gone = |answer| keep(SendOutcome::TokenGone { since: None, elsewhere: false, answer });
+    let broken = |answer| keep(SendOutcome::SenderBroken { scope: FaultScope::Credential, answer });
     let rejected = |answer| keep(SendOutcome::Rejected { answer });
     match said.code {
         "UNREGISTERED" | "SENDER_ID_MISMATCH" => return gone(text),
         // APNs or web push credentials in the Firebase project.
-        "THIRD_PARTY_AUTH_ERROR" | "APNS_AUTH_ERROR" => return broken(text),
-        "QUOTA_EXCEEDED" => return later(RetryCause::Throttled, text),
+        // Android devices of the same project are none the worse for it.
+        "THIRD_PARTY_AUTH_ERROR" | "APNS_AUTH_ERROR" => {
+            return keep(SendOutcome::SenderBroken { scope: FaultScope::Target, answer: text });
+        }
+        "QUOTA_EXCEEDED" => return later(said.throttled(), text),
         "UNAVAILABLE" | "INTERNAL" => return later(RetryCause::ServerError, text),
         "INVALID_ARGUMENT" if names_the_token(said.message) => return gone(text),
         "INVALID_ARGUMENT" => return rejected(text),
@@ -104,12 +130,12 @@ pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
     }
     match (said.status, status) {
         ("UNAUTHENTICATED", _) | (_, 401) => {
-            let outcome = SendOutcome::SenderBroken { answer: text };
+            let outcome = SendOutcome::SenderBroken { scope: FaultScope::Credential, answer: text };
             Verdict { outcome, then: Then::Reauth, credential_accepted: false }
         }
         // Without an FCM code it is the project or the address that is forbidden or not found, not the token.
         ("PERMISSION_DENIED" | "NOT_FOUND", _) | (_, 403 | 404) => broken(text),
-        ("RESOURCE_EXHAUSTED", _) | (_, 429) => later(RetryCause::Throttled, text),
+        ("RESOURCE_EXHAUSTED", _) | (_, 429) => later(said.throttled(), text),
         ("INVALID_ARGUMENT", _) if names_the_token(said.message) => gone(text),
         ("INTERNAL" | "UNAVAILABLE", _) | (_, 500..) => later(RetryCause::ServerError, text),
         _ => rejected(text),
@@ -144,10 +170,13 @@ mod tests {
 
     fn word(verdict: &Verdict) -> &'static str {
         match (&verdict.outcome, verdict.then) {
+            (SendOutcome::SenderBroken { scope: FaultScope::Target, .. }, _) => "target",
             (SendOutcome::SenderBroken { .. }, Then::Reauth) => "reauth",
             (SendOutcome::SenderBroken { .. }, _) => "broken",
             (SendOutcome::Sent { .. }, _) => "sent",
             (SendOutcome::RetryLater { cause: RetryCause::Throttled, .. }, _) => "throttled",
+            (SendOutcome::RetryLater { cause: RetryCause::DeviceThrottled, .. }, _) => "device",
+            (SendOutcome::RetryLater { cause: RetryCause::ProviderThrottled, .. }, _) => "provider",
             (SendOutcome::RetryLater { cause: RetryCause::ServerError, .. }, _) => "server",
             (SendOutcome::TokenGone { since: None, .. }, _) => "gone",
             (SendOutcome::Rejected { .. }, _) => "rejected",
@@ -158,6 +187,12 @@ mod tests {
     #[test]
     fn every_row_of_the_table() {
         let info = format!(r#"{{"@type":"{ERROR_INFO}","reason":"RATE_LIMIT_EXCEEDED","metadata":{{}}}}"#);
+        let limit = "SendsPerMinutePerProject";
+        let project = format!(
+            r#"{{"@type":"{ERROR_INFO}","reason":"RATE_LIMIT_EXCEEDED","metadata":{{"quota_limit":"{limit}"}}}}"#
+        );
+        let quota =
+            format!(r#"{{"@type":"{QUOTA_FAILURE}","violations":[{{"subject":"device:x","description":"y"}}]}}"#);
         let disabled = format!(r#"{{"@type":"{ERROR_INFO}","reason":"SERVICE_DISABLED"}}"#);
         let field = format!(r#"{{"@type":"{BAD_REQUEST}","fieldViolations":[{{"field":"message.android.ttl"}}]}}"#);
         let token = "The registration token is not a valid FCM registration token";
@@ -169,14 +204,17 @@ mod tests {
             (400, invalid, "Request contains an invalid argument.", fcm(invalid), "rejected"),
             (400, "FAILED_PRECONDITION", "", String::new(), "rejected"),
             (401, "UNAUTHENTICATED", "", String::new(), "reauth"),
-            (401, "UNAUTHENTICATED", "", fcm("THIRD_PARTY_AUTH_ERROR"), "broken"),
-            (401, "UNAUTHENTICATED", "", fcm("APNS_AUTH_ERROR"), "broken"),
+            (401, "UNAUTHENTICATED", "", fcm("THIRD_PARTY_AUTH_ERROR"), "target"),
+            (401, "UNAUTHENTICATED", "", fcm("APNS_AUTH_ERROR"), "target"),
             (403, "PERMISSION_DENIED", "", fcm("SENDER_ID_MISMATCH"), "gone"),
             (403, "PERMISSION_DENIED", "", disabled, "broken"),
             (404, "NOT_FOUND", "Requested entity was not found.", fcm("UNREGISTERED"), "gone"),
             (404, "NOT_FOUND", "Requested entity was not found.", String::new(), "broken"),
             (429, "RESOURCE_EXHAUSTED", "", fcm("QUOTA_EXCEEDED"), "throttled"),
             (429, "RESOURCE_EXHAUSTED", "", info, "throttled"),
+            (429, "RESOURCE_EXHAUSTED", "Quota exceeded.", project, "provider"),
+            (429, "RESOURCE_EXHAUSTED", "Device message rate exceeded.", fcm("QUOTA_EXCEEDED"), "device"),
+            (429, "RESOURCE_EXHAUSTED", "", quota, "device"),
             (500, "INTERNAL", "", fcm("INTERNAL"), "server"),
             (503, "UNAVAILABLE", "", fcm("UNAVAILABLE"), "server"),
             (500, "INTERNAL", "", fcm("UNSPECIFIED_ERROR"), "server"),
@@ -187,6 +225,31 @@ mod tests {
         for (code, status, message, details, expected) in table {
             let body = error(code, status, message, &details);
             assert_eq!(word(&verdict(code, &body)), expected, "{body}");
+        }
+    }
+
+    /// Google's own libraries look at the FCM code first, whatever the status; codes that are new are no codes.
+    #[test]
+    fn an_fcm_code_outweighs_the_status() {
+        let statuses = [400, 401, 403, 404, 409, 412, 429, 500, 502, 503, 504];
+        for status in statuses {
+            for (code, expected) in [
+                ("UNREGISTERED", "gone"),
+                ("SENDER_ID_MISMATCH", "gone"),
+                ("THIRD_PARTY_AUTH_ERROR", "target"),
+                ("QUOTA_EXCEEDED", "throttled"),
+                ("UNAVAILABLE", "server"),
+                ("INTERNAL", "server"),
+                ("INVALID_ARGUMENT", "rejected"),
+            ] {
+                let body = error(status, "UNKNOWN", "", &fcm(code));
+                assert_eq!(word(&verdict(status, &body)), expected, "{status} {code}");
+            }
+            // Only the exact code retires a token.
+            for code in ["unregistered", "NOT_REGISTERED", "Unregistered", "UNREGISTERED ", "NotRegistered"] {
+                let body = error(status, "UNKNOWN", "", &fcm(code));
+                assert_ne!(word(&verdict(status, &body)), "gone", "{status} {code}");
+            }
         }
     }
 

@@ -254,3 +254,17 @@ fn a_message_of_another_sender_is_refused() {
     let _ = wire.poll_auth(NOW, &mut Context::from_waker(Waker::noop()));
     assert!(wire.request(&batch, &target, NOW).is_err());
 }
+
+#[tokio::test]
+async fn a_message_has_exactly_one_target_and_one_android_block() {
+    for silent in [false, true] {
+        let json = json_of(&Message { silent, ..message() }, &options()).await;
+        let message = json["message"].as_object().expect("a message");
+        assert!(message.contains_key("token") && message.contains_key("android"));
+        for other in ["fid", "topic", "condition", "android_v2"] {
+            assert!(!message.contains_key(other), "{other}");
+        }
+        let data = message["data"].as_object().expect("data");
+        assert!(data.values().all(Value::is_string), "FCM takes only strings");
+    }
+}

@@ -190,7 +190,11 @@ impl Link {
         let Some(gathering) = &mut self.gathering else { return Poll::Pending };
         if let Poll::Ready(result) = gathering.poll(cx) {
             let why = match result {
-                Ok(()) => Box::from("closed by the peer"),
+                // After a GOAWAY without an error only this handle still knows what the peer said.
+                Ok(()) => match self.poll_ready(cx) {
+                    Poll::Ready(Err(said)) => said,
+                    Poll::Ready(Ok(())) | Poll::Pending => Box::from("closed by the peer"),
+                },
                 Err(error) => text_of(&error),
             };
             self.end();

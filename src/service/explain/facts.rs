@@ -104,6 +104,7 @@ pub(super) const fn outcome(code: ResultCode) -> &'static str {
         ResultCode::NotEncodable => "The content could not be turned into a payload for this platform.",
         ResultCode::MovedToRetry => "Waits for the next attempt.",
         ResultCode::Deferred => "Waits for a better time.",
+        ResultCode::Redriven => "It had died; an operator sent it again.",
     }
 }
 

@@ -111,7 +111,9 @@ fn why(history: &PersonHistory, device: Option<DeviceId>, code: ResultCode, at: 
         }
         ResultCode::PayloadTooLarge => "the payload is over the platform's limit".to_owned(),
         ResultCode::NotEncodable => "the content could not be turned into a payload for this platform".to_owned(),
-        ResultCode::Sent | ResultCode::MovedToRetry | ResultCode::Deferred => "it is still open".to_owned(),
+        ResultCode::Sent | ResultCode::MovedToRetry | ResultCode::Deferred | ResultCode::Redriven => {
+            "it is still open".to_owned()
+        }
     }
 }
 

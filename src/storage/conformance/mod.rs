@@ -9,7 +9,10 @@ pub mod devices;
 pub mod explaining;
 pub mod fanouts;
 pub mod imports;
+pub mod providers;
 pub mod queue;
+pub mod restoring;
+pub mod watching;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -64,15 +67,24 @@ macro_rules! store_conformance {
             a_cancel_reaches_the_gate, the_backlog_counts_what_waits, retention_keeps_open_work_and_consent,
             gate_facts_keep_the_order_asked, a_job_is_put_off_and_pulled_forward, names_and_labels_keep_the_order_asked,
             open_targets_are_counted_by_app, pauses_are_kept_until_they_are_resumed;
+            restoring: a_restore_holds_everything_until_it_is_confirmed, a_restore_cancels_what_was_open_before_it;
             fanouts: merged_topics_meet_each_person_once, everyone_is_paged, a_page_is_written_under_its_fence,
             apps_take_turns, a_fanout_waits_for_its_time, the_actor_of_a_fanout_has_a_row;
             imports: an_import_keeps_its_times_and_its_position, an_import_repeated_changes_nothing,
             what_was_said_later_stands_against_an_import, a_refused_item_leaves_nothing_and_the_rest_goes_on,
             assessing_says_the_same_and_writes_nothing, too_many_imported_devices_make_room_by_age,
             an_audience_can_be_met_without_an_event;
+            providers: permits_follow_the_arithmetic_of_the_rate, permits_asked_for_at_once_are_granted_once,
+            a_trouble_is_known_until_it_ends_or_nobody_meets_it, a_confirmation_outlives_the_trouble,
+            a_device_is_left_alone_and_doubted, a_device_moves_to_the_route_that_reached_it,
+            the_dead_are_sent_again_once, a_redrive_takes_only_what_it_was_asked_for,
+            a_redrive_leaves_what_was_cancelled_and_what_retired_is_suppressed;
             explaining: the_last_block_that_names_a_target_wins, deliveries_are_listed_in_pages,
             deliveries_are_filtered, a_person_is_explained, an_expansion_that_has_not_come_is_pending,
             another_apps_ids_are_not_found, notifications_are_listed_newest_first, counts_follow_a_delivery;
+            watching: results_and_retirements_are_told_in_their_order, a_watcher_is_told_what_it_asked_for,
+            an_apps_results_are_its_own, a_large_result_is_told_in_pages, old_and_foreign_positions_are_refused,
+            watchers_that_reconnect_miss_nothing;
         );
     };
     (@ $open:expr; $($module:ident: $($case:ident),+;)+) => {
@@ -268,6 +280,7 @@ impl<'a> World<'a> {
             details: Vec::new(),
             followers: Vec::new(),
             retirements: Vec::new(),
+            device_changes: Vec::new(),
         }
     }
 

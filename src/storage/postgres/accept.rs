@@ -424,7 +424,7 @@ async fn plan_now(
     }
     let gate = Gate { boot: tx.context.boot, gated: tx.gated, gated_at: tx.gated_at };
     let planned = Planned::new(found, Arc::new(notification), engine, &gate, || tx.next_id(now), now);
-    let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());
+    let (mut jobs, mut blocks) = (JobColumns::of(tx.context.packing.written()), BlockColumns::default());
     for (id, job, lease) in &planned.jobs {
         jobs.push(*id, app, job, *lease)?;
     }

@@ -9,9 +9,10 @@ use crate::domain::outcome::{self, Entry};
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
 
-/// Rows for `job`, all of this version's format.
+/// Rows for `job`, all of one format.
 #[derive(Default)]
 pub(super) struct JobColumns {
+    pub format: i16,
     pub id: Vec<i64>,
     pub app: Vec<i64>,
     pub notification: Vec<i64>,
@@ -31,6 +32,11 @@ pub(super) struct JobColumns {
 }
 
 impl JobColumns {
+    /// Nothing yet, to be packed in this format.
+    pub fn of(format: i16) -> Self {
+        Self { format, ..Self::default() }
+    }
+
     pub fn push(&mut self, id: JobId, app: AppKey, job: &NewJob, lease: Lease) -> Attempt<()> {
         let (Some(first), Some(last)) = (job.targets.first(), job.targets.last()) else {
             return Err(Fail::corrupt("a job without targets"));
@@ -50,7 +56,7 @@ impl JobColumns {
         self.first_user.push(first.user.0);
         self.last_user.push(last.user.0);
         self.target_count.push(i32::try_from(job.targets.len()).unwrap_or(i32::MAX));
-        self.targets.push(targets::pack(&job.targets));
+        self.targets.push(targets::pack(self.format, &job.targets));
         Ok(())
     }
 

@@ -15,6 +15,8 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::runtime::Runtime;
+
 /// What every session begins with. Plans: the hot statements find a handful of rows by key among millions, and the
 /// planner's guesses about arrays and freshly filled tables are what makes it scan instead; without these choices it
 /// has no other way. The timeouts bound what a stuck statement or a forgotten transaction can hold up.
@@ -104,15 +106,7 @@ impl Target {
 
     /// A connection ready for the store's statements.
     pub async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
-        let failed = |error: String| ConnectionError::BadConnection(error);
-        let mut config = self.config.clone();
-        if let Some(path) = &self.password_file {
-            let password = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|error| failed(format!("cannot read {}: {error}", path.display())))?;
-            config.password(password.trim_end_matches(['\r', '\n']));
-        }
-        let words = |error: tokio_postgres::Error| failed(explain(&error));
+        let config = self.with_password().await?;
         let mut connection = match &self.tls {
             None => {
                 let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(words)?;
@@ -126,6 +120,39 @@ impl Target {
         connection.batch_execute(SESSION).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
         Ok(connection)
     }
+
+    /// A bare session for COPY, which diesel does not know.
+    pub async fn client(&self, runtime: &Runtime) -> ConnectionResult<tokio_postgres::Client> {
+        let config = self.with_password().await?;
+        // The tasks end with the client.
+        match &self.tls {
+            None => {
+                let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(words)?;
+                runtime.spawn(connection);
+                Ok(client)
+            }
+            Some(tls) => {
+                let (client, connection) = config.connect(tls.clone()).await.map_err(words)?;
+                runtime.spawn(connection);
+                Ok(client)
+            }
+        }
+    }
+
+    async fn with_password(&self) -> ConnectionResult<tokio_postgres::Config> {
+        let mut config = self.config.clone();
+        if let Some(path) = &self.password_file {
+            let unreadable = |error| ConnectionError::BadConnection(format!("cannot read {}: {error}", path.display()));
+            let password = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
+            config.password(password.trim_end_matches(['\r', '\n']));
+        }
+        Ok(config)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn words(error: tokio_postgres::Error) -> ConnectionError {
+    ConnectionError::BadConnection(explain(&error))
 }
 
 /// The whole chain: tokio-postgres itself only says "db error" or "error connecting to server".

@@ -296,6 +296,16 @@ async fn insert(
         Nullable<Text> => retired, Nullable<BigInt> => retired.map(|_| now.0), BigInt => written.created_at.0,
     ))
     .await?;
+    if let Some(reason) = retired {
+        let line = tx.next_id(now);
+        tx.execute(constant!(
+            ();
+            "INSERT INTO device_retirement (id, app, device, user_key, reason, at) VALUES ($1, $2, $3, $4, $5, $6)",
+            BigInt => line, BigInt => registration.app.0, BigInt => id, BigInt => user.0, Text => reason,
+            BigInt => now.0,
+        ))
+        .await?;
+    }
     Ok(id)
 }
 
@@ -313,7 +323,7 @@ async fn update(
         "UPDATE device SET route = $2, kind = $3, installation_id = $4, token_hash = $5, token_sealed = $6, \
          seal_key = 0, locale = $7, time_zone = $8, app_version = $9, os_version = $10, permission = $11, labels = $12, \
          observed_at = $13, confirmed_at = greatest(confirmed_at, $14), state = 1, retired_reason = NULL, \
-         retired_at = NULL WHERE id = $1",
+         retired_at = NULL, hold_until = CASE WHEN doubted_at IS NULL THEN hold_until END, doubted_at = NULL WHERE id = $1",
         BigInt => id, BigInt => registration.route.0, SmallInt => registration.kind as i16,
         Nullable<Text> => registration.installation_id.as_deref(), Binary => &hash[..],
         Binary => registration.token.expose().as_bytes(),
@@ -328,9 +338,14 @@ async fn update(
 }
 
 async fn retire(tx: &mut Tx, device: DeviceId, state: i16, reason: &str, now: UnixMs) -> Attempt<()> {
+    let id = tx.next_id(now);
     tx.execute(constant!(
-        (); "UPDATE device SET state = $2, retired_reason = $3, retired_at = $4 WHERE id = $1",
-        BigInt => device.0, SmallInt => state, Text => reason, BigInt => now.0,
+        ();
+        "WITH retired AS (UPDATE device SET state = $2, retired_reason = $3, retired_at = $4 WHERE id = $1 \
+         RETURNING id, app, user_key) \
+         INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+         SELECT $5, app, id, user_key, $3, $4 FROM retired",
+        BigInt => device.0, SmallInt => state, Text => reason, BigInt => now.0, BigInt => id,
     ))
     .await?;
     tx.deny(DenyKey::Device(device));

@@ -14,7 +14,7 @@ use super::devices;
 use super::fail::{Attempt, Fail};
 use super::fanout;
 use super::ids;
-use super::notifications;
+use super::notifications::{self, history_from};
 use super::opt_in;
 use super::people::{user_key, user_names};
 use super::rows::{JobRow, JobTypes, count, job_columns};
@@ -156,8 +156,8 @@ async fn fold_blocks(
     let blocks = constant!(
         (BigInt, Nullable<BigInt>, BigInt, BigInt, Binary);
         "SELECT id, route, first_user, at, entries FROM outcome_block WHERE notification_id = $1 AND first_user <= $3 \
-         AND last_user >= $2 ORDER BY first_user",
-        BigInt => id.0, BigInt => first, BigInt => last,
+         AND last_user >= $2 AND id >= $4 ORDER BY first_user",
+        BigInt => id.0, BigInt => first, BigInt => last, BigInt => history_from(id),
     )
     .load::<(i64, Option<i64>, i64, i64, Vec<u8>)>(conn)
     .await?;
@@ -210,8 +210,9 @@ async fn describe(
         .collect())
 }
 
+/// A row of `attempt_detail`.
 #[derive(diesel::Queryable)]
-struct AttemptRow {
+pub(super) struct AttemptRow {
     user: i64,
     device: i64,
     attempt: i32,
@@ -229,27 +230,30 @@ async fn attempts(conn: &mut AsyncPgConnection, id: NotificationId, users: &[Use
         (BigInt, BigInt, Integer, BigInt, SmallInt, Integer, Text, Nullable<BigInt>);
         "SELECT a.user_key, a.device, a.attempt, a.at, a.code, a.status, a.reason, a.next_at \
          FROM unnest($2) AS e(value) JOIN attempt_detail a ON a.notification_id = $1 AND a.user_key = e.value \
-         ORDER BY a.id DESC LIMIT $3 + 0",
+         AND a.id >= $4 ORDER BY a.id DESC LIMIT $3 + 0",
         BigInt => id.0, Array<BigInt> => ids(users.iter().map(|user| user.0)),
         BigInt => MAX_ATTEMPTS.max(i64::try_from(users.len()).unwrap_or(i64::MAX).saturating_mul(32)),
+        BigInt => history_from(id),
     )
     .load(conn)
     .await?;
     rows.reverse();
-    rows.into_iter()
-        .map(|row| {
-            let code = u8::try_from(row.code).ok().and_then(ResultCode::from_code);
-            Ok(SendAttempt {
-                user: UserKey(row.user),
-                device: DeviceId(row.device),
-                attempt: count(row.attempt)?,
-                at: UnixMs(row.at),
-                result: code.ok_or_else(|| Fail::corrupt(format!("result code {}", row.code)))?.name(),
-                answer: ProviderAnswer::new(u16::try_from(row.status).unwrap_or(0), &row.reason),
-                next_at: row.next_at.map(UnixMs),
-            })
+    rows.into_iter().map(AttemptRow::into_domain).collect()
+}
+
+impl AttemptRow {
+    pub fn into_domain(self) -> Attempt<SendAttempt> {
+        let code = u8::try_from(self.code).ok().and_then(ResultCode::from_code);
+        Ok(SendAttempt {
+            user: UserKey(self.user),
+            device: DeviceId(self.device),
+            attempt: count(self.attempt)?,
+            at: UnixMs(self.at),
+            result: code.ok_or_else(|| Fail::corrupt(format!("result code {}", self.code)))?.name(),
+            answer: ProviderAnswer::new(u16::try_from(self.status).unwrap_or(0), &self.reason),
+            next_at: self.next_at.map(UnixMs),
         })
-        .collect()
+    }
 }
 
 pub(super) async fn person(
@@ -313,8 +317,8 @@ async fn blocks_of(conn: &mut AsyncPgConnection, id: NotificationId, user: UserK
     let rows: Vec<(i64, Option<i64>, i64, Vec<u8>)> = constant!(
         (BigInt, Nullable<BigInt>, BigInt, Binary);
         "SELECT id, route, at, entries FROM outcome_block WHERE notification_id = $1 AND first_user <= $2 \
-         AND last_user >= $2 ORDER BY id",
-        BigInt => id.0, BigInt => user.0,
+         AND last_user >= $2 AND id >= $3 ORDER BY id",
+        BigInt => id.0, BigInt => user.0, BigInt => history_from(id),
     )
     .load(conn)
     .await?;

@@ -273,7 +273,7 @@ pub(super) async fn write_page(tx: &mut Tx, page: &PageWrite, now: UnixMs) -> At
         }
         return Ok(ours.then_some(ids));
     }
-    let (mut jobs, mut blocks) = (JobColumns::default(), BlockColumns::default());
+    let (mut jobs, mut blocks) = (JobColumns::of(tx.context.packing.written()), BlockColumns::default());
     for (at, (id, job)) in ids.iter().zip(&page.jobs).enumerate() {
         let is_leased = at < page.leased;
         let lease = if is_leased { Lease::first(tx.context.boot) } else { Lease::FREE };

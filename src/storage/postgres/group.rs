@@ -33,7 +33,6 @@ use super::tx::{Remedy, remedy};
 use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
 use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
-use crate::domain::targets;
 use crate::domain::time::UnixMs;
 use crate::storage::{Result, StoreError};
 
@@ -236,7 +235,8 @@ impl Committer {
             }
         }
         let users = users(conn, context, group, &candidates).await?;
-        let (mut rows, mut jobs, mut blocks) = (Rows::default(), JobColumns::default(), BlockColumns::default());
+        let (mut rows, mut blocks) = (Rows::default(), BlockColumns::default());
+        let mut jobs = JobColumns::of(context.packing.written());
         let mut planned = plan(conn, context, group, &candidates, &users, &gate, &mut rows).await?;
         for (candidate, plan) in candidates.iter().zip(&planned) {
             let waiting = &mut group[candidate.place];
@@ -559,7 +559,7 @@ impl Rows {
             Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
             Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
             Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
-            SmallInt => targets::FORMAT,
+            SmallInt => jobs.format,
             Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
             Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
             Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,

@@ -10,6 +10,7 @@ use diesel_async::AsyncPgConnection;
 use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs};
 use super::fail::{Attempt, Fail};
 use super::ids;
+use super::providers;
 use super::query::RunQuery;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
@@ -20,7 +21,6 @@ use crate::domain::ids::{JobId, NotificationId, RouteId};
 use crate::domain::notification::Notification;
 use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
-use crate::domain::targets;
 use crate::domain::time::UnixMs;
 use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
 
@@ -58,7 +58,7 @@ pub(super) async fn insert(tx: &mut Tx, jobs: JobColumns) -> Attempt<()> {
         Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
         Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
         Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
-        SmallInt => targets::FORMAT,
+        SmallInt => jobs.format,
     ))
     .await?;
     Ok(())
@@ -93,7 +93,7 @@ pub(super) async fn claim(
         JobTypes;
         concat!(
             "WITH head AS MATERIALIZED (SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = $2 \
-             AND lane = $3 AND due_at <= $4 AND due_at >= $8 AND format = $5 ORDER BY due_at, id LIMIT $6 \
+             AND lane = $3 AND due_at <= $4 AND due_at >= $8 AND format <= $5 ORDER BY due_at, id LIMIT $6 \
              FOR UPDATE SKIP LOCKED), \
              chosen AS (SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM head \
@@ -103,7 +103,7 @@ pub(super) async fn claim(
             job_columns!()
         ),
         BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
-        SmallInt => targets::FORMAT, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
+        SmallInt => tx.context.packing.read, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
         BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX), BigInt => from,
     )
     .load(tx.conn())
@@ -150,10 +150,12 @@ async fn notifications(tx: &mut Tx, rows: &[JobRow]) -> Attempt<HashMap<i64, Arc
     if missing.is_empty() {
         return Ok(found);
     }
+    // The bounds spare the partitions outside.
+    let (first, last) = (missing.iter().min().copied().unwrap_or(0), missing.iter().max().copied().unwrap_or(0));
     let loaded: Vec<NotificationRow> = constant!(
         NotificationTypes;
-        concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1)"),
-        Array<BigInt> => ids(missing.into_iter()),
+        concat!("SELECT ", notification_columns!(), " FROM notification WHERE id = ANY ($1) AND id BETWEEN $2 AND $3"),
+        Array<BigInt> => &missing, BigInt => first, BigInt => last,
     )
     .load(tx.conn())
     .await?;
@@ -204,7 +206,8 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
     let (mut ids, mut fences, mut progress) = (Vec::new(), Vec::new(), Vec::new());
     let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
-    let (mut details, mut followers, mut parents) = (DetailColumns::default(), JobColumns::default(), Vec::new());
+    let (mut details, mut followers, mut parents) =
+        (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
     let mut dead = RetirementColumns::default();
     for (place, update) in (0_i64..).zip(updates) {
         ids.push(update.job.0);
@@ -223,7 +226,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
             parents.push(place);
         }
         for retirement in &update.retirements {
-            dead.push(place, update, retirement, now);
+            dead.push(tx.next_id(now), place, update, retirement, now);
         }
     }
     let held: Vec<i64> = constant!(
@@ -246,9 +249,12 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
              $25) AS d(id, app, notification_id, user_key, device, attempt, at, code, status, reason, next_at, place) \
              WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at \
-             FROM unnest($26, $27, $28, $29, $30, $31) AS r(device, app, since, reason, at, place) \
+             FROM unnest($26, $27, $28, $29, $30, $31, $32) AS r(device, app, since, reason, at, place, line) \
              WHERE device.id = r.device AND device.app = r.app AND device.state = 1 \
-             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE) \
+             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
+             RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
+             retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+             SELECT line, app, id, user_key, reason, at FROM dead ON CONFLICT (id) DO NOTHING) \
              SELECT place FROM locked"
         ),
         Array<BigInt> => &ids, Array<BigInt> => fences, Array<Nullable<Binary>> => progress, Array<Bool> => moved,
@@ -261,13 +267,19 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
         Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
         Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
         Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
-        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place,
+        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
     )
     .load(tx.conn())
     .await?;
     let held: HashSet<i64> = held.into_iter().collect();
     followers.retain(|row| held.contains(&parents[row]));
     insert(tx, followers).await?;
+    // Few and far between.
+    for (_, update) in (0_i64..).zip(updates).filter(|(place, _)| held.contains(place)) {
+        for change in &update.device_changes {
+            providers::change_device(tx, update.app, *change, now).await?;
+        }
+    }
     let mut answers = Vec::with_capacity(updates.len());
     for (place, update) in (0_i64..).zip(updates) {
         let ours = held.contains(&place)
@@ -288,16 +300,19 @@ struct RetirementColumns {
     reason: Vec<String>,
     at: Vec<i64>,
     place: Vec<i64>,
+    /// Its line in `device_retirement`.
+    line: Vec<i64>,
 }
 
 impl RetirementColumns {
-    fn push(&mut self, place: i64, update: &JobUpdate, dead: &Retirement, now: UnixMs) {
+    fn push(&mut self, line: i64, place: i64, update: &JobUpdate, dead: &Retirement, now: UnixMs) {
         self.device.push(dead.device.0);
         self.app.push(update.app.0);
         self.since.push(dead.since.unwrap_or(now).0);
         self.reason.push(dead.reason.clone());
         self.at.push(now.0);
         self.place.push(place);
+        self.line.push(line);
     }
 }
 

@@ -6,6 +6,7 @@
 //! is worth taking a lease away.
 
 mod accept;
+mod arriving;
 mod batch;
 mod connect;
 mod deny;
@@ -19,11 +20,15 @@ mod jobs;
 mod notifications;
 mod open;
 mod opt_in;
+mod packing;
+mod partitions;
 mod pauses;
 mod people;
+mod providers;
 mod query;
 mod read;
 mod replica;
+mod restorations;
 mod retain;
 mod seed;
 mod setup;
@@ -31,6 +36,7 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod watching;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -46,6 +52,7 @@ use tokio::sync::{RwLock, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use arriving::Destination;
 pub use connect::{Target as Server, TargetError};
 pub use open::{OpenError, Settings};
 pub use seed::seed;
@@ -57,7 +64,7 @@ use self::read::read;
 use self::statement::constant;
 use self::tx::step;
 use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
+use super::{cache, effects, fail, redrive, rows, statement, watching as watch_rows};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -70,12 +77,13 @@ use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 use crate::runtime::{Instant, Runtime};
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, Gate, GateFacts, GateQuestion, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
-    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, StoreError,
-    Subscription,
+    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result,
+    StoreError, Subscription, TroubleRow, WatchFilter, WatchPage,
 };
 
 /// How long a step or read waits for a connection of the pool.
@@ -103,6 +111,7 @@ struct Context {
     thin_fanout: AtomicI64,
     /// Other replicas live.
     others: AtomicBool,
+    packing: packing::Packing,
     /// Shared by whoever takes leases.
     leasing: RwLock<()>,
     /// The server's clock less ours, in milliseconds.
@@ -122,6 +131,8 @@ struct Inner {
     pool: Pool<AsyncPgConnection>,
     max_waiting: usize,
     server_clock: bool,
+    watched_from: watching::Origin,
+    partitions: partitions::Plan,
     /// By route and lane: nothing free was due before this at the last claim, and when a full look is due.
     bounds: Mutex<HashMap<(RouteId, Lane), (i64, Instant)>>,
     fatal: watch::Sender<Option<Arc<str>>>,
@@ -221,6 +232,7 @@ impl PostgresStore {
             sweep: AtomicBool::new(false),
             thin_fanout: AtomicI64::new(0),
             others: AtomicBool::new(false),
+            packing: opened.packing,
             leasing: RwLock::new(()),
             skew: AtomicI64::new(0),
             stopping: CancellationToken::new(),
@@ -231,6 +243,8 @@ impl PostgresStore {
             pool,
             max_waiting: settings.pool * WAITING_PER_CONNECTION,
             server_clock: settings.server_clock,
+            watched_from: opened.watched_from,
+            partitions: partitions::Plan::of(settings),
             bounds: Mutex::default(),
             fatal: watch::channel(None).0,
         });
@@ -295,16 +309,22 @@ pub struct Inspection {
     pub missing_migrations: usize,
     /// Settings that weaken what nudged promises, each with its consequence.
     pub warnings: Vec<String>,
+    /// What stops credentials and routes.
+    pub troubles: Vec<TroubleRow>,
 }
 
 /// Looks at a server without changing anything, for `nudged check`.
-pub async fn inspect(settings: &Settings) -> Result<Inspection, OpenError> {
+pub async fn inspect(settings: &Settings, now: UnixMs) -> Result<Inspection, OpenError> {
     let target = connect::Target::parse(&settings.url, settings.password_file.clone())?;
     let mut conn = target.connect().await.map_err(|error| OpenError::Connect { reason: error.to_string() })?;
-    Ok(Inspection {
-        missing_migrations: open::missing_migrations(&mut conn).await?,
-        warnings: setup::warnings(&mut conn).await?,
-    })
+    let missing_migrations = open::missing_migrations(&mut conn).await?;
+    let troubles = if missing_migrations == 0 {
+        let read = providers::describe(&mut conn, now).await;
+        read.map_err(|fail| OpenError::Read { reason: format!("{fail:?}") })?
+    } else {
+        Vec::new()
+    };
+    Ok(Inspection { missing_migrations, warnings: setup::warnings(&mut conn).await?, troubles })
 }
 
 /// Numbers as one parameter.
@@ -542,6 +562,25 @@ impl Registry for PostgresStore {
         read!(&self.inner, "looking up a device's owner", |conn| devices::owner(conn, app, device))
     }
 
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage> {
+        let (origin, server_clock) = (self.inner.watched_from, self.inner.server_clock);
+        read!(&self.inner, "reading for a watcher", |conn| watching::page(
+            conn,
+            origin,
+            server_clock,
+            app,
+            after,
+            filter,
+            limit
+        ))
+    }
+
     async fn pause(&self, pause: Pause) -> Result<bool> {
         step!(&self.inner, "storing a pause", |tx| pauses::pause(tx, &pause))
     }
@@ -552,6 +591,28 @@ impl Registry for PostgresStore {
 
     async fn pauses(&self) -> Result<Vec<Pause>> {
         read!(&self.inner, "reading the pauses", |conn| pauses::all(conn))
+    }
+
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration> {
+        step!(&self.inner, "holding everything after a restore", |tx| restorations::begin(tx, name, now))
+    }
+
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)> {
+        step!(&self.inner, "cancelling open work", |tx| restorations::cancel_open(tx, before, after, limit, now))
+    }
+
+    async fn restorations(&self) -> Result<Vec<Restoration>> {
+        read!(&self.inner, "looking for a restore", |conn| restorations::open(conn))
+    }
+
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool> {
+        step!(&self.inner, "confirming a restore", |tx| restorations::confirm(tx, now))
     }
 
     async fn ping(&self) -> Result<()> {
@@ -589,6 +650,7 @@ impl Queue for PostgresStore {
     }
 
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
+        let now = self.inner.clock(now);
         let held = step!(&self.inner, "recording results", |tx| jobs::record(tx, &updates, now))?;
         let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job.0);
         self.inner.let_go(updates.iter().zip(&held).filter_map(ended));
@@ -672,6 +734,7 @@ impl Queue for PostgresStore {
     }
 
     async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {
+        let now = self.inner.clock(now);
         let ids = step!(leasing; &self.inner, "writing a page of a fan-out", |tx| fanout::write_page(tx, &page, now))?;
         if ids.is_none() || page.done {
             self.inner.let_go([page.notification.0]);
@@ -694,6 +757,9 @@ impl Queue for PostgresStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        step!(&self.inner, "deleting what is old", |tx| retain::retain(tx, history_before, now))
+        let now = self.inner.clock(now);
+        let dropped = partitions::keep(&self.inner, self.inner.partitions, history_before, now).await?;
+        let deleted = step!(&self.inner, "deleting what is old", |tx| retain::retain(tx, history_before, now))?;
+        Ok(dropped + deleted.count())
     }
 }

@@ -10,9 +10,9 @@ use super::rows::{NotificationRow, NotificationTypes, notification_columns};
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::deny::DenyKey;
-use crate::domain::ids::{AppKey, EventType, NotificationId};
+use crate::domain::ids::{AppKey, EventType, NotificationId, first_id_at, made_at};
 use crate::domain::notification::Notification;
-use crate::domain::outcome::{self, State};
+use crate::domain::outcome::{self, ResultCode, State};
 use crate::domain::targets::Progress;
 use crate::domain::time::UnixMs;
 use crate::storage::{Counts, NotificationView, Page, StoreError};
@@ -83,7 +83,7 @@ pub(super) async fn view(conn: &mut AsyncPgConnection, app: AppKey, id: Notifica
 
 /// Finals from the blocks (a delivery has one final result), open ones from the jobs.
 async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Counts> {
-    let mut counts = Counts::default();
+    let (mut counts, mut redriven) = (Counts::default(), 0);
     // job_by_notification
     let jobs = constant!(
         (Integer, Nullable<Binary>); "SELECT target_count, progress FROM job WHERE notification_id = $1",
@@ -98,12 +98,17 @@ async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Cou
         counts.open += targets.saturating_sub(finished) as u64;
     }
     // outcome_block_by_notification
-    let blocks = constant!(Binary; "SELECT entries FROM outcome_block WHERE notification_id = $1", BigInt => id.0)
-        .load::<Vec<u8>>(conn)
-        .await?;
+    let blocks = constant!(
+        Binary; "SELECT entries FROM outcome_block WHERE notification_id = $1 AND id >= $2",
+        BigInt => id.0, BigInt => history_from(id),
+    )
+    .load::<Vec<u8>>(conn)
+    .await?;
     for entries in blocks {
         for entry in outcome::unpack(&entries)? {
             match entry.code.state() {
+                // It died before, and is counted where it waits or ends now.
+                State::Open if entry.code == ResultCode::Redriven => redriven += 1,
                 // Counted where it waits.
                 State::Open => {}
                 State::Sent => counts.sent += 1,
@@ -114,6 +119,7 @@ async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Cou
             }
         }
     }
+    counts.dead = counts.dead.saturating_sub(redriven);
     Ok(counts)
 }
 
@@ -150,6 +156,11 @@ pub(super) async fn list(
     };
     let items = rows.into_iter().map(NotificationRow::into_domain).collect::<Attempt<Vec<_>>>()?;
     Ok(super::page(items, limit, |notification| notification.id))
+}
+
+/// A notification's blocks and attempts have ids from here on, so the partitions before need not be looked at.
+pub(super) fn history_from(id: NotificationId) -> i64 {
+    first_id_at(UnixMs(made_at(id.0).0 - super::watching::ID_LAG_MS))
 }
 
 /// There, and not cancelled.

@@ -4,15 +4,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use diesel::OptionalExtension;
-use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 
 use super::connect::{Target, TargetError};
+use super::packing::Packing;
+use super::partitions;
 use super::query::RunQuery;
 use super::statement::constant;
+use super::watching;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
+use crate::domain::targets;
 use crate::runtime::Runtime;
+use crate::storage::moving::{Arrival, SEAL};
 
 /// Version and text of every migration, in order. Versions are as diesel's tools write them.
 pub(super) const MIGRATIONS: &[(&str, &str)] =
@@ -35,6 +40,12 @@ pub struct Settings {
     pub pool: usize,
     /// Lease and due times by the server's clock. A test that passes its own times says no.
     pub server_clock: bool,
+    /// The newest pack format to read and write, for one that must get along with an older version.
+    pub pack_format: i16,
+    /// Days of one partition of the history.
+    pub partition_days: u32,
+    /// Days after today for which partitions are made ahead; 0: none are made.
+    pub days_ahead: u32,
     /// Apply missing migrations; otherwise a database that lacks one is refused.
     pub migrate: bool,
 }
@@ -42,7 +53,16 @@ pub struct Settings {
 impl Settings {
     #[must_use]
     pub fn url(url: impl Into<String>) -> Self {
-        Self { url: url.into(), password_file: None, pool: 16, server_clock: true, migrate: true }
+        Self {
+            url: url.into(),
+            password_file: None,
+            pool: 16,
+            server_clock: true,
+            pack_format: targets::NEWEST,
+            partition_days: 1,
+            days_ahead: 3,
+            migrate: true,
+        }
     }
 }
 
@@ -56,6 +76,10 @@ pub enum OpenError {
     NewerSchema { version: String },
     #[error("the database lacks {missing} migration(s); run `nudged migrate`")]
     NotMigrated { missing: usize },
+    #[error(
+        "a move into this database has not come to its end; run `nudged migrate` with the same --from and --to again"
+    )]
+    Arriving,
     #[error("the migration of the database failed: {reason}")]
     Migrate { reason: String },
     #[error("the database cannot be read at start: {reason}")]
@@ -75,6 +99,8 @@ pub(super) struct Opened {
     pub identity: IdentityKey,
     pub ids: IdMaker,
     pub slot: i32,
+    pub packing: Packing,
+    pub watched_from: watching::Origin,
 }
 
 pub(super) async fn open(
@@ -84,14 +110,39 @@ pub(super) async fn open(
     boot: i64,
 ) -> Result<Opened, OpenError> {
     let mut conn = target.connect().await.map_err(|error| OpenError::Connect { reason: error.to_string() })?;
-    // A migration or the wait for another replica's may take long.
-    conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
-        .await?;
+    unlimited(&mut conn).await?;
     migrate(&mut conn, settings.migrate).await?;
+    // Before the slot, so that the database stays as it is; and after it, for a move may have begun meanwhile.
+    if is_arriving(&mut conn).await? {
+        return Err(OpenError::Arriving);
+    }
     let identity = identity(&mut conn, runtime).await?;
-    let slot = lease_slot(&mut conn, boot).await?;
+    let packing = Packing::new(settings.pack_format);
+    let slot = lease_slot(&mut conn, boot, packing.read).await?;
+    packing.agree(&mut conn).await?;
+    if is_arriving(&mut conn).await? {
+        give_slot_back(&mut conn, slot, boot).await?;
+        return Err(OpenError::Arriving);
+    }
     let ids = id_maker(&mut conn, slot).await?;
-    Ok(Opened { identity, ids, slot })
+    partitions::prepare(&mut conn, partitions::Plan::of(settings)).await?;
+    let watched_from = watching::open(&mut conn, runtime).await?;
+    Ok(Opened { identity, ids, slot, packing, watched_from })
+}
+
+/// A migration or the wait for another replica's may take long.
+pub(super) async fn unlimited(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
+    conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+        .await
+}
+
+/// Whether rows are still to come from another database.
+async fn is_arriving(conn: &mut AsyncPgConnection) -> diesel::QueryResult<bool> {
+    let seal: Option<Vec<u8>> = constant!(Binary; "SELECT value FROM secret WHERE name = $1", Text => SEAL)
+        .get_result(conn)
+        .await
+        .optional()?;
+    Ok(seal.is_some_and(|json| !serde_json::from_slice::<Arrival>(&json).is_ok_and(|arrival| arrival.done)))
 }
 
 async fn applied(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Vec<String>> {
@@ -104,7 +155,7 @@ async fn applied(conn: &mut AsyncPgConnection) -> diesel::QueryResult<Vec<String
 }
 
 /// The lock is the session's, so that another replica waits for the end of it all; it goes with the connection too.
-async fn migrate(conn: &mut AsyncPgConnection, apply: bool) -> Result<(), OpenError> {
+pub(super) async fn migrate(conn: &mut AsyncPgConnection, apply: bool) -> Result<(), OpenError> {
     let failed = |error: diesel::result::Error| OpenError::Migrate { reason: error.to_string() };
     check_newest(&applied(conn).await?)?;
     if !apply {
@@ -172,7 +223,7 @@ async fn identity(conn: &mut AsyncPgConnection, runtime: &Runtime) -> Result<Ide
 }
 
 /// A number that no live replica has. New ones before old ones, and of those the one silent for longest.
-async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64) -> Result<i32, OpenError> {
+async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64, pack_format: i16) -> Result<i32, OpenError> {
     loop {
         let slot: Option<i32> = constant!(
             Integer;
@@ -187,11 +238,13 @@ async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64) -> Result<i32, Open
         let Some(slot) = slot else { return Err(OpenError::NoSlot) };
         let taken = constant!(
             ();
-            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version) \
-             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3) \
+            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version, pack_format) \
+             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3, $5) \
              ON CONFLICT (slot) DO UPDATE SET boot_id = excluded.boot_id, heartbeat = excluded.heartbeat, \
-             version = excluded.version WHERE r.heartbeat < excluded.heartbeat - $4",
+             version = excluded.version, pack_format = excluded.pack_format \
+             WHERE r.heartbeat < excluded.heartbeat - $4",
             Integer => slot, BigInt => boot, Text => env!("CARGO_PKG_VERSION"), BigInt => SLOT_KEPT_MS,
+            SmallInt => pack_format,
         )
         .execute(conn)
         .await?;
@@ -199,6 +252,15 @@ async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64) -> Result<i32, Open
             return Ok(slot);
         }
     }
+}
+
+async fn give_slot_back(conn: &mut AsyncPgConnection, slot: i32, boot: i64) -> diesel::QueryResult<()> {
+    constant!(
+        (); "UPDATE replica SET boot_id = 0 WHERE slot = $1 AND boot_id = $2", Integer => slot, BigInt => boot,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Continues after the highest ids there are, so that a slot's earlier owner with a fast clock is not repeated.
@@ -210,7 +272,7 @@ async fn id_maker(conn: &mut AsyncPgConnection, slot: i32) -> Result<IdMaker, Op
          UNION ALL SELECT max(id) FROM topic UNION ALL SELECT max(id) FROM event_type_version \
          UNION ALL SELECT max(id) FROM notification UNION ALL SELECT max(id) FROM job \
          UNION ALL SELECT max(id) FROM outcome_block UNION ALL SELECT max(id) FROM attempt_detail \
-         UNION ALL SELECT max(id) FROM deny) AS newest"
+         UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement) AS newest"
     )
     .get_result(conn)
     .await?;

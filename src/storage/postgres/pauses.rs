@@ -8,7 +8,7 @@ use super::query::RunQuery;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::pause::{MAX_PAUSES, Pause, PauseScope};
-use crate::storage::{StoreError, rows};
+use crate::storage::{StoreError, restoration_reason, rows};
 
 /// Locks the table against other writers, so that its limit holds: a pause is set by hand.
 pub(super) async fn pause(tx: &mut Tx, pause: &Pause) -> Attempt<bool> {
@@ -41,7 +41,9 @@ pub(super) async fn resume(tx: &mut Tx, scope: &PauseScope) -> Attempt<bool> {
 pub(super) async fn all(conn: &mut AsyncPgConnection) -> Attempt<Vec<Pause>> {
     // In the order of bytes, as SQLite has it.
     let found: Vec<(String, i64, String)> =
-        constant!((Text, BigInt, Text); "SELECT name, since, reason FROM pause ORDER BY name COLLATE \"C\"")
+        constant!((Text, BigInt, Text); concat!("SELECT name, since, reason FROM (SELECT name, since, reason FROM pause UNION ALL \
+             SELECT '*/*/*', since, '", restoration_reason!(), "' FROM restoration WHERE confirmed_at IS NULL) AS held \
+             ORDER BY name COLLATE \"C\""))
             .load(conn)
             .await?;
     Ok(rows::pauses(found))

@@ -82,6 +82,11 @@ impl Replica {
                 tracing::info!(jobs = freed, "took up the work of a replica that is gone");
             }
         }
+        let words = |error: diesel::result::Error| error.to_string();
+        if context.packing.agree(conn).await.map_err(words)? && beats.is_multiple_of(2) {
+            let begun = context.runtime.instant();
+            while context.packing.repack(conn).await.map_err(words)? && context.runtime.instant() - begun < BEAT {}
+        }
         if context.sweep.swap(false, Ordering::AcqRel) {
             let swept = sweep(conn, inner).await;
             if let Err(error) = swept {
@@ -98,7 +103,8 @@ impl Replica {
             None => inner.target.connect().await.map_err(|error| error.to_string())?,
         };
         let mut conn = conn;
-        let boot = inner.context.boot.0;
+        let context = &inner.context;
+        let boot = context.boot.0;
         let text = |error: diesel::result::Error| error.to_string();
         // The heartbeat keeps the time of the last ids; a boot id of 0 owns nothing.
         constant!(
@@ -120,6 +126,10 @@ impl Replica {
         .execute(&mut conn)
         .await
         .map_err(text)?;
+        // Nobody who stays may be able to read what this replica gives back.
+        if context.packing.agree(&mut conn).await.map_err(text)? {
+            while context.packing.repack(&mut conn).await.map_err(text)? {}
+        }
         Ok(())
     }
 }

@@ -1,75 +1,135 @@
-//! Retention, in batches small enough to run beside traffic, and how much waits.
+//! Retention of what is in no partition, in batches small enough to run beside traffic, and how much waits.
 
 use std::collections::BTreeMap;
 
-use super::query::RunQuery;
-use diesel::sql_types::{BigInt, Nullable};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::AsyncPgConnection;
+use metrics::counter;
 
 use super::fail::Attempt;
+use super::query::RunQuery;
 use super::statement::constant;
 use super::tx::Tx;
-use crate::domain::ids::{AppKey, EPOCH_MS};
+use crate::domain::ids::{AppKey, first_id_at};
 use crate::domain::time::UnixMs;
-use crate::storage::{Backlog, IMPORT_KEPT_MS};
+use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, TROUBLE_KEPT_MS};
+use crate::telemetry::names;
 
-/// Rows deleted of each table at once.
-const BATCH: i64 = 500;
-/// Bits of an id below its milliseconds.
-const ID_SHIFT: u32 = 22;
+/// Whoever deletes or drops holds this until its transaction's end.
+pub(super) const RETENTION_LOCK: i64 = 0x6e75_6467_6565;
 
-/// The consent history stays: it is proof. So does what belongs to open work.
-pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> Attempt<u64> {
-    let oldest_kept = (history_before.0 - EPOCH_MS).max(0) << ID_SHIFT;
+pub(super) async fn try_lock(conn: &mut AsyncPgConnection) -> diesel::QueryResult<bool> {
+    constant!(Bool; "SELECT pg_try_advisory_xact_lock($1)", BigInt => RETENTION_LOCK).get_result(conn).await
+}
+
+/// Rows deleted of each table.
+#[derive(Default)]
+pub(super) struct Deleted(Vec<(&'static str, usize)>);
+
+impl Deleted {
+    pub fn count(&self) -> u64 {
+        for (table, rows) in &self.0 {
+            counter!(names::HISTORY_ROWS_DELETED, "table" => *table).increment(*rows as u64);
+        }
+        self.0.iter().map(|(_, rows)| *rows as u64).sum()
+    }
+}
+
+/// The consent history stays: it is proof. So does what belongs to open work. Nothing when another replica is at it.
+pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> Attempt<Deleted> {
+    let mut deleted = Deleted::default();
+    if !try_lock(tx.conn()).await? {
+        return Ok(deleted);
+    }
+    let (oldest_kept, batch) = (first_id_at(history_before), RETAIN_BATCH.cast_signed());
     // idempotency_by_expiry
-    let mut rows = tx
+    let rows = tx
         .execute(constant!(
             ();
             "DELETE FROM idempotency WHERE (app, key) IN \
              (SELECT app, key FROM idempotency WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2 + 0)",
-            BigInt => now.0, BigInt => BATCH,
+            BigInt => now.0, BigInt => batch,
         ))
         .await?;
-    rows += tx
+    deleted.0.push(("idempotency", rows));
+    let rows = tx
         .execute(constant!(
             ();
             "DELETE FROM deny WHERE id IN (SELECT id FROM deny WHERE at < \
              (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - $1 ORDER BY at LIMIT $2)",
-            BigInt => super::deny::KEPT_MS, BigInt => BATCH,
+            BigInt => super::deny::KEPT_MS, BigInt => batch,
         ))
         .await?;
-    rows += tx.execute(constant!(
-        ();
-        "DELETE FROM attempt_detail WHERE id IN (SELECT id FROM attempt_detail a WHERE id < $1 \
-         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = a.notification_id) ORDER BY id LIMIT $2 + 0)",
-        BigInt => oldest_kept, BigInt => BATCH,
-    )).await?;
-    rows += tx.execute(constant!(
-        ();
-        "DELETE FROM outcome_block WHERE id IN (SELECT id FROM outcome_block b WHERE id < $1 \
-         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = b.notification_id) \
-         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = b.notification_id) ORDER BY id LIMIT $2 + 0)",
-        BigInt => oldest_kept, BigInt => BATCH,
-    )).await?;
-    rows += tx
+    deleted.0.push(("deny", rows));
+    let rows = tx
         .execute(constant!(
             ();
-            "DELETE FROM notification WHERE id IN (SELECT id FROM notification n WHERE id < $1 \
-             AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = n.id) \
-             AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = n.id) ORDER BY id LIMIT $2 + 0)",
-            BigInt => oldest_kept, BigInt => BATCH,
+            "DELETE FROM attempt_detail_default WHERE id IN (SELECT id FROM attempt_detail_default a WHERE id < $1 \
+             AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = a.notification_id) ORDER BY id LIMIT $2 + 0)",
+            BigInt => oldest_kept, BigInt => batch,
         ))
         .await?;
+    deleted.0.push(("attempt_detail", rows));
+    let blocks: Vec<i64> = constant!(
+        BigInt;
+        "DELETE FROM outcome_block_default WHERE id IN (SELECT id FROM outcome_block_default b WHERE id < $1 \
+         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = b.notification_id) \
+         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = b.notification_id) ORDER BY id LIMIT $2 + 0) \
+         RETURNING xid",
+        BigInt => oldest_kept, BigInt => batch,
+    )
+    .load(tx.conn())
+    .await?;
+    deleted.0.push(("outcome_block", blocks.len()));
+    let retirements: Vec<i64> = constant!(
+        BigInt;
+        "DELETE FROM device_retirement WHERE id IN \
+         (SELECT id FROM device_retirement WHERE id < $1 ORDER BY id LIMIT $2 + 0) RETURNING xid",
+        BigInt => oldest_kept, BigInt => batch,
+    )
+    .load(tx.conn())
+    .await?;
+    deleted.0.push(("device_retirement", retirements.len()));
+    // Watchers who have not read that far are told.
+    if let Some(newest) = blocks.into_iter().chain(retirements).max() {
+        tx.execute(constant!(
+            ();
+            "INSERT INTO watermark AS w (name, value) VALUES ($1, $2) \
+             ON CONFLICT (name) DO UPDATE SET value = greatest(w.value, excluded.value)",
+            Text => "history", BigInt => newest,
+        ))
+        .await?;
+    }
+    let rows = tx
+        .execute(constant!(
+            ();
+            "DELETE FROM notification_default WHERE id IN (SELECT id FROM notification_default n WHERE id < $1 \
+             AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = n.id) \
+             AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = n.id) ORDER BY id LIMIT $2 + 0)",
+            BigInt => oldest_kept, BigInt => batch,
+        ))
+        .await?;
+    deleted.0.push(("notification", rows));
     // Few rows: one for each import.
-    rows += tx
+    let rows = tx
         .execute(constant!(
             ();
             "DELETE FROM import_progress WHERE (app, name) IN \
              (SELECT app, name FROM import_progress WHERE updated_at < $1 AND name LIKE 'import/%' LIMIT $2 + 0)",
-            BigInt => now.0 - IMPORT_KEPT_MS, BigInt => BATCH,
+            BigInt => now.0 - IMPORT_KEPT_MS, BigInt => batch,
         ))
         .await?;
-    Ok(rows as u64)
+    deleted.0.push(("import_progress", rows));
+    // Few rows, too.
+    let rows = tx
+        .execute(constant!(
+            ();
+            "DELETE FROM provider_trouble WHERE seen_at < $1 AND coalesce(confirmed_until, 0) < $2",
+            BigInt => now.0 - TROUBLE_KEPT_MS, BigInt => now.0,
+        ))
+        .await?;
+    deleted.0.push(("provider_trouble", rows));
+    Ok(deleted)
 }
 
 pub(super) async fn open_targets(conn: &mut AsyncPgConnection) -> Attempt<BTreeMap<AppKey, u64>> {

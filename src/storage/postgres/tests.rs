@@ -28,14 +28,18 @@ impl Database {
     }
 
     pub fn settings(&self) -> Settings {
-        Settings { pool: 4, server_clock: false, ..Settings::url(&self.url) }
+        Settings { pool: 4, server_clock: false, days_ahead: 0, ..Settings::url(&self.url) }
     }
 
     pub async fn open(&self) -> (Arc<PostgresStore>, Arc<DenyFeed>) {
+        self.open_with(&self.settings()).await.unwrap()
+    }
+
+    pub async fn open_with(&self, settings: &Settings) -> Result<(Arc<PostgresStore>, Arc<DenyFeed>), OpenError> {
         let runtime = Runtime::production();
         let deny = Arc::new(DenyFeed::shared(runtime.instant().into_std()));
-        let store = PostgresStore::open(runtime, &self.settings(), Arc::clone(&deny)).await.unwrap();
-        (Arc::new(store), deny)
+        let store = PostgresStore::open(runtime, settings, Arc::clone(&deny)).await?;
+        Ok((Arc::new(store), deny))
     }
 
     /// The store's only way to the server is the proxy.
@@ -81,6 +85,10 @@ async fn open() -> Fixture {
 
 store_conformance!(open().await);
 
+mod packing;
+mod partitions;
 mod plans;
 mod proxy;
 mod replicas;
+mod trouble;
+mod watchers;

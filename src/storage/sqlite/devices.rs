@@ -14,6 +14,7 @@ use super::group::Tx;
 use super::people::{ensure_user, user_key};
 use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
+use super::watching::log_retirement;
 use crate::domain::deny::DenyKey;
 use crate::domain::device::{
     Device, DeviceRef, MAX_DEVICES_PER_USER, Registered, Registration, Retirement, UNCHANGED_FOR_MS,
@@ -278,6 +279,9 @@ fn insert(
         BigInt => written.confirmed_at.0, SmallInt => if retired.is_some() { 3 } else { 1 },
         Nullable<Text> => retired, Nullable<BigInt> => retired.map(|_| now.0), BigInt => written.created_at.0,
     ))?;
+    if let Some(reason) = retired {
+        log_retirement(tx, DeviceId(id), reason, now)?;
+    }
     Ok(id)
 }
 
@@ -289,7 +293,7 @@ fn update(tx: &mut Tx<'_>, id: i64, registration: &Registration, hash: &[u8; 16]
         "UPDATE device SET route = ?2, kind = ?3, installation_id = ?4, token_hash = ?5, token_sealed = ?6, \
          seal_key = 0, locale = ?7, time_zone = ?8, app_version = ?9, os_version = ?10, permission = ?11, labels = ?12, \
          observed_at = ?13, confirmed_at = max(confirmed_at, ?14), state = 1, retired_reason = NULL, \
-         retired_at = NULL WHERE id = ?1",
+         retired_at = NULL, hold_until = CASE WHEN doubted_at IS NULL THEN hold_until END, doubted_at = NULL WHERE id = ?1",
         BigInt => id, BigInt => registration.route.0, SmallInt => registration.kind as i16,
         Nullable<Text> => registration.installation_id.as_deref(), Binary => &hash[..],
         Binary => registration.token.expose().as_bytes(),
@@ -307,6 +311,7 @@ fn retire(tx: &mut Tx<'_>, device: DeviceId, state: i16, reason: &str, now: Unix
         (); "UPDATE device SET state = ?2, retired_reason = ?3, retired_at = ?4 WHERE id = ?1",
         BigInt => device.0, SmallInt => state, Text => reason, BigInt => now.0,
     ))?;
+    log_retirement(tx, device, reason, now)?;
     tx.deny(DenyKey::Device(device));
     Ok(())
 }
@@ -388,13 +393,16 @@ pub(super) fn unregister(
 /// A platform found the token dead. A registration confirmed later than it knew survives. Publishes nothing: there is
 /// no push to a dead token to hold back.
 pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<()> {
-    tx.execute(constant!(
+    let retired = tx.execute(constant!(
         ();
         "UPDATE device SET state = 2, retired_reason = ?4, retired_at = ?5 \
          WHERE id = ?1 AND app = ?2 AND state = 1 AND confirmed_at <= ?3",
         BigInt => dead.device.0, BigInt => app.0, BigInt => dead.since.unwrap_or(now).0, Text => &*dead.reason,
         BigInt => now.0,
     ))?;
+    if retired > 0 {
+        log_retirement(tx, dead.device, &dead.reason, now)?;
+    }
     Ok(())
 }
 

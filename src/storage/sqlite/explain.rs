@@ -204,8 +204,9 @@ fn describe(
         .collect())
 }
 
+/// A row of `attempt_detail`.
 #[derive(diesel::Queryable)]
-struct AttemptRow {
+pub(super) struct AttemptRow {
     user: i64,
     device: i64,
     attempt: i32,
@@ -229,20 +230,22 @@ fn attempts(conn: &mut SqliteConnection, id: NotificationId, users: &[UserKey]) 
     )
     .load(conn)?;
     rows.reverse();
-    rows.into_iter()
-        .map(|row| {
-            let code = u8::try_from(row.code).ok().and_then(ResultCode::from_code);
-            Ok(SendAttempt {
-                user: UserKey(row.user),
-                device: DeviceId(row.device),
-                attempt: count(row.attempt)?,
-                at: UnixMs(row.at),
-                result: code.ok_or_else(|| Fail::corrupt(format!("result code {}", row.code)))?.name(),
-                answer: ProviderAnswer::new(u16::try_from(row.status).unwrap_or(0), &row.reason),
-                next_at: row.next_at.map(UnixMs),
-            })
+    rows.into_iter().map(AttemptRow::into_domain).collect()
+}
+
+impl AttemptRow {
+    pub fn into_domain(self) -> Attempt<SendAttempt> {
+        let code = u8::try_from(self.code).ok().and_then(ResultCode::from_code);
+        Ok(SendAttempt {
+            user: UserKey(self.user),
+            device: DeviceId(self.device),
+            attempt: count(self.attempt)?,
+            at: UnixMs(self.at),
+            result: code.ok_or_else(|| Fail::corrupt(format!("result code {}", self.code)))?.name(),
+            answer: ProviderAnswer::new(u16::try_from(self.status).unwrap_or(0), &self.reason),
+            next_at: self.next_at.map(UnixMs),
         })
-        .collect()
+    }
 }
 
 pub(super) fn person(

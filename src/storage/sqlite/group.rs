@@ -24,6 +24,7 @@ use super::cache::NotificationCache;
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, is_busy, is_disk_full, unavailable};
 use super::statement::constant;
+use super::watching::Horizon;
 use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{AppKey, DeviceId, IdMaker, RouteId};
@@ -42,6 +43,8 @@ pub(super) struct Context {
     pub boot: BootId,
     pub deny: Arc<DenyFeed>,
     pub identity: IdentityKey,
+    /// How far watchers can read.
+    pub horizon: Horizon,
 }
 
 /// One step's view of the transaction.
@@ -57,6 +60,8 @@ pub(super) struct Tx<'a> {
     ids: Ids,
     effects: Effects,
     wrote: bool,
+    /// This transaction's, once something needed it.
+    number: Option<i64>,
 }
 
 impl Tx<'_> {
@@ -81,6 +86,11 @@ impl Tx<'_> {
 
     pub fn next_device(&mut self, now: UnixMs) -> DeviceId {
         self.ids.next_device(&self.context.ids, now)
+    }
+
+    /// The transaction's own: higher than that of any before it. Not the step's, which may be run again in another.
+    pub fn number(&mut self, now: UnixMs) -> i64 {
+        *self.number.get_or_insert_with(|| self.context.ids.next(now))
     }
 
     pub fn deny(&mut self, key: DenyKey) {
@@ -281,6 +291,7 @@ impl Core {
             ids: Ids::default(),
             effects: Effects::default(),
             wrote: false,
+            number: None,
         };
         for (index, step) in group.iter_mut().enumerate() {
             let fault = match catch_unwind(AssertUnwindSafe(|| step.run(&mut tx))) {
@@ -298,9 +309,14 @@ impl Core {
             drop(tx);
             return Err(self.roll_back(fault));
         }
-        let effects = tx.effects;
+        let (effects, number) = (tx.effects, tx.number);
         match self.commit() {
-            Ok(()) => Ok(effects),
+            Ok(()) => {
+                if let Some(number) = number {
+                    self.context.horizon.advance(number);
+                }
+                Ok(effects)
+            }
             Err(error) if is_disk_full(&error) || is_busy(&error) => Err(self.roll_back(Fault::Whole(error))),
             Err(error) => Err(Fault::Unknown(error)),
         }

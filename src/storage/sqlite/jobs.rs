@@ -10,6 +10,7 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::devices;
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::providers;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, json_ids, stored_count};
 use super::statement::constant;
@@ -51,11 +52,11 @@ pub(super) fn insert(tx: &mut Tx<'_>, app: AppKey, job: &NewJob, lease: Lease, n
          claims, first_attempt_at, first_user, last_user, target_count, targets) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         BigInt => id, BigInt => app.0, BigInt => job.notification.0, BigInt => job.route.0,
-        SmallInt => job.lane.code(), SmallInt => targets::FORMAT, BigInt => job.ready_at.0, BigInt => job.due_at.0,
+        SmallInt => job.lane.code(), SmallInt => targets::NEWEST, BigInt => job.ready_at.0, BigInt => job.due_at.0,
         BigInt => lease.owner, BigInt => lease.fence, Integer => stored_count(job.attempt),
         Integer => stored_count(job.claims), Nullable<BigInt> => job.first_attempt_at.map(|at| at.0),
         BigInt => first.user.0, BigInt => last.user.0,
-        Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(&job.targets),
+        Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(targets::NEWEST, &job.targets),
     ))?;
     Ok(JobId(id))
 }
@@ -71,13 +72,14 @@ pub(super) fn insert_blocks(
 ) -> Attempt<()> {
     for chunk in entries.chunks(outcome::MAX_ENTRIES) {
         let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
-        let id = tx.next_id(now);
+        let (id, transaction) = (tx.next_id(now), tx.number(now));
         tx.execute(constant!(
             ();
-            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries, xid) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             BigInt => id, BigInt => app.0, BigInt => notification.0, Nullable<BigInt> => route.map(|route| route.0),
             BigInt => first.user.0, BigInt => last.user.0, BigInt => now.0, Binary => outcome::pack(chunk),
+            BigInt => transaction,
         ))?;
     }
     Ok(())
@@ -116,12 +118,12 @@ pub(super) fn claim(tx: &mut Tx<'_>, request: ClaimRequest, owner: BootId, now: 
              SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM \
              (SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = ?2 AND lane = ?3 AND due_at <= ?4 \
-             AND format = ?5 ORDER BY due_at, id LIMIT ?6 + 0) WINDOW claim AS (ORDER BY due_at, id)) \
+             AND format <= ?5 ORDER BY due_at, id LIMIT ?6 + 0) WINDOW claim AS (ORDER BY due_at, id)) \
              WHERE position = 1 OR total <= ?7) RETURNING ",
             job_columns!()
         ),
         BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
-        SmallInt => targets::FORMAT, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
+        SmallInt => targets::NEWEST, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
         BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX),
     )
     .load(tx.writes())?;
@@ -235,6 +237,9 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool>
     }
     for dead in &update.retirements {
         devices::retire_dead(tx, update.app, dead, now)?;
+    }
+    for change in &update.device_changes {
+        providers::change_device(tx, update.app, *change, now)?;
     }
     Ok(true)
 }

@@ -13,12 +13,15 @@ mod fanout;
 mod group;
 mod imports;
 mod jobs;
+mod leaving;
 mod notifications;
 mod open;
 mod opt_in;
 mod pauses;
 mod people;
+mod providers;
 mod readers;
+mod restorations;
 mod retain;
 mod scanner;
 mod seed;
@@ -26,6 +29,7 @@ mod setup;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod watching;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -36,6 +40,7 @@ use diesel::RunQueryDsl;
 use diesel::sql_types::Integer;
 use diesel::sqlite::SqliteConnection;
 
+pub use leaving::Source;
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
 pub use seed::seed;
 pub use writer::QueueLimits;
@@ -48,7 +53,7 @@ use self::scanner::Scanner;
 use self::statement::constant;
 use self::writer::{Class, Writer};
 use super::paging::{page, page_limit};
-use super::{cache, effects, fail, rows, statement};
+use super::{cache, effects, fail, redrive, rows, statement, watching as watch_rows};
 use crate::domain::deny::DenyFeed;
 use crate::domain::device::{Device, DeviceRef, Labels, Registered, Registration};
 use crate::domain::event_type::{Definition, TypeVersion};
@@ -61,11 +66,13 @@ use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::platform::{Lane, Route, RouteSpec};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
+use crate::domain::watch::WatchPosition;
 use crate::runtime::Runtime;
 use crate::storage::{
     AudiencePage, Backlog, BootId, ClaimRequest, Claimed, DeclaredType, Delivery, DeliveryFilter, DeliveryKey, Fanout,
     FanoutPage, GateFacts, GateQuestion, ImportBatch, ImportItem, Imported, JobUpdate, NewOptIn, NewSubscription,
-    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Result, Subscription,
+    NotificationView, OptIn, Page, PageWrite, PersonHistory, Queue, Registry, ResolvedAudience, Restoration, Result,
+    Subscription, TroubleRow, WatchFilter, WatchPage,
 };
 
 /// See the module. Dropping the last handle writes what is queued and closes the database.
@@ -76,7 +83,10 @@ pub struct SqliteStore {
     /// None in simulation.
     scanner: Option<Scanner>,
     context: Arc<Context>,
+    paces: providers::Paces,
     lock: std::sync::Mutex<Option<File>>,
+    /// How far retention has come.
+    sweep: std::sync::Mutex<retain::Sweep>,
 }
 
 impl SqliteStore {
@@ -84,12 +94,14 @@ impl SqliteStore {
     pub fn open(runtime: Runtime, settings: &Settings, deny: Arc<DenyFeed>) -> Result<Self, OpenError> {
         let opened = open::open(&runtime, settings)?;
         let boot = BootId(open::boot_id(&runtime));
-        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity });
+        let horizon = watching::Horizon::new(opened.epoch, opened.ids.newest());
+        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity, horizon });
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
         let scanner = opened.scanner.map(|conn| Scanner::start(&context, conn, &settings.path)).transpose()?;
-        Ok(Self { writer, readers, scanner, context, lock: std::sync::Mutex::new(opened.lock) })
+        let (paces, lock) = (providers::Paces::default(), std::sync::Mutex::new(opened.lock));
+        Ok(Self { writer, readers, scanner, context, paces, lock, sweep: std::sync::Mutex::default() })
     }
 
     /// What owns the leases of this start.
@@ -140,6 +152,14 @@ impl SqliteStore {
         }
         self.readers.read(asker, doing, work).await
     }
+}
+
+/// What stops providers by a database that a running server may be using, for `nudged check`.
+///
+/// # Errors
+/// In words, when it cannot be read.
+pub fn troubles(path: &std::path::Path, now: UnixMs) -> Result<Vec<TroubleRow>, String> {
+    providers::inspect(path, now)
 }
 
 impl Drop for SqliteStore {
@@ -422,6 +442,20 @@ impl Registry for SqliteStore {
         self.read(Asker::Caller, "looking up a device's owner", move |conn| devices::owner(conn, app, device)).await
     }
 
+    async fn watch(
+        &self,
+        app: AppKey,
+        after: Option<WatchPosition>,
+        filter: &WatchFilter,
+        limit: usize,
+    ) -> Result<WatchPage> {
+        let (filter, context) = (filter.clone(), Arc::clone(&self.context));
+        self.read(Asker::Caller, "reading for a watcher", move |conn| {
+            watching::page(conn, &context.horizon, app, after, &filter, limit, context.runtime.now())
+        })
+        .await
+    }
+
     async fn pause(&self, pause: Pause) -> Result<bool> {
         let bytes = SMALL + pause.reason.len();
         self.write(Class::Consent, bytes, "storing a pause", move |tx| pauses::pause(tx, &pause)).await
@@ -434,6 +468,33 @@ impl Registry for SqliteStore {
 
     async fn pauses(&self) -> Result<Vec<Pause>> {
         self.read(Asker::Engine, "reading the pauses", pauses::all).await
+    }
+
+    async fn begin_restoration(&self, name: &str, now: UnixMs) -> Result<Restoration> {
+        let name = name.to_owned();
+        let doing = "holding everything after a restore";
+        self.write(Class::Consent, SMALL, doing, move |tx| restorations::begin(tx, &name, now)).await
+    }
+
+    async fn cancel_open(
+        &self,
+        before: UnixMs,
+        after: NotificationId,
+        limit: usize,
+        now: UnixMs,
+    ) -> Result<(Option<NotificationId>, u64)> {
+        self.write(Class::Consent, SMALL, "cancelling open work", move |tx| {
+            restorations::cancel_open(tx, before, after, limit, now)
+        })
+        .await
+    }
+
+    async fn restorations(&self) -> Result<Vec<Restoration>> {
+        self.read(Asker::Caller, "looking for a restore", restorations::open).await
+    }
+
+    async fn confirm_restorations(&self, now: UnixMs) -> Result<bool> {
+        self.write(Class::Consent, SMALL, "confirming a restore", move |tx| restorations::confirm(tx, now)).await
     }
 
     async fn ping(&self) -> Result<()> {
@@ -548,8 +609,11 @@ impl Queue for SqliteStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        self.write(Class::Retention, SMALL, "deleting what is old", move |tx| retain::retain(tx, history_before, now))
-            .await
+        let from = *self.sweep.lock().expect("no panic while held");
+        let sweep = move |tx: &mut Tx<'_>| retain::retain(tx, from, history_before, now);
+        let (deleted, next) = self.write(Class::Retention, SMALL, "deleting what is old", sweep).await?;
+        *self.sweep.lock().expect("no panic while held") = next;
+        Ok(deleted.count())
     }
 }
 

@@ -11,7 +11,7 @@ use super::statement::constant;
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, EventType, NotificationId};
 use crate::domain::notification::Notification;
-use crate::domain::outcome::{self, State};
+use crate::domain::outcome::{self, ResultCode, State};
 use crate::domain::targets::Progress;
 use crate::domain::time::UnixMs;
 use crate::storage::{Counts, NotificationView, Page, StoreError};
@@ -79,7 +79,7 @@ pub(super) fn view(conn: &mut SqliteConnection, app: AppKey, id: NotificationId)
 
 /// Finals from the blocks (a delivery has one final result), open ones from the jobs.
 fn counts(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Counts> {
-    let mut counts = Counts::default();
+    let (mut counts, mut redriven) = (Counts::default(), 0);
     // job_by_notification
     let jobs = constant!(
         (Integer, Nullable<Binary>); "SELECT target_count, progress FROM job WHERE notification_id = ?1",
@@ -98,6 +98,8 @@ fn counts(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Counts> {
     for entries in blocks {
         for entry in outcome::unpack(&entries?)? {
             match entry.code.state() {
+                // It died before, and is counted where it waits or ends now.
+                State::Open if entry.code == ResultCode::Redriven => redriven += 1,
                 // Counted where it waits.
                 State::Open => {}
                 State::Sent => counts.sent += 1,
@@ -108,6 +110,7 @@ fn counts(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Counts> {
             }
         }
     }
+    counts.dead = counts.dead.saturating_sub(redriven);
     Ok(counts)
 }
 

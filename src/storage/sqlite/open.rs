@@ -11,6 +11,7 @@ use diesel::{Connection, OptionalExtension, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::statement::constant;
+use super::watching;
 use super::writer::QueueLimits;
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::IdMaker;
@@ -95,6 +96,9 @@ pub enum OpenError {
     NewerSchema { version: String },
     #[error("the database lacks {missing} migration(s); run `nudged migrate`")]
     NotMigrated { missing: usize },
+    #[error("{path} was moved to Postgres{}, so it is not served any more: its open work would be sent twice; \
+         `nudged migrate --from sqlite://{path} --release` takes that back", if *done { "" } else { ", or is about to be" })]
+    Moved { path: String, done: bool },
     #[error("the migration of the database failed: {reason}")]
     Migrate { reason: String },
     #[error("the database cannot be read at start: {reason}")]
@@ -117,6 +121,8 @@ pub(super) struct Opened {
     pub scanner: Option<SqliteConnection>,
     pub identity: IdentityKey,
     pub ids: IdMaker,
+    /// Of watchers' positions.
+    pub epoch: i64,
     /// Released by the operating system when dropped.
     pub lock: Option<File>,
 }
@@ -128,12 +134,16 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
     let lock = if settings.is_memory() { None } else { Some(lock_file(&settings.path)?) };
     let mut writer = connect(settings, settings.cache_kib)?;
     migrate(&mut writer, settings.migrate)?;
+    if let Some(seal) = super::leaving::seal(&mut writer)? {
+        return Err(OpenError::Moved { path: settings.path.display().to_string(), done: seal.done });
+    }
     let identity = identity(&mut writer, runtime)?;
     let ids = id_maker(&mut writer)?;
     if !settings.is_memory() {
         // Nobody else writes, so its map stands, and what is not in the WAL is read without a call or a copy.
         writer.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
     }
+    let epoch = watching::epoch(&mut writer, runtime)?;
     let (mut readers, mut scanner) = (Vec::new(), None);
     if !runtime.is_simulated() {
         for _ in 0..settings.readers.clamp(1, 16) {
@@ -144,13 +154,13 @@ pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, Ope
         conn.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
         scanner = Some(conn);
     }
-    Ok(Opened { writer, readers, scanner, identity, ids, lock })
+    Ok(Opened { writer, readers, scanner, identity, ids, epoch, lock })
 }
 
 /// Makes sure that the file exists, for its owner only (SQLite gives its -wal and -shm the same mode), and that no
 /// other process has it. The lock is on a file beside it: SQLite's own locks are let go when any handle of the
 /// database file is closed.
-fn lock_file(path: &Path) -> Result<File, OpenError> {
+pub(super) fn lock_file(path: &Path) -> Result<File, OpenError> {
     if let Some(directory) = path.parent()
         && !directory.as_os_str().is_empty()
         && !directory.is_dir()
@@ -183,7 +193,7 @@ fn owner_only(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, OpenError> {
+pub(super) fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, OpenError> {
     let path = &settings.path;
     let refused = |reason: String| OpenError::Connect { path: path.clone(), reason };
     let text = path.to_str().ok_or_else(|| OpenError::PathNotText { path: path.clone() })?;
@@ -202,7 +212,7 @@ fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, Open
     Ok(conn)
 }
 
-fn migrate(conn: &mut SqliteConnection, apply: bool) -> Result<(), OpenError> {
+pub(super) fn migrate(conn: &mut SqliteConnection, apply: bool) -> Result<(), OpenError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| OpenError::Migrate { reason: error.to_string() };
     let known =
         diesel::migration::MigrationSource::<diesel::sqlite::Sqlite>::migrations(&MIGRATIONS).map_err(failed)?;
@@ -259,7 +269,10 @@ fn id_maker(conn: &mut SqliteConnection) -> Result<IdMaker, OpenError> {
          UNION ALL SELECT max(id) FROM topic UNION ALL SELECT max(id) FROM event_type_version \
          UNION ALL SELECT max(id) FROM notification UNION ALL SELECT max(id) FROM job \
          UNION ALL SELECT max(id) FROM outcome_block UNION ALL SELECT max(id) FROM attempt_detail \
-         UNION ALL SELECT max(id) FROM deny)"
+         UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement \
+         UNION ALL SELECT max(b.xid) FROM app a, outcome_block b WHERE b.app = a.id AND b.xid = \
+         (SELECT max(xid) FROM outcome_block WHERE app = a.id) \
+         UNION ALL SELECT value FROM watermark WHERE name = 'history')"
     )
     .get_result(conn)?;
     let newest_device: Option<i64> = constant!(Nullable<BigInt>; "SELECT max(id) FROM device").get_result(conn)?;

@@ -8,7 +8,7 @@ use super::fail::Attempt;
 use super::group::Tx;
 use super::statement::constant;
 use crate::domain::pause::{MAX_PAUSES, Pause, PauseScope};
-use crate::storage::{StoreError, rows};
+use crate::storage::{StoreError, restoration_reason, rows};
 
 pub(super) fn pause(tx: &mut Tx<'_>, pause: &Pause) -> Attempt<bool> {
     let name = pause.scope.to_string();
@@ -35,6 +35,7 @@ pub(super) fn resume(tx: &mut Tx<'_>, scope: &PauseScope) -> Attempt<bool> {
 
 pub(super) fn all(conn: &mut SqliteConnection) -> Attempt<Vec<Pause>> {
     let found: Vec<(String, i64, String)> =
-        constant!((Text, BigInt, Text); "SELECT name, since, reason FROM pause ORDER BY name").load(conn)?;
+        constant!((Text, BigInt, Text); concat!("SELECT name, since, reason FROM pause UNION ALL \
+             SELECT '*/*/*', since, '", restoration_reason!(), "' FROM restoration WHERE confirmed_at IS NULL ORDER BY 1")).load(conn)?;
     Ok(rows::pauses(found))
 }

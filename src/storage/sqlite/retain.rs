@@ -1,61 +1,135 @@
 //! Retention, in batches small enough to run beside traffic, and how much waits.
+//!
+//! The history is gone through by ranges of ids, a bounded number of rows a step, whether they can go or belong to open work:
+//! what has to stay at the old end is not looked at again with every step. At the new end it begins anew.
 
 use std::collections::BTreeMap;
 
-use diesel::RunQueryDsl;
-use diesel::sql_types::{BigInt, Nullable};
+use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::SqliteConnection;
+use diesel::{OptionalExtension, RunQueryDsl};
+use metrics::counter;
 
 use super::fail::Attempt;
 use super::group::Tx;
 use super::statement::constant;
-use crate::domain::ids::{AppKey, EPOCH_MS};
+use crate::domain::ids::{AppKey, first_id_at};
 use crate::domain::time::UnixMs;
-use crate::storage::{Backlog, IMPORT_KEPT_MS};
+use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, TROUBLE_KEPT_MS};
+use crate::telemetry::names;
 
-/// Rows deleted of each table at once.
-const BATCH: i64 = 500;
-/// Bits of an id below its milliseconds.
-const ID_SHIFT: u32 = 22;
+/// Where each table's next range begins: after this id.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sweep {
+    attempts: i64,
+    blocks: i64,
+    retirements: i64,
+    notifications: i64,
+}
+
+/// Rows deleted of each table.
+#[derive(Default)]
+pub(super) struct Deleted(Vec<(&'static str, usize)>);
+
+impl Deleted {
+    pub fn count(&self) -> u64 {
+        for (table, rows) in &self.0 {
+            counter!(names::HISTORY_ROWS_DELETED, "table" => *table).increment(*rows as u64);
+        }
+        self.0.iter().map(|(_, rows)| *rows as u64).sum()
+    }
+}
+
+/// `range!(tx, "table", from, end)`: ids after `from` up to and with the answer's first, and where the next range begins
+/// after. `end` is not in it.
+macro_rules! range {
+    ($tx:expr, $table:literal, $from:expr, $end:expr) => {{
+        let last: Option<i64> = constant!(
+            BigInt;
+            concat!("SELECT id FROM ", $table, " WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT 1 OFFSET ?3 + 0"),
+            BigInt => $from, BigInt => $end, BigInt => RETAIN_BATCH.cast_signed() - 1,
+        )
+        .get_result($tx.conn)
+        .optional()?;
+        last.map_or(($end - 1, 0), |last| (last, last))
+    }};
+}
 
 /// The consent history stays: it is proof. So does what belongs to open work.
-pub(super) fn retain(tx: &mut Tx<'_>, history_before: UnixMs, now: UnixMs) -> Attempt<u64> {
-    let oldest_kept = (history_before.0 - EPOCH_MS).max(0) << ID_SHIFT;
+pub(super) fn retain(tx: &mut Tx<'_>, from: Sweep, history_before: UnixMs, now: UnixMs) -> Attempt<(Deleted, Sweep)> {
+    let (end, batch) = (first_id_at(history_before), RETAIN_BATCH.cast_signed());
+    let (mut deleted, mut next) = (Deleted::default(), from);
     // idempotency_by_expiry
-    let mut rows = tx.execute(constant!(
+    let rows = tx.execute(constant!(
         ();
         "DELETE FROM idempotency WHERE (app, key) IN \
          (SELECT app, key FROM idempotency WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2 + 0)",
-        BigInt => now.0, BigInt => BATCH,
+        BigInt => now.0, BigInt => batch,
     ))?;
-    rows += tx.execute(constant!(
+    deleted.0.push(("idempotency", rows));
+    let last;
+    (last, next.attempts) = range!(tx, "attempt_detail", from.attempts, end);
+    let rows = tx.execute(constant!(
         ();
-        "DELETE FROM attempt_detail WHERE id IN (SELECT id FROM attempt_detail a WHERE id < ?1 \
-         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = a.notification_id) ORDER BY id LIMIT ?2 + 0)",
-        BigInt => oldest_kept, BigInt => BATCH,
+        "DELETE FROM attempt_detail WHERE id > ?1 AND id <= ?2 \
+         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = attempt_detail.notification_id)",
+        BigInt => from.attempts, BigInt => last,
     ))?;
-    rows += tx.execute(constant!(
+    deleted.0.push(("attempt_detail", rows));
+    let last;
+    (last, next.blocks) = range!(tx, "outcome_block", from.blocks, end);
+    let blocks: Vec<i64> = constant!(
+        BigInt;
+        "DELETE FROM outcome_block WHERE id > ?1 AND id <= ?2 \
+         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = outcome_block.notification_id) \
+         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = outcome_block.notification_id) RETURNING xid",
+        BigInt => from.blocks, BigInt => last,
+    )
+    .load(tx.writes())?;
+    deleted.0.push(("outcome_block", blocks.len()));
+    let last;
+    (last, next.retirements) = range!(tx, "device_retirement", from.retirements, end);
+    let retirements: Vec<i64> = constant!(
+        BigInt; "DELETE FROM device_retirement WHERE id > ?1 AND id <= ?2 RETURNING xid",
+        BigInt => from.retirements, BigInt => last,
+    )
+    .load(tx.writes())?;
+    deleted.0.push(("device_retirement", retirements.len()));
+    // Watchers who have not read that far are told.
+    if let Some(newest) = blocks.into_iter().chain(retirements).max() {
+        tx.execute(constant!(
+            ();
+            "INSERT INTO watermark (name, value) VALUES (?1, ?2) \
+             ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            Text => "history", BigInt => newest,
+        ))?;
+    }
+    let last;
+    (last, next.notifications) = range!(tx, "notification", from.notifications, end);
+    let rows = tx.execute(constant!(
         ();
-        "DELETE FROM outcome_block WHERE id IN (SELECT id FROM outcome_block b WHERE id < ?1 \
-         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = b.notification_id) \
-         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = b.notification_id) ORDER BY id LIMIT ?2 + 0)",
-        BigInt => oldest_kept, BigInt => BATCH,
+        "DELETE FROM notification WHERE id > ?1 AND id <= ?2 \
+         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = notification.id) \
+         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = notification.id)",
+        BigInt => from.notifications, BigInt => last,
     ))?;
-    rows += tx.execute(constant!(
-        ();
-        "DELETE FROM notification WHERE id IN (SELECT id FROM notification n WHERE id < ?1 \
-         AND NOT EXISTS (SELECT 1 FROM job j WHERE j.notification_id = n.id) \
-         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.notification_id = n.id) ORDER BY id LIMIT ?2 + 0)",
-        BigInt => oldest_kept, BigInt => BATCH,
-    ))?;
+    deleted.0.push(("notification", rows));
     // Few rows: one for each import.
-    rows += tx.execute(constant!(
+    let rows = tx.execute(constant!(
         ();
         "DELETE FROM import_progress WHERE (app, name) IN \
          (SELECT app, name FROM import_progress WHERE updated_at < ?1 AND name LIKE 'import/%' LIMIT ?2 + 0)",
-        BigInt => now.0 - IMPORT_KEPT_MS, BigInt => BATCH,
+        BigInt => now.0 - IMPORT_KEPT_MS, BigInt => batch,
     ))?;
-    Ok(rows as u64)
+    deleted.0.push(("import_progress", rows));
+    // Few rows, too.
+    let rows = tx.execute(constant!(
+        ();
+        "DELETE FROM provider_trouble WHERE seen_at < ?1 AND coalesce(confirmed_until, 0) < ?2",
+        BigInt => now.0 - TROUBLE_KEPT_MS, BigInt => now.0,
+    ))?;
+    deleted.0.push(("provider_trouble", rows));
+    Ok((deleted, next))
 }
 
 pub(super) fn open_targets(conn: &mut SqliteConnection) -> Attempt<BTreeMap<AppKey, u64>> {

@@ -262,7 +262,9 @@ impl Bench {
         let sound = self.broadcast().await?.cost();
         let faults = [
             json!({ "target": "apns", "times": u32::MAX, "probability": 0.05, "seed": self.salt,
-                "action": { "type": "status", "status": 410, "reason": "Unregistered" } }),
+                "action": { "type": "status", "status": 410, "reason": "Unregistered",
+                    // Later than any repeated registration could have gone unwritten.
+                    "timestamp": self.world.runtime.now().0 + 2 * 3_600_000 } }),
             json!({ "target": "fcm", "times": u32::MAX, "probability": 0.05, "seed": self.salt ^ 1,
                 "action": { "type": "status", "status": 404, "reason": "UNREGISTERED" } }),
         ];

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{AppKey, DeviceId, NotificationId, RouteId, UserKey};
 use crate::domain::platform::{DeviceToken, Environment, Lane, Platform, Route, RouteSpec};
-use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
+use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
 use crate::senders::http2::connect::{Connect, ConnectError, ConnectFuture};
@@ -69,7 +69,7 @@ impl Wire for TestWire {
         match answer.status {
             StatusCode::OK => keep(SendOutcome::Sent { provider_id: None }),
             StatusCode::BAD_REQUEST => Verdict {
-                outcome: SendOutcome::SenderBroken { answer: said },
+                outcome: SendOutcome::SenderBroken { scope: FaultScope::Credential, answer: said },
                 then: Then::ReauthOnNewConnection,
                 credential_accepted: false,
             },

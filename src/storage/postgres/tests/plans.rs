@@ -44,9 +44,10 @@ async fn fill(database: &Database, world: &World<'_>) {
              target_count, targets) SELECT 1000000000 + n, {app}, 1000000000 + n, {fcm}, 0, 1, {now}, {now} + n, 1, 2, \
              1, ''::BYTEA FROM generate_series(1, 200000) AS n"
         ),
-        "INSERT INTO outcome_block (id, app, notification_id, first_user, last_user, at, entries) \
-         SELECT 1000000000 + n, 1, 1000000000 + n, 1, 2, 1, ''::BYTEA FROM generate_series(1, 200000) AS n"
-            .to_owned(),
+        format!(
+            "INSERT INTO outcome_block (id, app, notification_id, first_user, last_user, at, entries) \
+             SELECT 1000000000 + n, {app}, 1000000000 + n, 1, 2, 1, '\\x01'::BYTEA FROM generate_series(1, 200000) AS n"
+        ),
         format!(
             "INSERT INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
              SELECT {app}, 'key-' || n, 1, ''::BYTEA, 1000000000 + n, {now} FROM generate_series(1, 200000) AS n"
@@ -108,6 +109,7 @@ async fn the_hot_statements_scan_nothing_among_a_million_people() {
     let boot = store.boot_id();
     let measured = Fixture { store: Arc::<PostgresStore>::clone(&store), deny, boot, kept: Box::new(()) };
     let world = World { fixture: &measured, app: world.app, apns: world.apns, fcm: world.fcm, now: START.0.into() };
+    let watched_from = store.watch(world.app, None, &crate::storage::WatchFilter::default(), 1).await.unwrap().position;
     let now = world.now();
     for number in 0..10 {
         let name = format!("person-{}", 1 + number * 99_991);
@@ -163,6 +165,18 @@ async fn the_hot_statements_scan_nothing_among_a_million_people() {
         assert!(store.write_page(write, now).await.unwrap().is_some());
         fanout.cursor = page.cursor;
     }
+    // A page of a watcher far behind, and one of a quiet filter.
+    let from = crate::domain::watch::WatchPosition { transaction: 1, ..watched_from };
+    let filter = crate::storage::WatchFilter::default();
+    // Databases that other tests make and drop are transactions of the same server, and hold the horizon.
+    let runtime = crate::runtime::Runtime::production();
+    let deadline = runtime.instant() + std::time::Duration::from_secs(120);
+    while !store.watch(world.app, Some(from), &filter, 100).await.unwrap().more {
+        assert!(runtime.instant() < deadline, "no result is below the horizon");
+        runtime.sleep(std::time::Duration::from_millis(500)).await;
+    }
+    let filter = crate::storage::WatchFilter { user: Some(user("few-1")), ..filter };
+    store.watch(world.app, Some(from), &filter, 100).await.unwrap();
     store.close().await;
 
     let mut fetched = 0;

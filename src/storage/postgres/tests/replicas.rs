@@ -8,7 +8,7 @@ use crate::domain::ids::{DeviceId, UserKey};
 use crate::domain::outcome::ResultCode;
 use crate::storage::conformance::{Engine, World, entries};
 
-async fn count(database: &Database, sql: &str) -> i64 {
+pub(super) async fn count(database: &Database, sql: &str) -> i64 {
     #[derive(diesel::QueryableByName)]
     struct Count {
         #[diesel(sql_type = diesel::sql_types::BigInt)]
@@ -19,12 +19,12 @@ async fn count(database: &Database, sql: &str) -> i64 {
     rows[0].count
 }
 
-async fn execute(database: &Database, sql: &str) {
+pub(super) async fn execute(database: &Database, sql: &str) {
     database.connect().await.batch_execute(sql).await.unwrap();
 }
 
 /// Until `done`, or panics after ten seconds.
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let runtime = Runtime::production();
     let deadline = runtime.instant() + Duration::from_secs(10);
     while !done().await {
@@ -33,7 +33,7 @@ async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
     }
 }
 
-fn fixture(store: &Arc<PostgresStore>, deny: &Arc<DenyFeed>) -> Fixture {
+pub(super) fn fixture(store: &Arc<PostgresStore>, deny: &Arc<DenyFeed>) -> Fixture {
     Fixture {
         store: Arc::<PostgresStore>::clone(store),
         deny: Arc::clone(deny),

@@ -70,4 +70,5 @@ mod inline {
 mod consent_model;
 mod groups;
 mod opening;
+mod retention;
 mod statements;

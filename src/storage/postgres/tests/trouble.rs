@@ -1,0 +1,245 @@
+//! Trouble with the database that is nobody's fault: it is waited out or answered within a caller's deadline, and what was
+//! acknowledged is there afterwards.
+
+use std::time::Duration;
+
+use diesel_async::SimpleAsyncConnection;
+
+use super::replicas::{count, eventually, execute, fixture};
+use super::*;
+use crate::domain::outcome::ResultCode;
+use crate::storage::conformance::{Engine, World, entries, key, user};
+
+/// A caller's default deadline.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn serialization_failures_are_run_again() {
+    let database = Database::new().await;
+    let name = database.url.rsplit('/').next().unwrap().split('?').next().unwrap();
+    execute(&database, &format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")).await;
+    let ((a, a_deny), (b, _b_deny)) = (database.open().await, database.open().await);
+    let fixture = fixture(&a, &a_deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    let before = failures(&database).await;
+    // Every call reads and writes the same few rows.
+    let mut calls = Vec::new();
+    for number in 0..30 {
+        for store in [&a, &b] {
+            let world = &world;
+            calls.push(async move {
+                let at = world.now().plus(Duration::from_millis(number));
+                let mut choice = world.choice("mina", number % 2 == 0);
+                choice.observed_at = at;
+                store.set_opt_in(choice, at).await.unwrap();
+                store.register_device(world.registration("mina", &format!("{number:064x}")), at).await.unwrap();
+                let mut event = world.to_users(&["mina"]);
+                event.idempotency = Some(key(&format!("key-{number}"), 7));
+                store.accept(event, Engine::with_room(0), at).await.unwrap()
+            });
+        }
+    }
+    let accepted = futures_util::future::join_all(calls).await;
+    assert_eq!(accepted.iter().filter(|one| !one.duplicate).count(), 30);
+    assert_eq!(count(&database, "SELECT count(*) FROM notification").await, 30);
+    let stands = a.list_opt_ins(world.app, &user("mina")).await.unwrap();
+    assert!(!stands[0].opted_in, "the latest stands: {stands:?}");
+    let after = failures(&database).await;
+    println!("{} transactions were rolled back and run again", after - before);
+    assert!(after > before, "there were conflicts");
+}
+
+/// Transactions that the server rolled back, counted once its processes have told.
+async fn failures(database: &Database) -> i64 {
+    Runtime::production().sleep(Duration::from_millis(1_200)).await;
+    count(database, "SELECT xact_rollback AS count FROM pg_stat_database WHERE datname = current_database()").await
+}
+
+#[tokio::test]
+async fn whoever_a_deadlock_chooses_runs_again() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    world.accept(world.to_users(&["mina"])).await;
+    let mut claimed = world.claim(world.apns, Lane::Interactive).await;
+    claimed.sort_by_key(|one| one.job.id);
+    let [first, second] = &claimed[..] else { panic!("two jobs") };
+    // Somebody locks the second and then wants the first; the store wants them the other way round and waits longest.
+    let mut other = database.connect().await;
+    let lock = |id: i64| format!("SELECT 1 FROM job WHERE id = {id} FOR UPDATE");
+    other
+        .batch_execute(&format!("SET statement_timeout = 0; SET lock_timeout = 0; BEGIN; {}", lock(second.job.id.0)))
+        .await
+        .unwrap();
+    let updates =
+        claimed.iter().map(|one| world.update(one, entries(&one.job.targets, ResultCode::Sent))).collect::<Vec<_>>();
+    let recording = store.record(updates, world.now());
+    let crossing = async {
+        eventually("the store waits", async || {
+            count(&database, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").await > 0
+        })
+        .await;
+        other.batch_execute(&lock(first.job.id.0)).await.unwrap();
+        other.batch_execute("COMMIT").await.unwrap();
+    };
+    let (held, ()) = tokio::join!(recording, crossing);
+    assert_eq!(held.unwrap(), [true, true], "rolled back, run again, written once");
+    let deadlocks = "SELECT deadlocks AS count FROM pg_stat_database WHERE datname = current_database()";
+    eventually("it was a deadlock", async || count(&database, deadlocks).await == 1).await;
+    assert_eq!(count(&database, "SELECT count(*) FROM outcome_block").await, 2);
+}
+
+#[tokio::test]
+async fn a_lock_that_is_held_for_long_is_answered_within_the_deadline() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    let mut other = database.connect().await;
+    other
+        .batch_execute("SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE opt_in, device, notification")
+        .await
+        .unwrap();
+    let runtime = Runtime::production();
+    let begun = runtime.instant();
+    let (choice, registration) = (world.choice("mina", false), world.registration("bori", "another"));
+    let mina = user("mina");
+    let answers = tokio::join!(
+        store.set_opt_in(choice.clone(), world.now()),
+        store.register_device(registration, world.now()),
+        world.try_accept(world.to_users(&["mina"])),
+        store.list_opt_ins(world.app, &mina),
+    );
+    let unavailable = |error: Option<StoreError>| matches!(error, Some(StoreError::Unavailable { .. }));
+    assert!(unavailable(answers.0.err()) && unavailable(answers.1.err()), "steps");
+    assert!(unavailable(answers.2.err()) && unavailable(answers.3.err()), "events and reads");
+    assert!(runtime.instant() - begun < DEADLINE, "{:?}", runtime.instant() - begun);
+    other.batch_execute("COMMIT").await.unwrap();
+    assert!(store.set_opt_in(choice, world.now()).await.unwrap().1, "it goes on by itself");
+}
+
+#[tokio::test]
+async fn cut_sessions_are_replaced_and_nothing_acknowledged_is_lost() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    let runtime = Runtime::production();
+    let cutting = async {
+        for _ in 0..10 {
+            runtime.sleep(Duration::from_millis(100)).await;
+            execute(
+                &database,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND pid <> pg_backend_pid()",
+            )
+            .await;
+        }
+    };
+    let accepting = async {
+        let mut acknowledged = 0;
+        for number in 0..200 {
+            let mut event = world.to_users(&["mina"]);
+            event.idempotency = Some(key(&format!("key-{number}"), 7));
+            if let Ok(accepted) = store.accept(event, Engine::with_room(0), world.now()).await {
+                assert!(!accepted.duplicate);
+                acknowledged += 1;
+            }
+            runtime.sleep(Duration::from_millis(4)).await;
+        }
+        acknowledged
+    };
+    let ((), acknowledged) = tokio::join!(cutting, accepting);
+    assert!(acknowledged > 100, "it goes on between the cuts: {acknowledged}");
+    let (stored, jobs) = (
+        count(&database, "SELECT count(*) FROM notification").await,
+        count(&database, "SELECT count(*) FROM job").await,
+    );
+    assert!(stored >= acknowledged && stored == jobs, "{acknowledged} acknowledged, {stored} stored, {jobs} jobs");
+}
+
+#[tokio::test]
+async fn the_password_is_read_anew_for_each_connection() {
+    let database = Database::new().await;
+    let runtime = Runtime::production();
+    let role = format!("nudged_role_{:016x}", runtime.random_u64());
+    let name = database.url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    execute(&database, &format!("CREATE ROLE {role} LOGIN PASSWORD 'one'; GRANT ALL ON DATABASE {name} TO {role}; GRANT ALL ON SCHEMA public TO {role}")).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "one\n").unwrap();
+    let (_, rest) = database.url.split_once('@').unwrap();
+    let settings = Settings {
+        url: format!("postgres://{role}@{rest}"),
+        password_file: Some(file.path().to_owned()),
+        ..database.settings()
+    };
+    let (store, _deny) = database.open_with(&settings).await.unwrap();
+    assert!(store.ping().await.is_ok());
+    // The password is rotated, and all sessions end.
+    execute(&database, &format!("ALTER ROLE {role} PASSWORD 'two'")).await;
+    std::fs::write(file.path(), "two").unwrap();
+    execute(&database, &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"))
+        .await;
+    eventually("it connects with the new one", async || store.ping().await.is_ok()).await;
+    store.close().await;
+    execute(&database, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn a_role_that_may_create_nothing_can_serve_what_another_migrated() {
+    let database = Database::new().await;
+    let runtime = Runtime::production();
+    let (owner, server) = ("CURRENT_USER", format!("nudged_role_{:016x}", runtime.random_u64()));
+    let name = database.url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    execute(&database, &format!("CREATE ROLE {server} LOGIN PASSWORD 'serve'")).await;
+    let (_, rest) = database.url.split_once('@').unwrap();
+    let settings = Settings { url: format!("postgres://{server}:serve@{rest}"), ..database.settings() };
+    // Exactly what docs/scaling.md says.
+    let document = include_str!("../../../../docs/scaling.md");
+    let (_, rest) = document.split_once("```sql\n").expect("the SQL of the roles");
+    let (grants, _) = rest.split_once("```").expect("its end");
+    let grants: String = grants.lines().filter(|line| !line.starts_with("CREATE ROLE")).collect::<Vec<_>>().join("\n");
+    let grants = grants.replace("nudged_migrate", owner).replace("nudged_serve", &server);
+    let grants = grants.replace("DATABASE nudged", &format!("DATABASE {name}"));
+    execute(&database, &grants).await;
+    let refused = database.open_with(&settings).await.err();
+    assert!(matches!(refused, Some(OpenError::Migrate { .. } | OpenError::Read { .. })), "{refused:?}");
+
+    // The owner migrates.
+    database.open().await.0.close().await;
+    let (store, deny) = database.open_with(&settings).await.unwrap();
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    store
+        .set_subscription(
+            world.app,
+            user("mina"),
+            crate::storage::conformance::topic("news"),
+            true,
+            world.now(),
+            world.now(),
+        )
+        .await
+        .unwrap();
+    let id = world.accept(world.to_users(&["mina"])).await;
+    let claimed = world.claim_one().await;
+    assert!(world.record(world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent))).await);
+    assert_eq!(world.view(id).await.counts.sent, 1);
+    store.retain(world.now(), world.now()).await.unwrap();
+    store.begin_restoration("monday", world.now()).await.unwrap();
+    assert!(store.confirm_restorations(world.now()).await.unwrap());
+    assert!(store.migrations_fit().await.unwrap());
+    let mut conn = connect::Target::parse(&settings.url, None).unwrap().connect().await.unwrap();
+    assert!(conn.batch_execute("CREATE TABLE mine (id BIGINT)").await.is_err(), "it may create nothing");
+    assert!(conn.batch_execute("DROP TABLE device").await.is_err(), "nor drop");
+    drop(conn);
+    store.close().await;
+    execute(&database, &format!("DROP OWNED BY {server}; DROP ROLE {server}")).await;
+}
