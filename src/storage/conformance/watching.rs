@@ -270,6 +270,7 @@ pub async fn race(stores: &[(Arc<dyn Store>, BootId)], fixture: &Fixture, commit
                         details: Vec::new(),
                         followers: Vec::new(),
                         retirements: Vec::new(),
+                        device_changes: Vec::new(),
                     };
                     assert!(store.record(vec![update], at).await.unwrap()[0]);
                 }

@@ -9,7 +9,6 @@ use diesel_async::AsyncPgConnection;
 
 use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs};
 use super::fail::{Attempt, Fail};
-use super::ids;
 use super::providers;
 use super::query::RunQuery;
 use super::rows::notification_columns;

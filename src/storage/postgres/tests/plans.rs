@@ -209,6 +209,7 @@ async fn a_plan_made_for_an_empty_queue_serves_a_full_one() {
         details: Vec::new(),
         followers: Vec::new(),
         retirements: Vec::new(),
+        device_changes: Vec::new(),
     };
     let mut conn = database.connect().await;
     conn.batch_execute("VACUUM ANALYZE job").await.unwrap();
