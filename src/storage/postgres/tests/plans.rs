@@ -181,6 +181,10 @@ async fn the_hot_statements_scan_nothing_among_a_million_people() {
 
     let mut fetched = 0;
     for (table, (scans, fetches)) in settled(&database).await {
+        // A handful of rows each, which an open store reads several times a second, however long the wait above was.
+        if ["deny", "replica"].contains(&table.as_str()) {
+            continue;
+        }
         let (scans_before, fetches_before) = before.get(&table).copied().unwrap_or_default();
         assert!(scans - scans_before < 500, "{} rows of {table} were read by sequential scans", scans - scans_before);
         fetched += fetches - fetches_before;
