@@ -146,11 +146,12 @@ pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> die
     .await?;
     let others = alive.iter().filter(|other| **other != boot).count();
     let alive: Vec<i64> = alive.into_iter().chain([boot, 0]).collect();
-    // job_by_owner
+    // job_by_owner. Without an order, which would be the primary key's and lead through the whole queue; who skips what
+    // is locked needs none.
     let jobs = constant!(
         ();
         "UPDATE job SET owner = 0, fence = fence + 1 WHERE id = ANY (ARRAY( \
-         SELECT id FROM job WHERE owner <> 0 AND owner <> ALL ($1) ORDER BY id FOR UPDATE SKIP LOCKED))",
+         SELECT id FROM job WHERE owner <> 0 AND owner <> ALL ($1) FOR UPDATE SKIP LOCKED))",
         Array<BigInt> => &alive,
     )
     .execute(conn)
