@@ -53,7 +53,6 @@ pub const SECTIONS: &[Section] = &[
         title: "where callers connect",
         live: false,
         keys: &[
-            key("max_watchers", Value("64"), "WatchDeliveries streams at once; more are refused."),
             key(
                 "listen",
                 Value("\"127.0.0.1:50051\""),

@@ -12,7 +12,7 @@ use nudged::api::proto::{
     ListDeliveriesRequest, ListDevicesRequest, ListDevicesResponse, ListNotificationsRequest, ListOptInsRequest,
     ListOptInsResponse, NotifyEventRequest, SubscribeRequest, delivery, device,
 };
-use nudged::sandbox::{Action, Fault};
+use nudged::sandbox::{Action, Fault, TokenState};
 use tonic::transport::Channel;
 
 use super::postgres::Postgres;
@@ -135,7 +135,7 @@ async fn a_database_moves_to_postgres_with_its_history_and_its_open_work() {
         }
     }
     // One phone is gone, which makes a retired device and the platform's words.
-    world.sandbox.add_fault(Fault::status(410, "Unregistered").token(token(0))).unwrap();
+    world.sandbox.set_token_state("fcm-token-0:APA91b", TokenState::Unregistered { since: None }).unwrap();
     let mut history = Vec::new();
     for number in 0..HISTORY {
         let name = format!("user-{number}");
