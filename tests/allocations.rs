@@ -3,6 +3,8 @@
 //!
 //! One test, for the counter is the process's own.
 
+#![expect(clippy::unwrap_used, reason = "a test, whose set-up must work")]
+
 use std::alloc::System;
 use std::sync::Arc;
 use std::time::Duration;

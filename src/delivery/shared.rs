@@ -303,13 +303,17 @@ impl HandOff for Shared {
         }
         for ((route, lane), jobs) in inboxes {
             let Some(lanes) = self.route(route) else {
-                jobs.iter().for_each(|handed| self.orphan(&handed.job));
+                for handed in &jobs {
+                    self.orphan(&handed.job);
+                }
                 continue;
             };
             if let Err(returned) = lanes.lanes[lane.index()].work.send(Work::HandedOver(jobs))
                 && let Work::HandedOver(jobs) = returned.0
             {
-                jobs.iter().for_each(|handed| self.orphan(&handed.job));
+                for handed in &jobs {
+                    self.orphan(&handed.job);
+                }
             }
         }
     }

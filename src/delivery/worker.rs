@@ -296,7 +296,9 @@ impl Worker {
             && flight.job.claims > SUSPECT_CLAIMS
             && self.isolate(flight)
         {
-            flights.into_iter().for_each(|flight| self.settle(flight));
+            for flight in flights {
+                self.settle(flight);
+            }
             return Ok(true);
         }
         if flights.iter().any(|flight| !flight.is_kept()) {

@@ -52,7 +52,7 @@ impl Cluster {
         if !data.join("PG_VERSION").exists() {
             fs::create_dir_all(directory)?;
             let password: [u8; 16] = runtime.secret_bytes();
-            fs::write(&password_file, password.iter().map(|byte| format!("{byte:02x}")).collect::<String>())?;
+            fs::write(&password_file, format!("{:032x}", u128::from_be_bytes(password)))?;
             if let Some(owner) = owner {
                 for path in [directory, &password_file] {
                     std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))?;

@@ -119,7 +119,7 @@ impl Topic {
             Self::All => number < subscribers,
             Self::Of(wanted) => number < APART && platform(number) == wanted,
             // Not the watched: nobody looks at their pushes.
-            Self::One => number == (WATCHED..).find(|number| opted_in(*number)).unwrap_or(WATCHED),
+            Self::One => number == (WATCHED..2 * WATCHED).find(|number| opted_in(*number)).unwrap_or(WATCHED),
             Self::Thousand => (WATCHED..2 * WATCHED).contains(&number),
         }
     }

@@ -266,7 +266,7 @@ impl Bench {
     /// A broadcast to all subscribers, until its last outcome is recorded.
     async fn broadcast(&mut self) -> anyhow::Result<Sample> {
         let (sample, stats) = self.broadcast_to(Topic::All, self.reached).await?;
-        self.check_people(&stats, self.reached_sum)?;
+        Self::check_people(&stats, self.reached_sum)?;
         Ok(sample)
     }
 
@@ -276,7 +276,7 @@ impl Bench {
         let (reached, sum) = people::reached(topic, self.world.plan.devices, self.world.plan.subscribers);
         let reference = self.reference(reached, Some(platform)).await?;
         let (mut sample, stats) = self.broadcast_to(topic, reached).await?;
-        self.check_people(&stats, self.reached_sum.and(Some(sum)))?;
+        Self::check_people(&stats, self.reached_sum.and(Some(sum)))?;
         sample.reference_us = Some(reference);
         let name = match platform {
             Platform::Apns => "broadcast, APNs alone",
@@ -308,7 +308,7 @@ impl Bench {
     }
 
     /// The right people, where that can be known.
-    fn check_people(&self, stats: &Stats, sum: Option<u64>) -> anyhow::Result<()> {
+    fn check_people(stats: &Stats, sum: Option<u64>) -> anyhow::Result<()> {
         if let Some(sum) = sum.filter(|_| stats.tally.refused == 0)
             && stats.tally.token_sum != sum.to_string()
         {

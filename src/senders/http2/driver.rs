@@ -182,7 +182,9 @@ impl<W: Wire> Core<W> {
         while !self.is_inbox_closed {
             match self.inbox.poll_recv(cx) {
                 Poll::Ready(Some(Command::Batches(batches))) => {
-                    batches.into_iter().for_each(|batch| self.accept(batch, now));
+                    for batch in batches {
+                        self.accept(batch, now);
+                    }
                 }
                 Poll::Ready(Some(Command::Drain { deadline, done })) => self.stop(now, deadline, Some(done)),
                 Poll::Ready(None) => {

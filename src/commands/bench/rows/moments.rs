@@ -253,7 +253,7 @@ impl Bench {
         self.report.fact(name, "ms", &shown, "first push", Budget::goal(1000.0));
         let stats = self.until_sent(self.reached).await?;
         check_once(&stats, self.reached)?;
-        self.check_people(&stats, self.reached_sum)?;
+        Self::check_people(&stats, self.reached_sum)?;
         self.until_recorded(self.reached).await
     }
 
