@@ -66,6 +66,18 @@ func run() error {
 		return err
 	}
 
+	// Follow what becomes of events. The first message says that the watch has begun. After a broken stream, open it again
+	// with the last message's cursor, and nothing is missed.
+	watch, err := client.WatchDeliveries(ctx, &nudged.WatchDeliveriesRequest{
+		AppId: app, Filter: &nudged.WatchDeliveriesRequest_Filter{UserId: user},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := watch.Recv(); err != nil {
+		return err
+	}
+
 	data, err := structpb.NewStruct(map[string]any{"post": 42})
 	if err != nil {
 		return err
@@ -93,36 +105,30 @@ func run() error {
 	}
 
 	for {
-		answer, err := client.ListDeliveries(ctx, &nudged.ListDeliveriesRequest{
-			AppId: app, NotificationId: accepted.NotificationId,
-		})
+		message, err := watch.Recv()
 		if err != nil {
 			return err
 		}
-		if deliveries := answer.Deliveries; len(deliveries) > 0 && ended(deliveries) {
-			for _, one := range deliveries {
-				fmt.Println("go:", one.UserId, one.State, one.Reason, one.NudgedId)
-				if one.State != nudged.Delivery_SENT {
-					return fmt.Errorf("not sent")
-				}
-			}
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
+		if one := message.GetDelivery(); one.GetNotificationId() == accepted.NotificationId {
+			fmt.Println("go: told of", one.State)
+			break
 		}
 	}
-}
 
-func ended(deliveries []*nudged.Delivery) bool {
-	for _, one := range deliveries {
-		if one.State == nudged.Delivery_OPEN {
-			return false
-		}
+	// Or ask.
+	answer, err := client.ListDeliveries(ctx, &nudged.ListDeliveriesRequest{
+		AppId: app, NotificationId: accepted.NotificationId,
+	})
+	if err != nil {
+		return err
 	}
-	return true
+	for _, one := range answer.Deliveries {
+		fmt.Println("go:", one.UserId, one.State, one.Reason, one.NudgedId)
+	}
+	if len(answer.Deliveries) != 1 || answer.Deliveries[0].State != nudged.Delivery_SENT {
+		return fmt.Errorf("not sent")
+	}
+	return nil
 }
 
 func env(name, otherwise string) string {

@@ -5,7 +5,6 @@
 const crypto = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
-const { setTimeout: sleep } = require('node:timers/promises');
 const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 
@@ -47,6 +46,14 @@ async function main() {
   });
   await call('SetOptIn', { app_id: APP, user_id: USER, opted_in: true, source: 'settings-screen' });
 
+  // Follow what becomes of events. The first message says that the watch has begun. After a broken stream, open it again
+  // with the last message's cursor, and nothing is missed.
+  const watch = client.WatchDeliveries({ app_id: APP, filter: { user_id: USER } }, metadata, {
+    deadline: Date.now() + 30_000,
+  });
+  const told = watch[Symbol.asyncIterator]();
+  await told.next();
+
   const event = {
     app_id: APP,
     event_type: 'comment.created',
@@ -62,17 +69,20 @@ async function main() {
     throw new Error('a repeat must give the first answer');
   }
 
-  const deadline = Date.now() + 30_000;
-  let deliveries;
   for (;;) {
-    const request = { app_id: APP, notification_id: accepted.notification_id };
-    ({ deliveries } = await call('ListDeliveries', request));
-    if (deliveries.length > 0 && deliveries.every((one) => one.state !== 'OPEN')) break;
-    if (Date.now() > deadline) throw new Error('the delivery does not end');
-    await sleep(100);
+    const { value: message, done } = await told.next();
+    if (done) throw new Error('the watch ended');
+    if (message.delivery?.notification_id === accepted.notification_id) {
+      console.log(`node: told of ${message.delivery.state}`);
+      break;
+    }
   }
+  watch.cancel();
+
+  // Or ask.
+  const { deliveries } = await call('ListDeliveries', { app_id: APP, notification_id: accepted.notification_id });
   for (const one of deliveries) console.log(`node: ${one.user_id} ${one.state} ${one.reason} ${one.nudged_id}`);
-  if (deliveries.some((one) => one.state !== 'SENT')) throw new Error('not sent');
+  if (deliveries.length !== 1 || deliveries[0].state !== 'SENT') throw new Error('not sent');
 }
 
 main()

@@ -7,7 +7,6 @@ Generate the stubs first (run.sh does): python -m grpc_tools.protoc -I proto --p
 import os
 import pathlib
 import sys
-import time
 import uuid
 
 import grpc
@@ -40,6 +39,15 @@ def main() -> None:
         pb.SetOptInRequest(app_id=APP, user_id=USER, opted_in=True, source="settings-screen"), metadata=metadata
     )
 
+    # Follow what becomes of events. The first message says that the watch has begun. After a broken stream, open it again
+    # with the last message's cursor, and nothing is missed.
+    watch = nudged.WatchDeliveries(
+        pb.WatchDeliveriesRequest(app_id=APP, filter=pb.WatchDeliveriesRequest.Filter(user_id=USER)),
+        metadata=metadata,
+        timeout=30,
+    )
+    next(watch)
+
     event = pb.NotifyEventRequest(
         app_id=APP,
         event_type="comment.created",
@@ -53,20 +61,19 @@ def main() -> None:
     again = nudged.NotifyEvent(event, metadata=metadata)
     assert again.duplicate and again.notification_id == accepted.notification_id, "a repeat gives the first answer"
 
-    deadline = time.monotonic() + 30
-    while True:
-        answer = nudged.ListDeliveries(
-            pb.ListDeliveriesRequest(app_id=APP, notification_id=accepted.notification_id), metadata=metadata
-        )
-        states = [pb.Delivery.State.Name(one.state) for one in answer.deliveries]
-        if states and "OPEN" not in states:
+    for message in watch:
+        if message.delivery.notification_id == accepted.notification_id:
+            print(f"python: told of {pb.Delivery.State.Name(message.delivery.state)}")
             break
-        if time.monotonic() > deadline:
-            sys.exit(f"python: still {states}")
-        time.sleep(0.1)
+    watch.cancel()
+
+    # Or ask.
+    answer = nudged.ListDeliveries(
+        pb.ListDeliveriesRequest(app_id=APP, notification_id=accepted.notification_id), metadata=metadata
+    )
     for one in answer.deliveries:
         print(f"python: {one.user_id} {pb.Delivery.State.Name(one.state)} {one.reason} {one.nudged_id}")
-    if states != ["SENT"]:
+    if [one.state for one in answer.deliveries] != [pb.Delivery.SENT]:
         sys.exit("python: not sent")
 
 

@@ -8,6 +8,7 @@ import io.grpc.Metadata;
 import io.grpc.stub.MetadataUtils;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Iterator;
 import java.util.List;
 import java.util.Map;
 import java.util.UUID;
@@ -21,6 +22,8 @@ import nudged.v1.NotifyEventResponse;
 import nudged.v1.PushServiceGrpc;
 import nudged.v1.RegisterDeviceRequest;
 import nudged.v1.SetOptInRequest;
+import nudged.v1.WatchDeliveriesRequest;
+import nudged.v1.WatchDeliveriesResponse;
 
 /** A backend in Java: registers a phone, records a choice, reports a comment, follows the push. */
 public final class Example {
@@ -63,6 +66,18 @@ public final class Example {
             .setSource("settings-screen")
             .build());
 
+    // Follow what becomes of events. The first message says that the watch has begun. After a broken stream, open it
+    // again with the last message's cursor, and nothing is missed.
+    Iterator<WatchDeliveriesResponse> watch =
+        nudged
+            .withDeadlineAfter(30, TimeUnit.SECONDS)
+            .watchDeliveries(
+                WatchDeliveriesRequest.newBuilder()
+                    .setAppId(APP)
+                    .setFilter(WatchDeliveriesRequest.Filter.newBuilder().setUserId(USER))
+                    .build());
+    watch.next();
+
     NotifyEventRequest event =
         NotifyEventRequest.newBuilder()
             .setAppId(APP)
@@ -79,22 +94,21 @@ public final class Example {
       throw new IllegalStateException("a repeat must give the first answer: " + again);
     }
 
+    Delivery told = watch.next().getDelivery();
+    while (!told.getNotificationId().equals(accepted.getNotificationId())) {
+      told = watch.next().getDelivery();
+    }
+    System.out.println("java: told of " + told.getState());
+
+    // Or ask.
     ListDeliveriesRequest request =
         ListDeliveriesRequest.newBuilder().setAppId(APP).setNotificationId(accepted.getNotificationId()).build();
-    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(30);
-    List<Delivery> deliveries = List.of();
-    while (deliveries.isEmpty() || deliveries.stream().anyMatch(one -> one.getState() == Delivery.State.OPEN)) {
-      if (System.nanoTime() > deadline) {
-        throw new IllegalStateException("the delivery does not end");
-      }
-      Thread.sleep(100);
-      deliveries = nudged.listDeliveries(request).getDeliveriesList();
-    }
+    List<Delivery> deliveries = nudged.listDeliveries(request).getDeliveriesList();
     for (Delivery one : deliveries) {
       System.out.printf("java: %s %s %s %s%n", one.getUserId(), one.getState(), one.getReason(), one.getNudgedId());
-      if (one.getState() != Delivery.State.SENT) {
-        throw new IllegalStateException("not sent");
-      }
+    }
+    if (deliveries.size() != 1 || deliveries.get(0).getState() != Delivery.State.SENT) {
+      throw new IllegalStateException("not sent");
     }
   }
 
