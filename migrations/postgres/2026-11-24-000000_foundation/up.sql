@@ -77,6 +77,7 @@ CREATE TABLE device (
     retired_at BIGINT,
     created_at BIGINT NOT NULL
 );
+-- Statements that look by another key say `state + 0 = 1`: a plan made for few rows would walk this one whole.
 CREATE UNIQUE INDEX device_by_token ON device (app, platform, plugin, token_hash) WHERE state = 1;
 -- The newest row of a token that is not active: a token that registers again comes back to life.
 CREATE INDEX device_by_old_token ON device (app, platform, plugin, token_hash, id) WHERE state <> 1;

@@ -238,7 +238,7 @@ pub(super) async fn accept(tx: &mut Tx, prepared: &Prepared, now: UnixMs) -> Att
     if let Some((key, hash)) = &event.idempotency {
         let known: Option<(Vec<u8>, i64)> = constant!(
             (Binary, BigInt);
-            "SELECT hash, notification_id FROM idempotency WHERE app = $1 AND key = $2 AND expires_at > $3",
+            "SELECT hash, notification_id FROM idempotency WHERE app = $1 AND key = $2 AND expires_at + 0 > $3",
             BigInt => event.app.0, Text => key.as_str(), BigInt => now.0,
         )
         .get_result(tx.conn())

@@ -358,7 +358,7 @@ async fn evict(tx: &mut Tx, user: UserKey, kept: Option<i64>, now: UnixMs) -> At
     // device_by_user
     let surplus: Vec<i64> = constant!(
         BigInt;
-        "SELECT id FROM device WHERE user_key = $1 AND state = 1 AND id <> $2 \
+        "SELECT id FROM device WHERE user_key = $1 AND state + 0 = 1 AND id <> $2 \
          ORDER BY confirmed_at DESC, id DESC OFFSET $3 + 0",
         BigInt => user.0, BigInt => kept.unwrap_or(0), BigInt => room,
     )

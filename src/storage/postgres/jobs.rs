@@ -249,7 +249,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
              WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at \
              FROM unnest($26, $27, $28, $29, $30, $31, $32) AS r(device, app, since, reason, at, place, line) \
-             WHERE device.id = r.device AND device.app = r.app AND device.state = 1 \
+             WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
              AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
              RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
              retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \

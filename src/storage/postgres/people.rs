@@ -339,7 +339,7 @@ impl People {
              WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
              CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
              WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = $2) END \
-             FROM device d WHERE d.user_key >= $1 AND d.user_key <= $3 AND d.state = 1 ORDER BY d.user_key LIMIT $4 + 1",
+             FROM device d WHERE d.user_key >= $1 AND d.user_key <= $3 AND d.state + 0 = 1 ORDER BY d.user_key LIMIT $4 + 1",
             BigInt => first.0, Text => event_type.as_str(), BigInt => last.0, BigInt => most,
         )
         .load(conn)
@@ -380,7 +380,7 @@ impl People {
             concat!(
                 "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
                 choices!(),
-                " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
+                " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state + 0 = 1",
                 choice_joins!("e.value"),
                 " ORDER BY e.value"
             ),
@@ -402,7 +402,8 @@ impl People {
     }
 
     /// The same for many events at once: each wanted person with the place of the event and its type. In the order of
-    /// the places; an event without people is left out.
+    /// the places; an event without people is left out. Laterals, for a join whose plan was made for few rows may read all
+    /// choices for each person.
     pub async fn of_events(
         conn: &mut AsyncPgConnection,
         places: &[i32],
@@ -418,11 +419,11 @@ impl People {
                  CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
                  WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = e.event_type) END \
                  FROM unnest($1, $2, $3) AS e(place, value, event_type) \
-                 LEFT JOIN device d ON d.user_key = e.value AND d.state = 1 \
-                 LEFT JOIN opt_in all_types ON all_types.user_key = e.value AND all_types.device = 0 \
-                 AND all_types.event_type = '' \
-                 LEFT JOIN opt_in this_type ON this_type.user_key = e.value AND this_type.device = 0 \
-                 AND this_type.event_type = e.event_type ORDER BY e.place, e.value",
+                 LEFT JOIN LATERAL (SELECT * FROM device WHERE user_key = e.value AND state + 0 = 1 OFFSET 0) AS d ON TRUE \
+                 LEFT JOIN LATERAL (SELECT opted_in FROM opt_in WHERE user_key = e.value AND device = 0 \
+                 AND event_type = '' OFFSET 0) AS all_types ON TRUE \
+                 LEFT JOIN LATERAL (SELECT opted_in FROM opt_in WHERE user_key = e.value AND device = 0 \
+                 AND event_type = e.event_type OFFSET 0) AS this_type ON TRUE ORDER BY e.place, e.value",
             Array<Integer> => places, Array<BigInt> => users, Array<Text> => event_types,
         )
         .load(conn)

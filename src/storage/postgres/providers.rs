@@ -83,7 +83,7 @@ impl Providers for PostgresStore {
             // device_by_hold
             let rows: Vec<(i64, i64)> = constant!(
                 (BigInt, BigInt);
-                "SELECT id, hold_until FROM device WHERE hold_until > $1 AND state = 1 ORDER BY hold_until DESC LIMIT $2",
+                "SELECT id, hold_until FROM device WHERE hold_until > $1 AND state + 0 = 1 ORDER BY hold_until DESC LIMIT $2",
                 BigInt => now.0, BigInt => i64::try_from(limit).unwrap_or(i64::MAX),
             )
             .load(conn)
@@ -213,14 +213,14 @@ pub(super) async fn change_device(tx: &mut Tx, app: AppKey, change: DeviceChange
             tx.execute(constant!(
                 ();
                 "UPDATE device SET hold_until = greatest(coalesce(hold_until, 0), $3), \
-                 doubted_at = coalesce($4, doubted_at) WHERE id = $1 AND app = $2 AND state = 1",
+                 doubted_at = coalesce($4, doubted_at) WHERE id = $1 AND app = $2 AND state + 0 = 1",
                 BigInt => device.0, BigInt => app.0, BigInt => until.0, Nullable<BigInt> => doubted.then_some(now.0),
             ))
             .await?
         }
         DeviceChange::Reroute { device, from, to } => {
             tx.execute(constant!(
-                (); "UPDATE device SET route = $4 WHERE id = $1 AND app = $2 AND route = $3 AND state = 1",
+                (); "UPDATE device SET route = $4 WHERE id = $1 AND app = $2 AND route = $3 AND state + 0 = 1",
                 BigInt => device.0, BigInt => app.0, BigInt => from.0, BigInt => to.0,
             ))
             .await?

@@ -118,7 +118,8 @@ async fn write(client: &Client, seed: &Seed<'_>, now: UnixMs) -> Result<()> {
     for row in both() {
         client.batch_execute(row.get(1)).await?;
     }
-    client.batch_execute("VACUUM ANALYZE").await?;
+    client.batch_execute("VACUUM app_user, device, opt_in, subscription, topic").await?;
+    client.batch_execute(super::arriving::ANALYZE_FILLED).await?;
     client.batch_execute("CHECKPOINT").await
 }
 
