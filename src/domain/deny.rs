@@ -126,6 +126,15 @@ impl DenyFeed {
         DenyPosition(self.position.load(Ordering::Acquire))
     }
 
+    /// What was published after `seen`, as far as it is kept, and how far that leads: for whoever passes it on.
+    pub fn since(&self, seen: DenyPosition) -> (Vec<DenyKey>, DenyPosition) {
+        let entries = self.entries.read().expect("no panic while held");
+        let later = entries.order.iter().rev().take_while(|(_, position, _)| *position > seen.0);
+        let mut keys: Vec<DenyKey> = later.map(|(_, _, key)| *key).collect();
+        keys.reverse();
+        (keys, DenyPosition(self.position.load(Ordering::Relaxed)))
+    }
+
     /// Whether a "no" that touches this delivery arrived after `gated`.
     pub fn hit(&self, gated: DenyPosition, user: UserKey, device: DeviceId, notification: NotificationId) -> bool {
         if self.position.load(Ordering::Acquire) == gated.0 {

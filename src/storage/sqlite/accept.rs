@@ -399,7 +399,7 @@ fn plan_now(
             tx.wake_jobs(engine, route, lane);
             continue;
         };
-        let owner: BootId = tx.context.boot;
+        let owner: BootId = tx.context.boot();
         let job_id = jobs::insert(tx, app, &job, Lease::first(owner), now)?;
         let facts = job.targets.iter().filter_map(|target| found.facts_of(*target).cloned()).collect();
         let job = Job {

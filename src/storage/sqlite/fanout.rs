@@ -240,7 +240,7 @@ pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Atte
     }
     let mut ids = Vec::with_capacity(page.jobs.len());
     for (at, job) in page.jobs.iter().enumerate() {
-        let lease = if at < page.leased { Lease::first(tx.context.boot) } else { Lease::FREE };
+        let lease = if at < page.leased { Lease::first(tx.context.boot()) } else { Lease::FREE };
         ids.push(jobs::insert(tx, page.app, job, lease, now)?);
     }
     jobs::insert_blocks(tx, page.app, page.notification, None, &page.suppressed, now)?;

@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use diesel::RunQueryDsl;
@@ -40,11 +41,18 @@ use crate::telemetry::names;
 pub(super) struct Context {
     pub runtime: Runtime,
     pub ids: IdMaker,
-    pub boot: BootId,
+    /// Who leases what a step leases: this process; in simulation the replica whose step is run.
+    pub boot: AtomicI64,
     pub deny: Arc<DenyFeed>,
     pub identity: IdentityKey,
     /// How far watchers can read.
     pub horizon: Horizon,
+}
+
+impl Context {
+    pub fn boot(&self) -> BootId {
+        BootId(self.boot.load(Ordering::Relaxed))
+    }
 }
 
 /// One step's view of the transaction.

@@ -26,6 +26,7 @@ mod retain;
 mod scanner;
 mod seed;
 mod setup;
+pub mod shared;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use diesel::RunQueryDsl;
 use diesel::sql_types::Integer;
@@ -93,7 +95,7 @@ impl SqliteStore {
     /// Opens or makes the database and starts its threads. Every "no" is published to `deny` before it is answered.
     pub fn open(runtime: Runtime, settings: &Settings, deny: Arc<DenyFeed>) -> Result<Self, OpenError> {
         let opened = open::open(&runtime, settings)?;
-        let boot = BootId(open::boot_id(&runtime));
+        let boot = AtomicI64::new(open::boot_id(&runtime));
         let horizon = watching::Horizon::new(opened.epoch, opened.ids.newest());
         let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity, horizon });
         let core = Core::new(opened.writer, Arc::clone(&context));
@@ -106,7 +108,7 @@ impl SqliteStore {
 
     /// What owns the leases of this start.
     pub fn boot_id(&self) -> BootId {
-        self.context.boot
+        self.context.boot()
     }
 
     /// Answers, with the reason, when the outcome of a COMMIT is unknown: everything is answered `Unavailable` from
