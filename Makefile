@@ -6,6 +6,8 @@
 #                      the tables of docs/performance.md (half an hour; ARGS=--quick: a few minutes, and worthless figures)
 #   make proto         buf lint and buf breaking against the last release (or main), where buf is installed (part of make check)
 #   make examples      callers in Python, Node, Go and Java against the real binary (needs their package registries)
+#   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
+#                      it (not part of CI; ARGS='NAME…': only those)
 #   make demo          the whole story against fake providers, in a minute
 
 SHELL := bash
@@ -15,7 +17,7 @@ SHELL := bash
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples planted demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -65,6 +67,9 @@ bench:
 
 examples:
 	examples/run.sh $(ARGS)
+
+planted:
+	CARGO='$(CARGO)' scripts/with-postgres.sh scripts/planted.sh $(ARGS)
 
 demo:
 	$(CARGO) run --locked --release -- demo $(ARGS)

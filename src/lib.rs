@@ -7,6 +7,7 @@ pub mod commands;
 pub mod config;
 pub mod delivery;
 pub mod domain;
+pub mod planted;
 pub mod render;
 pub mod runtime;
 pub mod sandbox;

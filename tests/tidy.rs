@@ -19,6 +19,7 @@ const MAX_LINES: usize = 800;
 /// What a module may use of this crate. A name stands for the module and everything in it that is not in [`PRIVATE`].
 const ARROWS: &[(&str, &[&str])] = &[
     ("domain", &[]),
+    ("planted", &[]),
     ("runtime", &["domain"]),
     ("config", &["domain"]),
     ("telemetry", &["config", "domain", "runtime"]),
@@ -268,6 +269,30 @@ fn both_databases_have_the_same_migrations() {
     assert!(!sqlite.is_empty());
     assert_eq!(sqlite, postgres, "same folders, each with up.sql and down.sql");
     assert!(sqlite.values().all(|whole| *whole), "up.sql and down.sql are both needed: {sqlite:?}");
+}
+
+/// A bug without a row is found by nobody, and a row without a bug shows nothing.
+#[test]
+fn planted_bugs_and_their_table_agree() {
+    let table = fs::read_to_string(root().join("tests/planted.tsv")).expect("the table of planted bugs");
+    let rows = table.lines().filter(|line| !line.starts_with('#'));
+    let mut listed = BTreeSet::new();
+    for row in rows {
+        let [name, broken, harness] = row.split('\t').collect::<Vec<_>>()[..] else {
+            panic!("not three columns: {row}")
+        };
+        assert!(!broken.is_empty() && harness.contains(' '), "what is broken, then a test program and a filter: {row}");
+        assert!(listed.insert(name.to_owned()), "{name} is there twice");
+    }
+    let planted: BTreeSet<String> = sources("src")
+        .into_iter()
+        .flat_map(|(_, text)| {
+            let names = text.split("planted::is(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            names.map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(planted, listed);
+    assert!(listed.len() >= 40, "{} are planted", listed.len());
 }
 
 /// The checker must see what it claims to see.

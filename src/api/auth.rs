@@ -19,6 +19,7 @@ use tower_layer::Layer;
 
 use crate::domain::ids::AppId;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::runtime::Runtime;
 
 use super::scopes::{self, Access, Scope, Scopes};
@@ -147,7 +148,7 @@ impl KeyRing {
             (None, None) => return Err(AuthError::Missing),
         };
         let key = key.ok_or(AuthError::Invalid)?;
-        if key.expires_at.is_some_and(|end| end <= now) {
+        if key.expires_at.is_some_and(|end| end <= now) && !planted::is("expired-key-taken") {
             return Err(AuthError::Expired);
         }
         Ok(Caller { key: Some(Arc::clone(key)), generation })
@@ -157,7 +158,7 @@ impl KeyRing {
     pub fn refresh(&self, caller: &Caller, now: UnixMs) -> Result<Caller, AuthError> {
         let generation = self.generation.load(Ordering::Acquire);
         let mut current = caller.clone();
-        if generation != caller.generation {
+        if generation != caller.generation && !planted::is("lost-key-keeps-its-stream") {
             let keys = self.keys.read().expect("no panic while held");
             current.generation = generation;
             current.key = match &caller.key {
@@ -223,7 +224,12 @@ impl AuthLayer {
         match access {
             // What is in no table is never served. Told only to those with a key.
             None => Err(AuthError::UnknownMethod),
-            Some(Access::Scope(scope)) if !caller.has(scope) => Err(AuthError::ScopeMissing(scope)),
+            Some(Access::Scope(scope))
+                if !caller.has(scope)
+                    && !(planted::is("scope-not-asked") && request.uri().path().ends_with("/CancelNotification")) =>
+            {
+                Err(AuthError::ScopeMissing(scope))
+            }
             Some(Access::Scope(_) | Access::AnyKey | Access::Open) => Ok(Some(caller)),
         }
     }

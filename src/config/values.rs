@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::{Zeroize as _, Zeroizing};
 
+use crate::planted;
+
 /// No credential is larger: a certificate chain has a few kilobytes.
 const MAX_SECRET_BYTES: u64 = 256 * 1024;
 
@@ -29,7 +31,7 @@ impl SecretText {
 
 impl fmt::Debug for SecretText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
+        f.write_str(if planted::is("secret-printed") { &self.0 } else { "[redacted]" })
     }
 }
 

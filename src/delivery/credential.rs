@@ -11,6 +11,7 @@ use crate::domain::ids::{AppKey, DeviceId};
 use crate::domain::pacing::Rate;
 use crate::domain::platform::{Platform, RouteSpec};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::runtime::Instant;
 
 /// A 429 that does not say of what it was too much is taken for the device's, until so many come within `UNCLEAR_IN`.
@@ -128,7 +129,9 @@ impl Credential {
                 slow.until = Some(until.max(now + hold));
                 return false;
             }
-            Some(until) if now < until + RELAPSE_IN => slow.length = (slow.length * 2).min(LONGEST_HOLD).max(hold),
+            Some(until) if now < until + RELAPSE_IN && !planted::is("relapse-forgotten") => {
+                slow.length = (slow.length * 2).min(LONGEST_HOLD).max(hold)
+            }
             _ => slow.length = hold,
         }
         slow.until = Some(now + slow.length);

@@ -16,6 +16,7 @@ use crate::domain::notification::{HandOff as _, HandedOver, Job, NewJob, Permit}
 use crate::domain::plan;
 use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
+use crate::planted;
 use crate::storage::{Fanout, PageWrite, StoreError};
 
 /// After the store failed.
@@ -131,7 +132,7 @@ impl Expander {
         let now = shared.runtime.now();
         let notification = Arc::clone(&fanout.notification);
         let mut rules = notification.rules();
-        rules.cancelled |= page.cancelled;
+        rules.cancelled |= page.cancelled && !planted::is("cancelled-audience-expanded");
         let plan = plan::plan(&page.people, &rules, now);
         let targets: usize = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
         let due_at = notification.not_before.map_or(now, |at| at.max(now));

@@ -19,6 +19,7 @@ use crate::domain::retry::RetryPolicy;
 use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::targets::{MAX_TARGETS, Target};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::runtime::Instant;
 use crate::storage::{Attempt, DeviceChange, JobUpdate};
 
@@ -387,6 +388,9 @@ impl Flight {
                 self.retry(index, target, cause, after, answer, at);
             }
             SendOutcome::MaybeSent { answer } => match self.notification.on_maybe {
+                OnMaybe::Drop if planted::is("maybe-always-retried") => {
+                    self.retry(index, target, RetryCause::Transport, None, answer, at);
+                }
                 // The same identity goes out again: shown at most once, a notice still on the screen is replaced.
                 OnMaybe::Retry => self.retry(index, target, RetryCause::Transport, None, answer, at),
                 OnMaybe::Drop => {
@@ -407,6 +411,7 @@ impl Flight {
                 self.first_answer_at.get_or_insert(now);
                 self.wait(index, until, ResultCode::MovedToRetry, Some((answer, at)), self.job.attempt);
             }
+            SendOutcome::Held if planted::is("held-target-lost") => {}
             SendOutcome::Held => self.held.push(index),
             SendOutcome::SenderBroken { scope: FaultScope::Credential | FaultScope::Route, .. }
             | SendOutcome::NotAttempted => self.returned += 1,
@@ -542,11 +547,12 @@ impl Flight {
         let gives_up_at = first_attempt_at.plus(policy.give_up_after);
         retries.sort_by_key(|retry| (retry.cause as u8, retry.hint, retry.target));
         let mut followers = Vec::new();
+        let lost = usize::from(planted::is("follower-loses-a-target"));
         for chunk in retries.chunk_by(|a, b| a.cause == b.cause && a.hint == b.hint) {
             let delay = policy.delay(chunk[0].cause, chunk[0].hint, made, random());
             let ready_at = now.plus(delay);
             let due_at = on_grid(ready_at);
-            let over = if due_at >= self.notification.expires_at {
+            let over = if due_at >= self.notification.expires_at && !planted::is("deadline-ignored-on-retry") {
                 Some(ResultCode::Expired)
             } else if due_at >= gives_up_at {
                 Some(ResultCode::DeadRetriesOver)
@@ -567,7 +573,7 @@ impl Flight {
                     notification: self.notification.id,
                     route: self.route.id,
                     lane: self.job.lane,
-                    targets: part.iter().map(|retry| retry.target).collect(),
+                    targets: part.iter().skip(lost).map(|retry| retry.target).collect(),
                     attempt: made,
                     claims: 0,
                     ready_at,

@@ -11,6 +11,7 @@ use super::route_state::RouteState;
 use super::shared::{RouteLanes, Shared};
 use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::runtime::Instant;
 use crate::storage::TroubleCause;
 
@@ -94,7 +95,7 @@ impl Learner<'_> {
             }
             return Some(Err(SendOutcome::SenderBroken { scope: FaultScope::Route, answer }));
         }
-        if !elsewhere || shared.guard.is_lifted(route, self.instant) {
+        if !elsewhere || planted::is("environment-never-probed") || shared.guard.is_lifted(route, self.instant) {
             return Some(Ok(answer));
         }
         let Some(other) = shared.other_environment(&self.lanes.route.spec) else { return Some(Ok(answer)) };
@@ -159,7 +160,7 @@ impl Learner<'_> {
                 let until = self.now.plus(hold);
                 let device = flight.leave_alone(index, until);
                 self.shared.quiet.add(device, until);
-                false
+                planted::is("one-device-holds-all")
             }
             RetryCause::Throttled => credential.unclear(self.instant),
             RetryCause::ProviderThrottled => true,

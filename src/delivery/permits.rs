@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::domain::notification::Permit;
 use crate::domain::platform::Lane;
 use crate::domain::targets::MAX_TARGETS;
+use crate::planted;
 
 #[derive(Clone)]
 pub struct Permits {
@@ -21,6 +22,10 @@ impl Permits {
     /// At least one full job fits each lane.
     pub fn new(max_in_flight_targets: usize) -> Self {
         let interactive = (max_in_flight_targets / 4).max(MAX_TARGETS);
+        if planted::is("one-room-for-both-lanes") {
+            let room = Arc::new(Semaphore::new(max_in_flight_targets.max(2 * MAX_TARGETS)));
+            return Self { lanes: [Arc::clone(&room), room] };
+        }
         let bulk = max_in_flight_targets.saturating_sub(interactive).max(MAX_TARGETS);
         Self { lanes: [Arc::new(Semaphore::new(interactive)), Arc::new(Semaphore::new(bulk))] }
     }
@@ -76,6 +81,10 @@ impl Claim {
     /// The part of one job. A store that claimed more than was asked for is served from what there is.
     pub fn split(&mut self, targets: usize) -> Permit {
         let part = self.guard.split(targets.min(self.guard.num_permits())).expect("not more than there is");
+        if planted::is("permit-leaked") {
+            part.forget();
+            return Permit::new(Box::new(()));
+        }
         Permit::new(Box::new(part))
     }
 }

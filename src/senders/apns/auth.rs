@@ -20,6 +20,7 @@ use p256::pkcs8::DecodePrivateKey;
 use serde_json::json;
 
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::senders::secret::Secret;
 
 /// The distance of one token from the next.
@@ -72,7 +73,8 @@ impl ProviderTokens {
     /// The `authorization` header for now, marked sensitive, and which credential it is.
     pub(super) fn header(&self, now: UnixMs) -> (HeaderValue, u32) {
         let mut state = self.state.lock().expect("no panic while held");
-        let grid = now.secs().div_euclid(GRID_SECS) * GRID_SECS;
+        let grid_secs = if planted::is("jwt-off-the-grid") { 7 } else { GRID_SECS };
+        let grid = now.secs().div_euclid(grid_secs) * grid_secs;
         if let Some(token) = &state.current {
             let age = token.age_secs(now);
             let is_of_this_step = token.issued_at_secs >= grid && age >= -CLOCK_SLACK_SECS;
@@ -99,7 +101,7 @@ impl ProviderTokens {
         state.generation = state.generation.wrapping_add(1);
         let early = now.secs().div_euclid(EARLY_GRID_SECS) * EARLY_GRID_SECS;
         if let Some(token) = &state.current
-            && now.since(token.made_at) >= MINT_EVERY
+            && (now.since(token.made_at) >= MINT_EVERY || planted::is("jwt-minted-at-every-complaint"))
             && early > token.issued_at_secs
         {
             self.mint_into(&mut state, early, now);

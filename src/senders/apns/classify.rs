@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::senders::http2::wire::{Answer, Then, Verdict, retry_after};
 
 /// What to do about a reason; the outcome follows from it.
@@ -108,7 +109,8 @@ fn since(status: StatusCode, body: &Value) -> Option<UnixMs> {
         return None;
     }
     let timestamp = body["timestamp"].as_i64().filter(|timestamp| *timestamp > 0)?;
-    let millis = if timestamp < FIRST_PLAUSIBLE_MS { timestamp.saturating_mul(1000) } else { timestamp };
+    let is_secs = timestamp < FIRST_PLAUSIBLE_MS || planted::is("gone-time-in-seconds");
+    let millis = if is_secs { timestamp.saturating_mul(1000) } else { timestamp };
     Some(UnixMs(millis.min(UnixMs::MAX.0)))
 }
 

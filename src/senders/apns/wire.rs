@@ -23,6 +23,7 @@ use super::classify;
 use crate::domain::ids::CollapseKey;
 use crate::domain::sending::{Priority, SendOptions, SendOutcome};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::senders::http2::Endpoint;
 use crate::senders::http2::wire::{Answer, AuthState, Verdict, Wire, unsendable};
 use crate::senders::{Batch, EXAMPLE_ID, EncodeError, Encoded, Inspection, Message, SendTarget};
@@ -173,7 +174,9 @@ fn headers(options: &NotificationOptions<'_>, with_token: bool) -> Result<Header
         Some(collapse_id) => value("the collapse key", collapse_id.value)?,
         None => held.clone(),
     };
-    headers.insert(APNS_COLLAPSE_ID, collapse_id);
+    if options.apns_collapse_id.is_some() || !planted::is("collapse-id-missing") {
+        headers.insert(APNS_COLLAPSE_ID, collapse_id);
+    }
     headers.insert(APNS_ID, held.clone());
     if with_token {
         headers.insert(AUTHORIZATION, held);

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::domain::sending::{FaultScope, ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::senders::http2::wire::{Answer, Then, Verdict, retry_after};
 
 const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
@@ -116,10 +117,13 @@ pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
     let rejected = |answer| keep(SendOutcome::Rejected { answer });
     match said.code {
         "UNREGISTERED" | "SENDER_ID_MISMATCH" => return gone(text),
+        code if planted::is("unregistered-by-prefix") && code.starts_with("UNREGISTERED") => return gone(text),
         // APNs or web push credentials in the Firebase project.
         // Android devices of the same project are none the worse for it.
         "THIRD_PARTY_AUTH_ERROR" | "APNS_AUTH_ERROR" => {
-            return keep(SendOutcome::SenderBroken { scope: FaultScope::Target, answer: text });
+            let all = planted::is("third-party-fault-stops-all");
+            let scope = if all { FaultScope::Credential } else { FaultScope::Target };
+            return keep(SendOutcome::SenderBroken { scope, answer: text });
         }
         "QUOTA_EXCEEDED" => return later(said.throttled(), text),
         "UNAVAILABLE" | "INTERNAL" => return later(RetryCause::ServerError, text),

@@ -25,6 +25,7 @@ use crate::domain::deny::DenyFeed;
 use crate::domain::platform::Lane;
 use crate::domain::sending::SendOutcome;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::runtime::Runtime;
 use crate::senders::Batch;
 
@@ -207,7 +208,7 @@ impl<W: Wire> Core<W> {
 
     fn poll_connections(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let generation = self.wire.credential_generation();
-        let is_proven = !self.wire.first_request_alone();
+        let is_proven = !self.wire.first_request_alone() || planted::is("first-request-in-company");
         self.pool.poll(cx, &mut self.wakes, |opened| Link::new(opened, generation, is_proven, now))
     }
 
@@ -254,7 +255,9 @@ impl<W: Wire> Core<W> {
                     Then::Retire => self.pool.retire(exchange.link, &self.wakes),
                     Then::Reauth | Then::ReauthOnNewConnection => {
                         self.wire.credential_rejected(exchange.generation, wall);
-                        if verdict.then == Then::ReauthOnNewConnection {
+                        if verdict.then == Then::ReauthOnNewConnection
+                            && !planted::is("stale-token-keeps-its-connection")
+                        {
                             self.pool.retire_up_to(exchange.generation, &self.wakes);
                         }
                         if !past.reauthed {
@@ -267,6 +270,12 @@ impl<W: Wire> Core<W> {
                 self.answer(work, at, verdict.outcome);
             }
             End::Failed(error) => match Failure::of(&error) {
+                Failure::Unknown(why) if planted::is("in-doubt-counts-as-unsent") => {
+                    self.answer(work, at, not_sent(&why));
+                }
+                Failure::Refused if planted::is("refused-stream-in-doubt") => {
+                    self.answer(work, at, maybe_sent("stream refused"));
+                }
                 Failure::Unknown(why) => self.answer(work, at, maybe_sent(&why)),
                 failure @ (Failure::Refused | Failure::GoneAway) => {
                     if failure == Failure::Refused
@@ -312,7 +321,8 @@ impl<W: Wire> Core<W> {
             }
         }
         let capacity = self.pool.capacity();
-        let bulk_limit = (capacity - capacity.div_ceil(4)).max(1);
+        let kept = if planted::is("bulk-takes-every-stream") { 0 } else { capacity.div_ceil(4) };
+        let bulk_limit = (capacity - kept).max(1);
         while let Some(lane) = self.choose_lane(bulk_limit) {
             let Some(link) = self.pool.free_link(now, &mut self.wakes) else { break };
             let Some(pick) = self.lanes[lane.index()].pick(&mut self.works) else { break };
@@ -351,9 +361,10 @@ impl<W: Wire> Core<W> {
         let target = &batch.targets[pick.at];
         let gate_age = now.into_std().saturating_duration_since(batch.gated_at);
         if wall >= batch.expires_at
-            || gate_age > DenyFeed::GATE_GOOD_FOR
+            || (gate_age > DenyFeed::GATE_GOOD_FOR && !planted::is("old-gate-trusted"))
             || !self.parts.deny.is_complete(now.into_std())
-            || self.parts.deny.hit(batch.gated, target.user, target.device, batch.notification)
+            || (self.parts.deny.hit(batch.gated, target.user, target.device, batch.notification)
+                && !planted::is("deny-feed-not-asked"))
         {
             self.answer(pick.work, pick.at, SendOutcome::Held);
             return Handed::Answered;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::MAX_ANSWER_BYTES;
 use super::lanes::Pick;
 use crate::domain::platform::Lane;
+use crate::planted;
 
 pub(super) struct Exchange {
     pub(super) pick: Pick,
@@ -91,6 +92,9 @@ impl Failure {
     pub(super) fn of(error: &h2::Error) -> Self {
         if error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM) {
             return Self::Refused;
+        }
+        if planted::is("goaway-resends-what-is-in-doubt") && !error.is_reset() {
+            return Self::GoneAway;
         }
         if error.is_remote() && error.is_go_away() {
             return Self::GoneAway;

@@ -10,6 +10,7 @@ use http::{Request, StatusCode};
 
 use crate::domain::sending::{ProviderAnswer, RetryCause, SendOutcome};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::senders::{Batch, SendTarget};
 
 /// The longest retry hint that is believed.
@@ -77,6 +78,9 @@ pub(in crate::senders) fn retry_after(headers: &HeaderMap, now: UnixMs) -> Optio
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(secs) = text.parse::<u64>() {
         return Some(Duration::from_secs(secs).min(MAX_RETRY_AFTER));
+    }
+    if planted::is("retry-after-date-as-seconds") {
+        return text.split(' ').find_map(|word| word.parse().ok()).map(Duration::from_secs);
     }
     // `GMT` is the only zone HTTP dates have; jiff's parser wants it as an offset.
     let numeric = format!("{} +0000", text.strip_suffix("GMT")?.trim_end());

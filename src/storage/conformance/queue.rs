@@ -52,6 +52,7 @@ pub async fn a_lost_fence_writes_nothing(fixture: &Fixture) {
     let id = world.accept(world.to_users(&["mina"])).await;
     let old = world.claim_one().await;
     world.store().release(vec![(old.job.id, old.job.fence)], world.now()).await.unwrap();
+    assert!(!world.record(world.update(&old, entries(&old.job.targets, ResultCode::Sent))).await, "given back");
     let new = world.claim_one().await;
     assert!(new.job.fence > old.job.fence);
     let mut late = world.update(&old, entries(&old.job.targets, ResultCode::DeadToken));

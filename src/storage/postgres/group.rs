@@ -34,6 +34,7 @@ use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
 use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{Result, StoreError};
 
 const DOING: &str = "accepting an event";
@@ -145,7 +146,8 @@ impl Committer {
         let bytes = group.iter().map(|waiting| waiting.bytes).sum();
         let mut groups = VecDeque::from([group]);
         while let Some(group) = groups.pop_front() {
-            let (mut group, repeats) = part_repeats(group);
+            let together = planted::is("pg-repeats-in-one-group");
+            let (mut group, repeats) = if together { (group, Vec::new()) } else { part_repeats(group) };
             if !repeats.is_empty() {
                 groups.push_front(repeats);
             }

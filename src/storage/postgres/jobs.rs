@@ -21,6 +21,7 @@ use crate::domain::notification::Notification;
 use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
@@ -210,7 +211,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
     let mut dead = RetirementColumns::default();
     for (place, update) in (0_i64..).zip(updates) {
         ids.push(update.job.0);
-        fences.push(update.fence);
+        fences.push(update.fence + i64::from(planted::is("pg-record-with-another-fence")));
         progress.push(update.progress.as_ref().map(|progress| progress.as_bytes().to_vec()));
         // `claims` counts claims without progress.
         moved.push(!update.entries.is_empty());

@@ -26,6 +26,7 @@ use crate::domain::plan::{self, plan};
 use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{BootId, ResolvedAudience, StoreError};
 
 /// How the stored hash was made; the first byte of a later way would differ.
@@ -204,7 +205,7 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
         .optional()?;
         if let Some((known, notification)) = known {
             let notification = NotificationId(notification);
-            if known == hash {
+            if known == hash || planted::is("idempotency-without-hash") {
                 return Ok(Accepted { notification, duplicate: true });
             }
             return Err(StoreError::IdempotencyKeyReused { notification }.into());
@@ -256,7 +257,9 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
     };
     let people = (!resolved.large).then(|| i64::try_from(resolved.people).unwrap_or(i64::MAX));
     insert_notification(tx, &notification, &prepared.body, people)?;
-    if let Some((key, hash)) = &event.idempotency {
+    if let Some((key, hash)) = &event.idempotency
+        && !planted::is("idempotency-not-stored")
+    {
         tx.execute(constant!(
             ();
             "INSERT OR REPLACE INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
@@ -419,7 +422,9 @@ fn plan_now(
         let notification = Arc::clone(&notification);
         tx.hand_over(engine, HandedOver { job, notification, facts, gated, gated_at, permit });
     }
-    jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)?;
+    if !planted::is("suppressed-not-recorded") {
+        jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)?;
+    }
     tx.planned(engine, targets, plan.suppressed);
     Ok(())
 }

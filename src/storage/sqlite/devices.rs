@@ -22,6 +22,7 @@ use crate::domain::device::{
 use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{ImportEffect, Page, StoreError};
 
 /// Rows of one token, or of one install, that are looked at. There is one per user who ever had it.
@@ -242,6 +243,9 @@ fn write(
     now: UnixMs,
 ) -> Attempt<i64> {
     for (device, state, reason) in retired {
+        if state == 3 && planted::is("moved-token-stays") {
+            continue;
+        }
         retire(tx, device, state, reason, now)?;
     }
     let Some(id) = target else { return insert(tx, registration, hash, None, written, now) };
@@ -327,7 +331,7 @@ fn evict(tx: &mut Tx<'_>, user: UserKey, kept: Option<i64>, now: UnixMs) -> Atte
         BigInt => user.0, BigInt => kept.unwrap_or(0), BigInt => room,
     )
     .load(tx.conn)?;
-    for device in surplus {
+    for device in surplus.into_iter().filter(|_| !planted::is("no-limit-of-devices")) {
         retire(tx, DeviceId(device), 2, TOO_MANY_DEVICES, now)?;
     }
     Ok(())
@@ -393,11 +397,12 @@ pub(super) fn unregister(
 /// A platform found the token dead. A registration confirmed later than it knew survives. Publishes nothing: there is
 /// no push to a dead token to hold back.
 pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<()> {
+    let since = if planted::is("retired-in-spite-of-registration") { i64::MAX } else { dead.since.unwrap_or(now).0 };
     let retired = tx.execute(constant!(
         ();
         "UPDATE device SET state = 2, retired_reason = ?4, retired_at = ?5 \
          WHERE id = ?1 AND app = ?2 AND state = 1 AND confirmed_at <= ?3",
-        BigInt => dead.device.0, BigInt => app.0, BigInt => dead.since.unwrap_or(now).0, Text => &*dead.reason,
+        BigInt => dead.device.0, BigInt => app.0, BigInt => since, Text => &*dead.reason,
         BigInt => now.0,
     ))?;
     if retired > 0 {

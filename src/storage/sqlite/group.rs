@@ -33,6 +33,7 @@ use crate::domain::notification::{HandOff, HandedOver};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::runtime::Runtime;
 use crate::storage::{BootId, Result, StoreError};
 use crate::telemetry::names;
@@ -288,6 +289,9 @@ impl Core {
     fn attempt(&mut self, group: &mut [Box<dyn Step>]) -> Result<Effects, Fault> {
         let gated = self.context.deny.position();
         let gated_at = self.context.runtime.instant().into_std();
+        if planted::is("answer-before-commit") {
+            let _ = constant!((); "COMMIT").execute(&mut self.conn);
+        }
         constant!((); "BEGIN IMMEDIATE").execute(&mut self.conn).map_err(Fault::Whole)?;
         let mut tx = Tx {
             conn: &mut self.conn,
@@ -344,6 +348,9 @@ impl Core {
                 }
                 CommitFault::DiskFull => Err(says("database or disk is full")),
             };
+        }
+        if planted::is("answer-before-commit") {
+            return Ok(());
         }
         constant!((); "COMMIT").execute(&mut self.conn)?;
         Ok(())

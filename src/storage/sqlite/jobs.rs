@@ -20,6 +20,7 @@ use crate::domain::outcome::{self, Entry, ResultCode};
 use crate::domain::platform::Lane;
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
@@ -225,14 +226,17 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool>
             SmallInt => i16::from(!update.entries.is_empty()),
         ))?,
     };
-    if held == 0 {
+    if held == 0 && !planted::is("record-without-fence") {
         return Ok(false);
     }
     insert_blocks(tx, update.app, update.notification, Some(update.route), &update.entries, now)?;
+    if planted::is("outcome-block-twice") {
+        insert_blocks(tx, update.app, update.notification, Some(update.route), &update.entries, now)?;
+    }
     for detail in &update.details {
         insert_detail(tx, update.app, update.notification, detail, now)?;
     }
-    for follower in &update.followers {
+    for follower in update.followers.iter().filter(|_| !planted::is("followers-lost")) {
         insert(tx, update.app, follower, Lease::FREE, now)?;
     }
     for dead in &update.retirements {
@@ -253,6 +257,9 @@ pub(super) fn release(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], now: UnixMs) -> At
              WHERE id = ?1 AND fence = ?2 AND owner <> 0",
             BigInt => job.0, BigInt => *fence, BigInt => now.0,
         ))?;
+        if planted::is("release-keeps-the-fence") {
+            tx.execute(constant!((); "UPDATE job SET fence = fence - 1 WHERE id = ?1", BigInt => job.0))?;
+        }
     }
     Ok(())
 }
@@ -284,6 +291,9 @@ pub(super) fn pull_forward(tx: &mut Tx<'_>, route: RouteId, lane: Lane, now: Uni
 }
 
 pub(super) fn release_others(tx: &mut Tx<'_>, owner: BootId) -> Attempt<u64> {
+    if planted::is("dead-owners-keep-their-jobs") {
+        return Ok(0);
+    }
     // job_by_owner
     let jobs = tx.execute(constant!(
         (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner <> ?1", BigInt => owner.0,

@@ -14,6 +14,7 @@ use crate::domain::notification::Notification;
 use crate::domain::outcome::{self, ResultCode, State};
 use crate::domain::targets::Progress;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{Counts, NotificationView, Page, StoreError};
 
 pub(super) fn row(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Option<NotificationRow>> {
@@ -35,7 +36,11 @@ pub(super) fn read(
     let row = row(conn, id)?.ok_or_else(missing)?;
     let people = row.people;
     let notification = row.into_domain()?;
-    if notification.app == app { Ok((notification, people)) } else { Err(missing()) }
+    if notification.app == app || planted::is("foreign-notification-visible") {
+        Ok((notification, people))
+    } else {
+        Err(missing())
+    }
 }
 
 pub(super) fn cancel(tx: &mut Tx<'_>, app: AppKey, id: NotificationId, now: UnixMs) -> Attempt<bool> {
@@ -55,7 +60,9 @@ pub(super) fn cancel(tx: &mut Tx<'_>, app: AppKey, id: NotificationId, now: Unix
             tx.execute(constant!(
                 (); "UPDATE notification SET cancelled_at = ?2 WHERE id = ?1", BigInt => id.0, BigInt => now.0,
             ))?;
-            tx.cache.forget(id);
+            if !planted::is("cancel-leaves-the-cache") {
+                tx.cache.forget(id);
+            }
             tx.deny(DenyKey::Notification(id));
             Ok(open != 0)
         }
@@ -102,7 +109,7 @@ fn counts(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Counts> {
                 State::Open if entry.code == ResultCode::Redriven => redriven += 1,
                 // Counted where it waits.
                 State::Open => {}
-                State::Sent => counts.sent += 1,
+                State::Sent => counts.sent += if planted::is("sent-counted-twice") { 2 } else { 1 },
                 State::Suppressed => counts.suppressed += 1,
                 State::Expired => counts.expired += 1,
                 State::Cancelled => counts.cancelled += 1,

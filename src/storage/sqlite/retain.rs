@@ -15,6 +15,7 @@ use super::group::Tx;
 use super::statement::constant;
 use crate::domain::ids::{AppKey, first_id_at};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, TROUBLE_KEPT_MS};
 use crate::telemetry::names;
 
@@ -114,6 +115,12 @@ pub(super) fn retain(tx: &mut Tx<'_>, from: Sweep, history_before: UnixMs, now: 
         BigInt => from.notifications, BigInt => last,
     ))?;
     deleted.0.push(("notification", rows));
+    if planted::is("retention-deletes-open-work") {
+        let (from, last) = (from.notifications, last);
+        tx.execute(constant!(
+            (); "DELETE FROM notification WHERE id > ?1 AND id <= ?2", BigInt => from, BigInt => last,
+        ))?;
+    }
     // Few rows: one for each import.
     let rows = tx.execute(constant!(
         ();

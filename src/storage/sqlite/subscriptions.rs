@@ -11,6 +11,7 @@ use super::rows::flag;
 use super::statement::constant;
 use crate::domain::ids::{AppKey, Topic, UserId, UserKey};
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::storage::{NewSubscription, Page, Subscription};
 
 pub(super) fn set(tx: &mut Tx<'_>, new: &NewSubscription, now: UnixMs) -> Attempt<bool> {
@@ -59,6 +60,9 @@ impl Stored {
     /// As with opt-ins a tie is a "no", and what says nothing new is not written.
     fn outlives(self, new: &NewSubscription) -> bool {
         let tie_says_yes = new.active && !self.active;
+        if planted::is("late-subscription-wins") {
+            return false;
+        }
         new.observed_at.0 < self.observed_at
             || (new.observed_at.0 == self.observed_at && (tie_says_yes || new.active == self.active))
     }

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Shows that the harnesses can fail: plants each bug of tests/planted.tsv and runs the harness that must find it.
+#   scripts/planted.sh [NAME…]     all of them, or those named
+# One build with the feature `planted` serves all: NUDGED_PLANTED=name breaks a process at run time. First every harness
+# runs without a bug and must pass, then with each of its bugs and must fail, within five minutes of CPU. A hang or a
+# crash of the harness itself proves nothing and counts as not found. Ends with a table; the exit status is 0 only if
+# every harness passed and every bug was found.
+# Tests on Postgres need scripts/with-postgres.sh around this (make planted).
+#   PLANTED_MINUTES    the whole run's bound (60)
+#   PLANTED_TABLE      where the table is written to, beside standard output
+set -euo pipefail
+cd "$(dirname "$0")/.."
+table=tests/planted.tsv
+cpu_secs=300
+deadline=$((SECONDS + ${PLANTED_MINUTES:-60} * 60))
+unset NUDGED_PLANTED
+
+names=() harnesses=() distinct=() targets=()
+while IFS=$'\t' read -r name _ harness; do
+    case $name in '' | '#'*) continue ;; esac
+    if [ $# -gt 0 ]; then
+        case " $* " in *" $name "*) ;; *) continue ;; esac
+    fi
+    names+=("$name") harnesses+=("$harness")
+    case $'\n'"$(printf '%s\n' "${distinct[@]-}")"$'\n' in *$'\n'"$harness"$'\n'*) ;; *) distinct+=("$harness") ;; esac
+    target=${harness%% *}
+    case " ${targets[*]-} " in *" $target "*) ;; *) targets+=("$target") ;; esac
+done <"$table"
+if [ ${#names[@]} -eq 0 ] || { [ $# -gt 0 ] && [ ${#names[@]} -ne $# ]; }; then
+    echo "planted: unknown names among: $*" >&2
+    exit 2
+fi
+
+# The test programs, found in what cargo says that it built.
+selected=()
+for target in "${targets[@]}"; do
+    if [ "$target" = lib ]; then selected+=(--lib); else selected+=(--test "$target"); fi
+done
+work=$(mktemp -d "${TMPDIR:-/tmp}/nudged-planted.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+if ! ${CARGO:-cargo} test --locked --features planted --no-run "${selected[@]}" >"$work/build" 2>&1; then
+    cat "$work/build" >&2
+    exit 1
+fi
+declare -A program
+while read -r source path; do
+    case $source in
+        src/lib.rs) program[lib]=$path ;;
+        tests/*) target=${source#tests/} target=${target%.rs} program[${target%/main}]=$path ;;
+    esac
+done < <(sed -nE 's/^ *Executable (unittests )?([^ ]+) \((.*)\)$/\2 \3/p' "$work/build")
+
+# run HARNESS [BUG]: the harness's exit status; $cpu and $found are set, output is in $work/output.
+run() {
+    local status=0 words
+    read -ra words <<<"$1"
+    local path=${program[${words[0]}]:-}
+    if [ -z "$path" ]; then
+        echo "planted: cargo built no test program ${words[0]}" >&2
+        exit 1
+    fi
+    local left=$((deadline - SECONDS))
+    if [ "$left" -le 0 ]; then
+        echo 'planted: out of time (PLANTED_MINUTES)' >&2
+        exit 1
+    fi
+    [ "$left" -lt $((2 * cpu_secs)) ] || left=$((2 * cpu_secs))
+    local TIMEFORMAT='%U %S'
+    { time (
+        ulimit -t $cpu_secs
+        [ -z "${2:-}" ] || export NUDGED_PLANTED=$2
+        exec timeout -k 5 "$left" "$path" "${words[@]:1}"
+    ) >"$work/output" 2>&1; } 2>"$work/times" || status=$?
+    cpu=$(tail -n 1 "$work/times" | awk '{ printf "%.1f", $1 + $2 }')
+    found=$(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p; s/^test (.*) has been running.*//p' "$work/output" | head -n 1)
+    return "$status"
+}
+
+failed=0
+for harness in "${distinct[@]}"; do
+    if ! run "$harness"; then
+        echo "planted: red without a bug: $harness" >&2
+        tail -n 40 "$work/output" >&2
+        failed=1
+    elif ! grep -qE '^test result: ok\. [1-9]' "$work/output"; then
+        echo "planted: runs no test: $harness" >&2
+        failed=1
+    fi
+done
+[ "$failed" -eq 0 ] || exit 1
+
+{
+    printf '| Planted bug | Found by | CPU seconds |\n|---|---|---|\n'
+    for at in "${!names[@]}"; do
+        status=0
+        run "${harnesses[$at]}" "${names[$at]}" || status=$?
+        # What libtest says when a test failed; anything else is no verdict.
+        if [ "$status" -eq 101 ] && [ -n "$found" ]; then
+            printf '| %s | `%s %s` | %s |\n' "${names[$at]}" "${harnesses[$at]%% *}" "$found" "$cpu"
+        else
+            printf '| %s | **NOT FOUND** by `%s` (exit %s) | %s |\n' "${names[$at]}" "${harnesses[$at]}" "$status" "$cpu"
+            failed=1
+            touch "$work/survivor"
+        fi
+    done
+} | tee ${PLANTED_TABLE:+"$PLANTED_TABLE"}
+if [ -e "$work/survivor" ]; then
+    echo 'planted: some bugs were not found' >&2
+    exit 1
+fi
+echo "planted: ${#names[@]} bugs, every one found; ${#distinct[@]} harnesses passed without one"
