@@ -62,19 +62,21 @@ impl Replica {
             self.conn = Some(inner.target.connect().await.map_err(|error| error.to_string())?);
         }
         let conn = self.conn.as_mut().expect("connected above");
-        if beats > 0 && planted::is("pg-lease-not-renewed") {
-            return Ok(true);
-        }
         let before = context.runtime.now().0;
-        let now: Vec<i64> = constant!(
-            BigInt;
-            "UPDATE replica SET heartbeat = (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT \
-             WHERE slot = $1 AND boot_id = $2 RETURNING heartbeat",
-            Integer => self.slot, BigInt => context.boot.0,
-        )
-        .load(conn)
-        .await
-        .map_err(|error| error.to_string())?;
+        let lazy = planted::is("pg-lease-not-renewed");
+        let now: Vec<i64> = if lazy {
+            vec![before]
+        } else {
+            constant!(
+                BigInt;
+                "UPDATE replica SET heartbeat = (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT \
+                 WHERE slot = $1 AND boot_id = $2 RETURNING heartbeat",
+                Integer => self.slot, BigInt => context.boot.0,
+            )
+            .load(conn)
+            .await
+            .map_err(|error| error.to_string())?
+        };
         let Some(now) = now.first() else { return Ok(false) };
         // Half the way there and back.
         context.skew.store(now - i64::midpoint(before, context.runtime.now().0), Ordering::Relaxed);

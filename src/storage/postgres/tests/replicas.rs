@@ -97,6 +97,17 @@ async fn a_replica_cut_off_from_the_database_may_hand_over_nothing_after_600_ms(
 }
 
 #[tokio::test]
+async fn a_living_replica_renews_its_heartbeat() {
+    let database = Database::new().await;
+    let (store, _) = database.open().await;
+    execute(&database, "UPDATE replica SET heartbeat = heartbeat - 9000").await;
+    let fresh = "SELECT count(*) AS count FROM replica WHERE boot_id <> 0 \
+         AND heartbeat > (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - 3000";
+    eventually("the next beat says that it lives", async || count(&database, fresh).await == 1).await;
+    store.close().await;
+}
+
+#[tokio::test]
 async fn the_work_of_a_dead_replica_is_taken_up_and_it_can_write_no_more() {
     let database = Database::new().await;
     let ((dead, dead_deny), (alive, alive_deny)) = (database.open().await, database.open().await);
