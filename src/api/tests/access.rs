@@ -1,97 +1,14 @@
 use std::collections::BTreeSet;
 
-use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use prost_reflect::{DynamicMessage, MethodDescriptor, Value};
+use tonic::{Code, Request};
 
 use super::harness::*;
+use super::raw::{Raw, call, methods, path};
 use crate::api::auth::ApiKey;
-use crate::api::proto::notify_events_response::Outcome;
-use crate::api::proto::{self, *};
+use crate::api::proto::*;
 use crate::api::scopes::{self, Scope};
 use crate::domain::time::UnixMs;
-
-/// Bytes in, bytes out: a generic client.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Self;
-    type Decoder = Self;
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-    fn encode(&mut self, item: Vec<u8>, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        bytes::BufMut::put_slice(buf, &item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        let mut bytes = vec![0; bytes::Buf::remaining(buf)];
-        bytes::Buf::copy_to_slice(buf, &mut bytes);
-        Ok(Some(bytes))
-    }
-}
-
-fn methods() -> Vec<MethodDescriptor> {
-    let pool = DescriptorPool::decode(proto::DESCRIPTOR).expect("our descriptor");
-    let services: Vec<_> = pool.services().filter(|service| service.package_name() == "nudged.v1").collect();
-    services.iter().flat_map(|service| service.methods().collect::<Vec<_>>()).collect()
-}
-
-fn path(method: &MethodDescriptor) -> String {
-    format!("/{}/{}", method.parent_service().full_name(), method.name())
-}
-
-/// Calls any method; a stream gets one message and gives its first answer as its status.
-async fn call(
-    channel: &Channel,
-    method: &MethodDescriptor,
-    message: DynamicMessage,
-    key: Option<&str>,
-) -> Result<(), Status> {
-    let mut client = tonic::client::Grpc::new(channel.clone());
-    client.ready().await.expect("connected");
-    let path = http::uri::PathAndQuery::try_from(path(method)).expect("a path");
-    let authorize = |metadata: &mut tonic::metadata::MetadataMap| {
-        if let Some(key) = key {
-            metadata.insert("authorization", MetadataValue::try_from(format!("Bearer {key}")).expect("ASCII"));
-        }
-    };
-    if !method.is_client_streaming() && !method.is_server_streaming() {
-        let mut request = Request::new(message.encode_to_vec());
-        authorize(request.metadata_mut());
-        return client.unary(request, path, Raw).await.map(|_| ());
-    }
-    let mut request = Request::new(tokio_stream::once(message.encode_to_vec()));
-    authorize(request.metadata_mut());
-    let mut answers = client.streaming(request, path, Raw).await?.into_inner();
-    let first = answers.message().await?.expect("an answer");
-    if method.name() != "NotifyEvents" {
-        return Ok(());
-    }
-    match NotifyEventsResponse::decode(first.as_slice()).expect("an answer").outcome.expect("an outcome") {
-        Outcome::Result(_) => Ok(()),
-        Outcome::Error(error) => Err(Status::new(Code::from(error.code), error.message)),
-    }
-}
 
 /// A request of the method for an app; of a stream, its first message.
 fn request_for(method: &MethodDescriptor, app: &str) -> DynamicMessage {
@@ -130,75 +47,10 @@ async fn a_key_of_another_app_gets_nothing_from_any_method() {
     let channel = server.channel().await;
     for method in methods() {
         for app in ["pets", "no-such-app"] {
-            let answer = call(&channel, &method, request_for(&method, app), Some("nk_shop")).await;
+            let answer = call(&channel, &method, &[request_for(&method, app)], Some("nk_shop")).await;
             assert_eq!(code(answer), Code::PermissionDenied, "{} for {app}", path(&method));
         }
     }
-}
-
-#[tokio::test]
-async fn ids_of_another_app_are_not_found_by_any_method_that_takes_one() {
-    let all = &Scope::ALL;
-    let keys = vec![key("pets", &["pets"], all), key("shop", &["shop"], all)];
-    let server = TestServer::with(Setup { keys, ..Setup::default() }).await;
-    let mut pets = server.client_with("nk_pets").await;
-    let device = enrol(&mut pets, "choco").await;
-    let id = pets.notify_event(comment(&["choco"])).await.expect("accepted").into_inner().notification_id;
-    let deliveries = ListDeliveriesRequest { app_id: "pets".into(), notification_id: id.clone(), ..Default::default() };
-    let nudged_id =
-        pets.list_deliveries(deliveries).await.expect("listed").into_inner().deliveries[0].nudged_id.clone();
-
-    let mut shop = server.client_with("nk_shop").await;
-    let app = || "shop".to_owned();
-    let mut tried = BTreeSet::new();
-    let mut expect = |name: &'static str, code: Code| {
-        assert_eq!(code, Code::NotFound, "{name}");
-        tried.insert(name);
-    };
-    let rotate = RegisterDeviceRequest { app_id: app(), device_id: device.clone(), ..phone("choco", "x") };
-    expect("RegisterDevice", code(shop.register_device(rotate).await));
-    let choice = SetOptInRequest { app_id: app(), device_id: device.clone(), ..choice("choco", false) };
-    expect("SetOptIn", code(shop.set_opt_in(choice).await));
-    let event = NotifyEventRequest { app_id: app(), device_ids: vec![device.clone()], ..comment(&[]) };
-    expect("NotifyEvent", code(shop.notify_event(event).await));
-    let get = GetNotificationRequest { app_id: app(), notification_id: id.clone() };
-    expect("GetNotification", code(shop.get_notification(get).await));
-    let cancel = CancelNotificationRequest { app_id: app(), notification_id: id.clone() };
-    expect("CancelNotification", code(shop.cancel_notification(cancel).await));
-    let list = ListDeliveriesRequest { app_id: app(), notification_id: id.clone(), ..Default::default() };
-    expect("ListDeliveries", code(shop.list_deliveries(list).await));
-    let explain = ExplainDeliveryRequest {
-        app_id: app(),
-        notification_id: id.clone(),
-        user_id: "choco".into(),
-        nudged_id: String::new(),
-    };
-    expect("ExplainDelivery", code(shop.explain_delivery(explain).await));
-    let bearer = Bearer::key("nk_shop");
-    let mut operator = admin_service_client::AdminServiceClient::with_interceptor(server.channel().await, bearer);
-    let redrive = RedriveDeliveriesRequest { app_id: app(), notification_id: id.clone(), ..Default::default() };
-    expect("RedriveDeliveries", code(operator.redrive_deliveries(redrive).await));
-    let redrive = RedriveDeliveriesRequest { app_id: app(), nudged_id: nudged_id.clone(), ..Default::default() };
-    expect("RedriveDeliveries", code(operator.redrive_deliveries(redrive).await));
-    let explain = ExplainDeliveryRequest { app_id: app(), nudged_id, ..Default::default() };
-    expect("ExplainDelivery", code(shop.explain_delivery(explain).await));
-    let unregister = UnregisterDeviceRequest { app_id: app(), device_id: device, ..Default::default() };
-    expect("UnregisterDevice", code(shop.unregister_device(unregister).await));
-    let devices = ListDevicesRequest { app_id: "pets".into(), user_id: "choco".into(), ..Default::default() };
-    assert_eq!(pets.list_devices(devices).await.expect("listed").into_inner().devices[0].active, Some(true));
-    let get = GetNotificationRequest { app_id: "pets".into(), notification_id: id };
-    let notification = pets.get_notification(get).await.expect("found").into_inner().notification;
-    assert!(notification.expect("one").cancelled_at.is_none());
-
-    let with_ids: BTreeSet<String> = methods()
-        .iter()
-        .filter(|method| {
-            let ids = ["device_id", "device_ids", "notification_id", "nudged_id"];
-            ids.iter().any(|field| method.input().get_field_by_name(field).is_some())
-        })
-        .map(|method| method.name().to_owned())
-        .collect();
-    assert_eq!(with_ids, tried.into_iter().map(str::to_owned).collect());
 }
 
 #[tokio::test]
@@ -215,19 +67,19 @@ async fn each_method_needs_its_scope_and_a_good_key() {
     let channel = server.channel().await;
     for method in methods() {
         let (_, scope) = scopes::TABLE.iter().find(|(known, _)| *known == path(&method)).expect("listed");
-        let request = || request_for(&method, "pets");
+        let request = [request_for(&method, "pets")];
         let without = format!("nk_without-{}", scope.name());
-        let refused = call(&channel, &method, request(), Some(&without)).await.expect_err("no scope");
+        let refused = call(&channel, &method, &request, Some(&without)).await.expect_err("no scope");
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "SCOPE_MISSING"));
         let with = format!("nk_without-{}", if *scope == Scope::Admin { "operate" } else { "admin" });
-        let answer = call(&channel, &method, request(), Some(&with)).await;
+        let answer = call(&channel, &method, &request, Some(&with)).await;
         assert!(matches!(code(answer), Code::Ok | Code::InvalidArgument), "{}", path(&method));
         for (bad, expected) in [
             (None, "CREDENTIAL_MISSING"),
             (Some("nk_nobody"), "CREDENTIAL_INVALID"),
             (Some("nk_expired"), "CREDENTIAL_EXPIRED"),
         ] {
-            let refused = call(&channel, &method, request(), bad).await.expect_err("no good key");
+            let refused = call(&channel, &method, &request, bad).await.expect_err("no good key");
             assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, expected));
         }
     }

@@ -83,7 +83,7 @@ pub struct TestServer {
     pub shutdown: CancellationToken,
     pub runtime: Runtime,
     serving: JoinHandle<Result<(), ServerError>>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl TestServer {
@@ -121,7 +121,7 @@ impl TestServer {
             let (server, shutdown) = (Arc::clone(&server), shutdown.clone());
             async move { server.serve(listener, shutdown).await }
         });
-        Self { address, server, service, keys, store, shutdown, runtime, serving, _directory: directory }
+        Self { address, server, service, keys, store, shutdown, runtime, serving, directory }
     }
 
     pub async fn channel(&self) -> Channel {
@@ -135,6 +135,11 @@ impl TestServer {
 
     pub async fn client_with(&self, key: &str) -> Client {
         PushServiceClient::with_interceptor(self.channel().await, Bearer(Some(key.to_owned())))
+    }
+
+    /// The database's file.
+    pub fn database(&self) -> std::path::PathBuf {
+        self.directory.path().join("nudged.db")
     }
 
     /// What another server over the same store would be made of.
