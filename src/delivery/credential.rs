@@ -130,7 +130,7 @@ impl Credential {
                 return false;
             }
             Some(until) if now < until + RELAPSE_IN && !planted::is("relapse-forgotten") => {
-                slow.length = (slow.length * 2).min(LONGEST_HOLD).max(hold)
+                slow.length = (slow.length * 2).min(LONGEST_HOLD).max(hold);
             }
             _ => slow.length = hold,
         }

@@ -172,9 +172,9 @@ impl Worker {
             let permit = room.split(job.targets.len());
             let flight = self.flight(job, notification, permit);
             if flight.job.claims >= SUSPECT_CLAIMS && !planted::is("crashes-not-counted") {
-                suspects.push(flight)
+                suspects.push(flight);
             } else {
-                together.push(flight)
+                together.push(flight);
             }
         }
         let groups = std::iter::once(together).chain(suspects.into_iter().map(|flight| vec![flight]));

@@ -220,6 +220,24 @@ mod tests {
         }
     }
 
+    /// A full bucket, and somebody who takes all there is twenty times a second.
+    #[test]
+    fn the_greediest_minute_keeps_the_rate() {
+        for per_minute in [60, 6_000, 600_000] {
+            let rate = rate(per_minute, 0);
+            let mut bucket = Bucket::fresh(rate, START);
+            let mut grants = Vec::new();
+            for step in 0..2 * 61 * 20 {
+                let now = UnixMs(START.0 + step * 50);
+                let (after, block) = bucket.take(request(rate, Lane::Interactive, u32::MAX), now);
+                bucket = after;
+                grants.push(u64::from(block.granted));
+            }
+            let most = grants.windows(61 * 20).map(|minute| minute.iter().sum::<u64>()).max().unwrap();
+            assert!(most <= u64::from(per_minute), "{most} in a minute of {per_minute}");
+        }
+    }
+
     #[test]
     fn a_busy_credential_gets_nearly_all_of_its_rate() {
         let rate = rate(600_000, 60);

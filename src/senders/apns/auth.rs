@@ -219,6 +219,14 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_complaint_about_a_token_made_just_now_makes_no_other() {
+        let tokens = tokens();
+        let (first, generation) = tokens.header(after(19));
+        tokens.rejected(generation, after(21));
+        assert_eq!(tokens.header(after(21)).0, first, "it is two minutes old, though of an older step");
+    }
+
+    #[test]
     fn too_many_updates_bring_the_older_token_back() {
         let tokens = tokens();
         let first = tokens.header(after(20)).0;

@@ -421,7 +421,8 @@ async fn a_stale_credential_is_renewed_once_over_a_new_connection() {
     for (stream, _) in old.requests_within(&bench.runtime, 20).await {
         old.answer_400(stream).await;
     }
-    let mut new = bench.accept(10).await;
+    let runtime = bench.runtime.clone();
+    let mut new = runtime.timeout(Duration::from_secs(60), bench.accept(10)).await.expect("a new connection");
     let again = new.requests_within(&bench.runtime, 100).await;
     assert_eq!(again.len(), 2);
     new.answer(again[0].0).await;

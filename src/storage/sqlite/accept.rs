@@ -268,6 +268,9 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
             BigInt => id.0, BigInt => now.0 + IDEMPOTENCY_KEPT_MS,
         ))?;
     }
+    if planted::is("event-ahead-of-its-jobs") {
+        tx.commit_early()?;
+    }
     if resolved.large {
         begin_fanout(tx, prepared, &notification, resolved, now)?;
     } else {

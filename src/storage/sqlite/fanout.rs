@@ -240,6 +240,9 @@ pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Atte
     if held == 0 {
         return Ok(None);
     }
+    if planted::is("cursor-ahead-of-its-jobs") {
+        tx.commit_early()?;
+    }
     let mut ids = Vec::with_capacity(page.jobs.len());
     for (at, job) in page.jobs.iter().enumerate() {
         let lease = if at < page.leased { Lease::first(tx.context.boot()) } else { Lease::FREE };

@@ -89,6 +89,13 @@ impl Tx<'_> {
         self.conn
     }
 
+    /// For planted bugs: what was written so far stands by itself.
+    pub fn commit_early(&mut self) -> Attempt<()> {
+        self.execute(constant!((); "COMMIT"))?;
+        self.execute(constant!((); "BEGIN IMMEDIATE"))?;
+        Ok(())
+    }
+
     pub fn next_id(&mut self, now: UnixMs) -> i64 {
         self.ids.next(&self.context.ids, now)
     }

@@ -229,6 +229,9 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool>
     if held == 0 && !planted::is("record-without-fence") {
         return Ok(false);
     }
+    if planted::is("job-ends-before-its-outcome") {
+        tx.commit_early()?;
+    }
     insert_blocks(tx, update.app, update.notification, Some(update.route), &update.entries, now)?;
     if planted::is("outcome-block-twice") {
         insert_blocks(tx, update.app, update.notification, Some(update.route), &update.entries, now)?;
