@@ -6,6 +6,8 @@
 #                      the tables of docs/performance.md (half an hour; ARGS=--quick: a few minutes, and worthless figures)
 #   make proto         buf lint and buf breaking against the last release (or main), where buf is installed (part of make check)
 #   make examples      callers in Python, Node, Go and Java against the real binary (needs their package registries)
+#   make powercut      SQLite on a disk that forgets what was not synced: so many random cuts (CUTS=10000 SEED_FROM=1) and
+#                      one at every write and sync; part of make test with 300
 #   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
 #                      it (not part of CI; ARGS='NAME…': only those)
 #   make demo          the whole story against fake providers, in a minute
@@ -17,7 +19,7 @@ SHELL := bash
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples planted demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut planted demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -67,6 +69,12 @@ bench:
 
 examples:
 	examples/run.sh $(ARGS)
+
+CUTS ?= 300
+SEED_FROM ?= 1000
+
+powercut:
+	NUDGED_TEST_CUTS='$(CUTS)' NUDGED_TEST_CUTS_FROM='$(SEED_FROM)' $(CARGO) test --locked --test powercut -- --nocapture
 
 planted:
 	CARGO='$(CARGO)' scripts/with-postgres.sh scripts/planted.sh $(ARGS)
