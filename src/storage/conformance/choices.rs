@@ -1,6 +1,7 @@
 //! Opt-ins, subscriptions, and the deny feed.
 
 use super::*;
+use crate::domain::device::DeviceRef;
 use crate::domain::ids::UserKey;
 
 pub async fn the_latest_choice_stands_and_a_tie_is_no(fixture: &Fixture) {
@@ -116,6 +117,43 @@ pub async fn a_late_subscription_does_not_undo_a_later_one(fixture: &Fixture) {
     assert!(set(false, 40).await.unwrap(), "a tie is a no");
     let page = world.store().list_subscriptions(world.app, &user("mina"), None, 9).await.unwrap();
     assert!(page.items.is_empty());
+}
+
+/// The clock was set back by an hour, or another one runs ahead: what stands was observed "later" than now.
+pub async fn a_no_said_now_holds_whatever_clock_the_yes_was_observed_by(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let device = world.reachable("mina").await.id;
+    world.subscribe("mina", "post:1").await;
+    let notification = world.accept(world.to_users(&["mina"])).await;
+    let target = world.claim_one().await.job.targets[0];
+    let gated = fixture.deny.position();
+    world.pass(-HOUR);
+    let (stands, applied) = world.store().set_opt_in(world.choice("mina", false), world.now()).await.unwrap();
+    assert!(applied && !stands.opted_in);
+    assert!(fixture.deny.hit(gated, target.user, device, notification), "and is published");
+    let now = world.now();
+    let set = |active, observed_at| {
+        world.store().set_subscription(world.app, user("mina"), topic("post:1"), active, observed_at, now)
+    };
+    assert!(set(false, now).await.unwrap());
+    assert!(!set(false, now).await.unwrap(), "it says nothing new");
+    // What was observed in between, or before the clock was set back, overturns none of them.
+    for observed_at in [UnixMs(now.0 + HOUR / 2), START] {
+        let late = NewOptIn { observed_at, ..world.choice("mina", true) };
+        let (stands, applied) = world.store().set_opt_in(late, now).await.unwrap();
+        assert!(!applied && !stands.opted_in);
+        assert!(!set(true, observed_at).await.unwrap());
+    }
+    let unregistered = world.store().unregister_device(world.app, None, DeviceRef::Id(device), now, now);
+    assert!(unregistered.await.unwrap());
+    // A phone that changes hands now belongs to whoever has it now, too.
+    world.pass(2 * HOUR);
+    let first = world.register("jun", "bb").await.id;
+    world.pass(-HOUR);
+    let second = world.register("hana", "bb").await;
+    assert!(second.active && second.id != first);
+    let page = world.store().list_devices(world.app, &user("jun"), None, 9).await.unwrap();
+    assert!(page.items.iter().all(|device| !device.active));
 }
 
 pub async fn subscriptions_are_listed_in_pages(fixture: &Fixture) {

@@ -53,7 +53,8 @@ macro_rules! store_conformance {
             unregistering_publishes_a_no_and_obeys_its_precondition;
             choices: the_latest_choice_stands_and_a_tie_is_no, every_choice_is_kept,
             a_choice_on_a_device_reaches_the_gate, a_no_is_published_before_it_is_answered,
-            a_late_subscription_does_not_undo_a_later_one, subscriptions_are_listed_in_pages;
+            a_late_subscription_does_not_undo_a_later_one,
+            a_no_said_now_holds_whatever_clock_the_yes_was_observed_by, subscriptions_are_listed_in_pages;
             accepting: a_repeat_gets_the_first_answer, a_repeat_after_the_ttl_gets_it_too, a_refused_event_leaves_nothing,
             a_person_named_in_many_ways_is_one_person, five_hundred_are_small_and_one_more_is_large,
             max_audience_holds_at_its_boundary, a_permit_leases_the_job_and_hands_it_over,

@@ -131,7 +131,9 @@ async fn decide(
     };
 
     let observed_at = registration.observed_at.0;
-    let newer = |row: &&DeviceRow| row.observed_at > observed_at;
+    // What is said now is later than anything, whatever another clock, or this one before it was set back, has observed.
+    let said_now = matches!(repeat, Repeat::Within(now) if now.0 == observed_at);
+    let newer = |row: &&DeviceRow| row.observed_at > observed_at && !said_now;
     // Somebody else's row that was only moved on says nothing about this user's claim; one that was unregistered does.
     let speaks = |row: &&DeviceRow| row.is_active() || is_theirs(row) || row.state == 2;
     let stale = named.iter().any(|row| newer(&row))
@@ -322,7 +324,7 @@ async fn update(
         ();
         "UPDATE device SET route = $2, kind = $3, installation_id = $4, token_hash = $5, token_sealed = $6, \
          seal_key = 0, locale = $7, time_zone = $8, app_version = $9, os_version = $10, permission = $11, labels = $12, \
-         observed_at = $13, confirmed_at = greatest(confirmed_at, $14), state = 1, retired_reason = NULL, \
+         observed_at = greatest(observed_at, $13), confirmed_at = greatest(confirmed_at, $14), state = 1, retired_reason = NULL, \
          retired_at = NULL, hold_until = CASE WHEN doubted_at IS NULL THEN hold_until END, doubted_at = NULL WHERE id = $1",
         BigInt => id, BigInt => registration.route.0, SmallInt => registration.kind as i16,
         Nullable<Text> => registration.installation_id.as_deref(), Binary => &hash[..],
@@ -413,7 +415,8 @@ pub(super) async fn unregister(
     if user.is_some_and(|user| row.user != user.as_str()) {
         return Err(StoreError::DeviceNotFound { devices: vec![id] }.into());
     }
-    if row.observed_at > observed_at.0 {
+    // What is said now is later than anything, whatever another clock, or this one before it was set back, has observed.
+    if row.observed_at > observed_at.0 && observed_at != now {
         return Ok(false);
     }
     if row.is_active() {

@@ -76,9 +76,13 @@ fn stored(conn: &mut SqliteConnection, user: UserKey, new: &NewOptIn) -> Attempt
     .optional()?)
 }
 
-/// Whether a choice takes the place of the one that stands: the later one does, and a "no" observed at the same time.
-fn takes_effect(new: &NewOptIn, stored: Option<&ChoiceRow>) -> bool {
+/// Whether a choice takes the place of the one that stands: the later one does, and a "no" observed at the same time. And a
+/// "no" that is said now: what was observed later than now was observed by another clock, or before this one was set back.
+fn takes_effect(new: &NewOptIn, stored: Option<&ChoiceRow>, now: Option<UnixMs>) -> bool {
     stored.is_none_or(|stored| {
+        if !new.opted_in && Some(new.observed_at) == now {
+            return true;
+        }
         let tie_says_no = !new.opted_in || flag(stored.opted_in);
         planted::is("late-choice-wins")
             || new.observed_at.0 > stored.observed_at
@@ -122,7 +126,7 @@ fn look(conn: &mut SqliteConnection, new: &NewOptIn) -> Attempt<(ImportEffect, b
     let Some(user) = user_key(conn, new.app, &new.user)? else { return Ok((ImportEffect::Applied, false)) };
     let Some(stored) = stored(conn, user, new)? else { return Ok((ImportEffect::Applied, false)) };
     let recorded = is_recorded(conn, user, new)?;
-    let applies = takes_effect(new, Some(&stored)) && !recorded;
+    let applies = takes_effect(new, Some(&stored), None) && !recorded;
     Ok((if applies { ImportEffect::Applied } else { ImportEffect::Unchanged }, recorded))
 }
 
@@ -131,7 +135,9 @@ pub(super) fn set(tx: &mut Tx<'_>, new: &NewOptIn, now: UnixMs) -> Attempt<(OptI
     let user = ensure_user(tx, new.app, &new.user, now)?;
     let (device, event_type) = stored_key(new);
     let stored = stored(tx.conn, user, new)?;
-    let applied = takes_effect(new, stored.as_ref());
+    let applied = takes_effect(new, stored.as_ref(), Some(now));
+    // Never goes back, so that nothing observed in between overturns it.
+    let observed_at = stored.as_ref().map_or(new.observed_at, |stored| new.observed_at.max(UnixMs(stored.observed_at)));
     let history = tx.next_id(now);
     tx.execute(constant!(
         ();
@@ -156,7 +162,7 @@ pub(super) fn set(tx: &mut Tx<'_>, new: &NewOptIn, now: UnixMs) -> Attempt<(OptI
          observed_at = excluded.observed_at, recorded_at = excluded.recorded_at, source = excluded.source, \
          policy_version = excluded.policy_version, evidence = excluded.evidence",
         BigInt => user.0, BigInt => device, Text => event_type, BigInt => new.app.0,
-        SmallInt => i16::from(new.opted_in), BigInt => new.observed_at.0, BigInt => now.0,
+        SmallInt => i16::from(new.opted_in), BigInt => observed_at.0, BigInt => now.0,
         Nullable<Text> => new.source.as_deref(), Nullable<Text> => new.policy_version.as_deref(),
         Nullable<Text> => new.evidence.as_deref(),
     ))?;
@@ -172,7 +178,7 @@ pub(super) fn set(tx: &mut Tx<'_>, new: &NewOptIn, now: UnixMs) -> Attempt<(OptI
         event_type: new.event_type.clone(),
         device: new.device,
         opted_in: new.opted_in,
-        observed_at: new.observed_at,
+        observed_at,
         recorded_at: now,
         source: new.source.clone(),
         policy_version: new.policy_version.clone(),

@@ -27,13 +27,14 @@ pub(super) fn set(tx: &mut Tx<'_>, new: &NewSubscription, now: UnixMs) -> Attemp
         id
     };
     let stored = stored(tx.conn, topic, user)?;
-    if stored.is_some_and(|stored| stored.outlives(new)) {
+    if stored.is_some_and(|stored| stored.outlives(new, Some(now))) {
         return Ok(false);
     }
     tx.execute(constant!(
         ();
         "INSERT INTO subscription (topic, user_key, active, observed_at, recorded_at) VALUES (?1, ?2, ?3, ?4, ?5) \
-         ON CONFLICT (topic, user_key) DO UPDATE SET active = excluded.active, observed_at = excluded.observed_at, \
+         ON CONFLICT (topic, user_key) DO UPDATE SET active = excluded.active, \
+         observed_at = max(subscription.observed_at, excluded.observed_at), \
          recorded_at = excluded.recorded_at",
         BigInt => topic, BigInt => user.0, SmallInt => i16::from(new.active), BigInt => new.observed_at.0,
         BigInt => now.0,
@@ -47,7 +48,8 @@ pub(super) fn assess(conn: &mut SqliteConnection, new: &NewSubscription) -> Atte
         return Ok(new.active);
     };
     let stored = stored(conn, topic, user)?;
-    Ok(!stored.is_some_and(|stored| stored.outlives(new)) && stored.is_some_and(|stored| stored.active) != new.active)
+    Ok(!stored.is_some_and(|stored| stored.outlives(new, None))
+        && stored.is_some_and(|stored| stored.active) != new.active)
 }
 
 #[derive(Clone, Copy)]
@@ -57,8 +59,11 @@ struct Stored {
 }
 
 impl Stored {
-    /// As with opt-ins a tie is a "no", and what says nothing new is not written.
-    fn outlives(self, new: &NewSubscription) -> bool {
+    /// As with opt-ins a tie is a "no", and so is a "no" that is said now; what says nothing new is not written.
+    fn outlives(self, new: &NewSubscription, now: Option<UnixMs>) -> bool {
+        if !new.active && Some(new.observed_at) == now {
+            return !self.active;
+        }
         let tie_says_yes = new.active && !self.active;
         if planted::is("late-subscription-wins") {
             return false;
