@@ -14,6 +14,10 @@ use super::violation::{Violation, text_rule};
 
 /// 2024-01-01T00:00:00Z: ids count from here, for from 1970 41 bits would end in 2039.
 pub const EPOCH_MS: i64 = 1_704_067_200_000;
+/// The end of 41 bits, in 2093.
+const LAST_MS: i64 = (1 << 41) - 1;
+/// No clock takes ids beyond this: a year of them is left, so that one which was set wrong does not use them up.
+const LAST_OF_CLOCK_MS: i64 = LAST_MS - 365 * 24 * 3_600_000;
 const NODE_BITS: u32 = 10;
 const SEQUENCE_BITS: u32 = 12;
 const DEVICE_SEQUENCE_BITS: u32 = 8;
@@ -106,7 +110,7 @@ impl IdMaker {
     }
 
     fn advance(last: &AtomicI64, node: i64, now: UnixMs, sequence_bits: u32) -> i64 {
-        let wanted_ms = (now.0 - EPOCH_MS).max(1);
+        let wanted_ms = now.0.saturating_sub(EPOCH_MS).clamp(1, LAST_OF_CLOCK_MS);
         let shift = NODE_BITS + sequence_bits;
         let mut previous = last.load(Ordering::Relaxed);
         loop {
@@ -135,7 +139,7 @@ pub fn made_at(id: i64) -> UnixMs {
 /// The lowest id (not a device's) that can be made at a time; 0 for a time before there were any.
 #[must_use]
 pub fn first_id_at(at: UnixMs) -> i64 {
-    (at.0 - EPOCH_MS).clamp(0, (1 << 41) - 1) << (NODE_BITS + SEQUENCE_BITS)
+    at.0.saturating_sub(EPOCH_MS).clamp(0, LAST_MS) << (NODE_BITS + SEQUENCE_BITS)
 }
 
 macro_rules! caller_name {
@@ -225,6 +229,20 @@ mod tests {
             let id = maker.next_device(UnixMs(EPOCH_MS + 5));
             assert!(id > last && id.0 < 1 << 59);
             last = id;
+        }
+    }
+
+    #[test]
+    fn no_clock_makes_an_id_negative_or_the_same_twice() {
+        let maker = IdMaker::new(1023, 0, 0);
+        let (mut last, mut last_device) = (0, DeviceId(0));
+        for now in [i64::MIN, -1, 0, EPOCH_MS, UnixMs::MAX.0, i64::MAX, 0, i64::MAX] {
+            for _ in 0..10_000 {
+                let (id, device) = (maker.next(UnixMs(now)), maker.next_device(UnixMs(now)));
+                assert!(id > last && device > last_device && device.0 < 1 << 59);
+                (last, last_device) = (id, device);
+            }
+            assert!(first_id_at(UnixMs(now)) >= 0);
         }
     }
 

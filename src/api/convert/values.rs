@@ -13,7 +13,7 @@ use crate::domain::violation::Violations;
 /// Sub-millisecond digits are cut off.
 pub fn read_time(violations: &mut Violations, field: &str, time: Option<Timestamp>) -> Option<UnixMs> {
     let Timestamp { seconds, nanos } = time?;
-    let millis = seconds.checked_mul(1000).map(|ms| ms + i64::from(nanos / 1_000_000));
+    let millis = seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(nanos / 1_000_000)));
     match millis {
         Some(ms) if (0..1_000_000_000).contains(&nanos) && (0..=UnixMs::MAX.0).contains(&ms) => Some(UnixMs(ms)),
         _ => {
@@ -175,6 +175,9 @@ mod tests {
         assert_eq!(read(1, 1_000_000_000), None);
         assert_eq!(read(1, -1), None);
         assert_eq!(read(i64::MAX, 0), None);
+        // The seconds fit as milliseconds, and the rest does not.
+        assert_eq!(read(i64::MAX / 1000, 999_999_999), None);
+        assert_eq!(read(i64::MIN / 1000, i32::MIN), None);
         let read = |seconds, nanos| {
             let mut violations = Violations::default();
             read_duration(&mut violations, "t", Some(Duration { seconds, nanos }))
@@ -184,6 +187,8 @@ mod tests {
         assert_eq!(read(-1, 0), Some(-1000));
         assert_eq!(read(1, -1), None);
         assert_eq!(read(i64::MAX, 0), None);
+        assert_eq!(read(i64::MAX / 1000, i32::MAX), None);
+        assert_eq!(read(i64::MIN / 1000, i32::MIN), None);
         assert_eq!(time(UnixMs(1_500)), Timestamp { seconds: 1, nanos: 500_000_000 });
     }
 }
