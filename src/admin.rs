@@ -106,6 +106,11 @@ pub trait Readiness: Send + Sync {
 
     /// The error says what is wrong; shown to whoever can reach the admin listener, so without secrets.
     async fn check(&self) -> Result<(), String>;
+
+    /// What is shown instead of `ok` while the check passes.
+    fn remark(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Sets gauges that are read rather than counted, right before each scrape.
@@ -240,11 +245,12 @@ async fn livez(State(parts): State<Arc<AdminParts>>) -> Response {
 async fn readyz(State(parts): State<Arc<AdminParts>>) -> Response {
     let results = join_all(parts.checks.iter().map(|check| async {
         let result = parts.runtime.timeout(CHECK_TIMEOUT, check.check()).await;
-        (check.name(), result.unwrap_or_else(|| Err(format!("no answer within {} s", CHECK_TIMEOUT.as_secs()))))
+        let result = result.unwrap_or_else(|| Err(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())));
+        (check.name(), result.map(|()| check.remark().unwrap_or_else(|| "ok".to_owned())))
     }))
     .await;
     let ready = results.iter().all(|(_, result)| result.is_ok());
-    let text = |result: Result<(), String>| Value::String(result.err().unwrap_or_else(|| "ok".to_owned()));
+    let text = |result: Result<String, String>| Value::String(result.unwrap_or_else(|wrong| wrong));
     answer(ready, &results.into_iter().map(|(name, result)| (name.to_owned(), text(result))).collect())
 }
 

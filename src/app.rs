@@ -10,6 +10,7 @@
 
 pub(crate) mod certificate;
 pub mod database;
+mod disk;
 mod gauges;
 pub mod keys;
 pub mod moving;
@@ -37,6 +38,7 @@ use crate::api::tls::TlsSetup;
 use crate::config::{Config, Grpc, GrpcTls};
 use crate::delivery::{self, Engine};
 use crate::domain::deny::DenyFeed;
+use crate::domain::room::RoomLimits;
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::http2::SendingThreads;
@@ -61,6 +63,7 @@ pub struct App {
     stop_grpc: CancellationToken,
     admin: JoinHandle<()>,
     heartbeat: JoinHandle<()>,
+    disk: JoinHandle<()>,
     stop_admin: CancellationToken,
     readiness: readiness::Shutdown,
     runtime: Runtime,
@@ -124,6 +127,8 @@ impl App {
         .await
         .context("taking up open work")?;
 
+        let mut disk = disk::DiskWatch::new(&runtime, &store, engine.hand_off(), &config.database);
+        disk.look().await;
         let gauges = gauges::CredentialGauges::new(engine.route_states(), runtime.clone());
         gauges.set(config, &routed.apps);
         let apps = Arc::new(AppDirectory::new(routed.apps, config.grpc.default_app.clone()));
@@ -146,6 +151,7 @@ impl App {
         let checks = vec![
             Arc::new(readiness::DatabaseAnswers(store.clone())) as _,
             Arc::new(readiness::MigrationsFit(store.clone())) as _,
+            Arc::new(readiness::RoomLeft(engine.hand_off())) as _,
             Arc::new(shutdown.clone()) as _,
         ];
         let collectors = vec![Arc::clone(&gauges) as _];
@@ -155,6 +161,7 @@ impl App {
         let stop_admin = CancellationToken::new();
         let admin = runtime.spawn(admin_server.run(stop_admin.clone()));
         let heartbeat = runtime.spawn(engine_heartbeat.run(stop_admin.clone()));
+        let disk = runtime.spawn(disk.run(stop_grpc.clone()));
         health.set_serving(true).await;
         tracing::info!(%grpc_address, %admin_address, "nudged is serving");
         Ok(Self {
@@ -169,6 +176,7 @@ impl App {
             stop_grpc,
             admin,
             heartbeat,
+            disk,
             stop_admin,
             readiness: shutdown,
             runtime,
@@ -196,6 +204,11 @@ impl App {
         self.store.fatal().await
     }
 
+    /// Whether that is because the database file is damaged: another start does not help.
+    pub fn is_damaged(&self) -> bool {
+        self.store.is_damaged()
+    }
+
     /// In order, see the module.
     pub async fn shutdown(self) {
         tracing::info!("shutting down");
@@ -212,6 +225,9 @@ impl App {
                 }
             })
             .await;
+        if let Err(error) = self.disk.await {
+            tracing::error!(%error, "the watch over the disk ended badly");
+        }
         self.engine.shutdown().await;
         self.live.into_inner().drained().await;
         self.threads.shutdown().await;
@@ -256,9 +272,18 @@ fn engine_settings(config: &Config) -> delivery::Settings {
             min: from.retirement_guard_min,
             percent: from.retirement_guard_percent,
         },
+        max_expanded_targets: delivery::Settings::default().max_expanded_targets.min(from.max_open_targets.div_ceil(2)),
+        room: RoomLimits {
+            max_open_targets: from.max_open_targets,
+            max_open_rows: from.max_open_rows,
+            min_free_bytes: config.database.min_free_mib * MIB,
+            max_bytes: config.database.max_mib * MIB,
+        },
         ..delivery::Settings::default()
     }
 }
+
+const MIB: u64 = 1024 * 1024;
 
 fn limits(config: &Config) -> anyhow::Result<ServerLimits> {
     let grpc = &config.grpc;

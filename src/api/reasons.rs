@@ -47,6 +47,10 @@ pub const WATCHER_TOO_SLOW: &str = "WATCHER_TOO_SLOW";
 pub const EVENT_RATE_EXCEEDED: &str = "EVENT_RATE_EXCEEDED";
 /// More open deliveries than the app's `max_open_targets`; metadata of that name.
 pub const OPEN_TARGETS_EXCEEDED: &str = "OPEN_TARGETS_EXCEEDED";
+/// More is open on the whole server than `delivery.max_open_targets` or `delivery.max_open_rows`; metadata `full`.
+pub const OPEN_WORK_FULL: &str = "OPEN_WORK_FULL";
+/// The database or its disk is full, or nearly so; metadata `full`.
+pub const DATABASE_FULL: &str = "DATABASE_FULL";
 /// Too much waits in the store or its queue.
 pub const STORE_OVERLOADED: &str = "STORE_OVERLOADED";
 /// Too many requests at once.
@@ -86,6 +90,8 @@ pub const ALL: &[&str] = &[
     WATCHER_TOO_SLOW,
     EVENT_RATE_EXCEEDED,
     OPEN_TARGETS_EXCEEDED,
+    OPEN_WORK_FULL,
+    DATABASE_FULL,
     STORE_OVERLOADED,
     SERVER_OVERLOADED,
     TOO_MANY_STREAMS,

@@ -147,6 +147,11 @@ fn service_status(error: &ServiceError, mut details: ErrorDetails, runtime: &Run
             info(&mut details, reasons::OPEN_TARGETS_EXCEEDED, [("max_open_targets", limit.to_string())]);
             return retry_after_that(Code::ResourceExhausted, message, details, *retry_after);
         }
+        ServiceError::Full { full, retry_after } => {
+            let reason = if full.is_open_work() { reasons::OPEN_WORK_FULL } else { reasons::DATABASE_FULL };
+            info(&mut details, reason, [("full", full.name().to_owned())]);
+            return retry_after_that(Code::ResourceExhausted, message, details, *retry_after);
+        }
         ServiceError::Store(error) => return store_status(error, details, runtime),
     };
     info(&mut details, reason, metadata);
@@ -188,7 +193,8 @@ fn store_status(error: &StoreError, mut details: ErrorDetails, runtime: &Runtime
         | StoreError::AlreadyExpired
         | StoreError::CursorExpired
         | StoreError::CursorForeign
-        | StoreError::BroadcastNotAllowed => internal(&error.to_string(), runtime),
+        | StoreError::BroadcastNotAllowed
+        | StoreError::DiskFull => internal(&error.to_string(), runtime),
     }
 }
 

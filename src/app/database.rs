@@ -60,6 +60,37 @@ impl OpenStore {
         }
     }
 
+    /// Whether the reason of [`OpenStore::fatal`] is a damaged file: a restart does not help.
+    pub fn is_damaged(&self) -> bool {
+        match self {
+            Self::Sqlite(store) => store.is_damaged(),
+            Self::Postgres(_) => false,
+        }
+    }
+
+    /// Whether the last write found the disk full. Postgres says so itself to every call.
+    pub async fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Sqlite(store) => store.is_disk_full().await,
+            Self::Postgres(_) => false,
+        }
+    }
+
+    /// Requests that wait to be written.
+    pub fn waiting(&self) -> usize {
+        match self {
+            Self::Sqlite(store) => store.waiting(),
+            Self::Postgres(store) => store.waiting(),
+        }
+    }
+
+    pub async fn size_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Sqlite(store) => store.size_bytes().await,
+            Self::Postgres(store) => store.size_bytes().await,
+        }
+    }
+
     pub async fn migrations_fit(&self) -> Result<bool> {
         match self {
             Self::Sqlite(store) => store.migrations_fit().await,

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::database::OpenStore;
 use crate::admin::Readiness;
+use crate::domain::notification::HandOff;
+use crate::domain::room::{Full, Room};
 
 pub struct DatabaseAnswers(pub OpenStore);
 
@@ -33,6 +35,28 @@ impl Readiness for MigrationsFit {
             Ok(false) => Err("the schema is not this version's".to_owned()),
             Err(error) => Err(words(&error)),
         }
+    }
+}
+
+/// What is full is said, and is no failure: but for events everything is served. Only a disk that takes no write at all is.
+pub struct RoomLeft(pub Arc<dyn HandOff>);
+
+#[async_trait::async_trait]
+impl Readiness for RoomLeft {
+    fn name(&self) -> &'static str {
+        "room"
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        match self.0.room().and_then(Room::full) {
+            Some(full @ Full::DiskFull) => Err(full.words().to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn remark(&self) -> Option<String> {
+        let full = self.0.room().and_then(Room::full)?;
+        Some(format!("ok, but no event is taken while {}", full.words()))
     }
 }
 

@@ -23,10 +23,13 @@ use anyhow::Context as _;
 
 use crate::config::{Config, ConfigErrors, Log};
 use crate::runtime::Runtime;
+use crate::storage::sqlite;
 use crate::telemetry;
 
 /// Wrong usage or configuration; also what clap answers.
 const MISUSED: u8 = 2;
+/// The exit code of a server whose database file is damaged: EX_DATAERR of sysexits. A supervisor need not start it again.
+const DAMAGED: u8 = 65;
 
 /// The nudge daemon: a self-hosted push-notification service that keeps what it accepts.
 #[derive(clap::Parser)]
@@ -122,7 +125,13 @@ pub fn load_config(explicit: Option<&Path>) -> anyhow::Result<Config> {
 /// What a failed command exits with.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<ConfigErrors>() { ExitCode::from(MISUSED) } else { ExitCode::FAILURE }
+    if error.is::<ConfigErrors>() {
+        ExitCode::from(MISUSED)
+    } else if let Some(sqlite::OpenError::Damaged { .. }) = error.downcast_ref() {
+        ExitCode::from(DAMAGED)
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 #[cfg(test)]

@@ -49,6 +49,10 @@ pub async fn run(arguments: ServeArgs, explicit: Option<&Path>, runtime: Runtime
         let why = tokio::select! {
             biased;
             reason = app.fatal() => {
+                if app.is_damaged() {
+                    tracing::error!(%reason, "exiting: restore a backup (docs/reliability.md); another start does not help");
+                    return Ok(ExitCode::from(super::DAMAGED));
+                }
                 tracing::error!(%reason, "exiting, so that the next start reads what the database holds");
                 return Ok(ExitCode::FAILURE);
             }

@@ -14,6 +14,10 @@ pub struct Database {
     pub postgres: Option<Postgres>,
     /// Notifications, results and failed attempts older than this are deleted; what is open stays. Default 30 days.
     pub retention_days: u32,
+    /// Free space of the SQLite file's file system below which no event is taken, in MiB; 0: no limit. Default 256.
+    pub min_free_mib: u64,
+    /// Size of the database from which on no event is taken, in MiB; 0, the default: no limit.
+    pub max_mib: u64,
     /// Reading connections, each on its own blocking thread. Default 3.
     pub readers: usize,
     /// Default [`Synchronous::Full`].
@@ -73,6 +77,8 @@ impl Database {
         postgres.finish();
         let postgres = url.map(|url| Postgres { url, password_file, pool, pack_format, days_ahead });
         let retention_days = count_days(&mut section, "retention_days", 30, 1..=3650);
+        let min_free_mib = section.number("min_free_mib", 256, 0..=1_000_000_000);
+        let max_mib = section.number("max_mib", 0, 0..=1_000_000_000);
         let mut sqlite = section.table("sqlite");
         let synchronous = sqlite.choice(
             "synchronous",
@@ -90,6 +96,8 @@ impl Database {
             path,
             postgres,
             retention_days,
+            min_free_mib,
+            max_mib,
             readers: sqlite.count("readers", 3, 1..=16),
             synchronous,
             cache_mib: sqlite.count("cache_mib", 16, 1..=65_536),

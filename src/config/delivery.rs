@@ -11,6 +11,10 @@ pub struct Delivery {
     pub drain: Duration,
     /// Targets claimed and without a recorded outcome, over all routes. Default 20000.
     pub max_in_flight_targets: usize,
+    /// Open deliveries of all apps beyond which no event is taken. Default 20 million.
+    pub max_open_targets: u64,
+    /// The same of jobs and fan-outs, the rows that open work takes. Default 10 million.
+    pub max_open_rows: u64,
     /// How often the queue is looked at when nothing wakes the engine. Default 1 s.
     pub poll: Duration,
     /// Sending threads, each with its own connections. Default: half of the cores, at least one.
@@ -69,6 +73,8 @@ impl Delivery {
         let delivery = Self {
             drain: section.seconds("drain_secs", 20, 0..=600),
             max_in_flight_targets: section.count("max_in_flight_targets", 20_000, 1..=1_000_000),
+            max_open_targets: section.number("max_open_targets", 20_000_000, 1..=1_000_000_000),
+            max_open_rows: section.number("max_open_rows", 10_000_000, 1..=1_000_000_000),
             poll: section.millis("poll_ms", 1000, 10..=60_000),
             sender_threads: section.count("sender_threads", (cores / 2).max(1), 1..=256),
             max_connections: section.count("max_connections", 4, 1..=16),

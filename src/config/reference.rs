@@ -121,6 +121,16 @@ pub const SECTIONS: &[Section] = &[
                 Value("30"),
                 "Notifications, results and failed attempts older than this are deleted, 1–3650. Open work and the history of consent stay.",
             ),
+            key(
+                "min_free_mib",
+                Value("256"),
+                "Of SQLite: while its file system has less free, events are answered RESOURCE_EXHAUSTED, so that the rest is left to consent and results. 0: no limit.",
+            ),
+            key(
+                "max_mib",
+                Value("0"),
+                "While the database is larger, events are answered RESOURCE_EXHAUSTED. Of SQLite what is in use, of Postgres `pg_database_size`. 0: no limit.",
+            ),
         ],
     },
     Section {
@@ -172,6 +182,16 @@ pub const SECTIONS: &[Section] = &[
                 "max_in_flight_targets",
                 Value("20000"),
                 "Deliveries claimed and without a recorded outcome, over all routes.",
+            ),
+            key(
+                "max_open_targets",
+                Value("20000000"),
+                "While more deliveries of all apps are open, events are answered RESOURCE_EXHAUSTED; everything else is served, and what was accepted goes out. An app's own limit is `max_open_targets` in its section.",
+            ),
+            key(
+                "max_open_rows",
+                Value("10000000"),
+                "The same of the rows that open work takes: jobs of up to 500 deliveries, and audiences that are still worked out. A row and its notification take about a kilobyte.",
             ),
             key("poll_ms", Value("1000"), "How often the queue is looked at when nothing wakes the engine."),
             key(

@@ -73,7 +73,7 @@ impl Expander {
         let shared = Arc::clone(&self.shared);
         if self.pages.is_multiple_of(PAGES_PER_LOOK) {
             let backlog = shared.store.backlog(shared.runtime.now()).await.map_err(|e| trouble("counting", &e))?;
-            if backlog.targets >= shared.settings.max_open_targets {
+            if backlog.targets >= shared.settings.max_expanded_targets {
                 return Err(Pause(FULL_PAUSE));
             }
         }
@@ -170,10 +170,12 @@ impl Expander {
             leased: leased.len(),
             suppressed: plan.suppressed,
         };
+        let opened = write.jobs.len() as u64;
         let Some(ids) = shared.store.write_page(write, now).await? else {
             tracing::warn!(notification_id = %shared.public_id(notification.id), "another owner expands this audience");
             return Ok(false);
         };
+        shared.room.opened(targets as u64, opened);
         for ((route, targets, permit), id) in leased.into_iter().zip(ids) {
             let facts = targets.iter().filter_map(|target| page.take_facts(*target)).collect();
             let job = Job {
@@ -195,6 +197,7 @@ impl Expander {
         for (route, _) in free {
             shared.wake_jobs(route, notification.lane);
         }
+        shared.room.ended(0, u64::from(page.done));
         fanout.cursor = page.cursor;
         if page.done {
             tracing::debug!(notification_id = %shared.public_id(notification.id), "a large audience is worked out");

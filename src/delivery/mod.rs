@@ -10,6 +10,7 @@
 //! repeated with the same identity.
 
 mod broadcasts;
+mod clock;
 mod credential;
 mod expand;
 mod flight;
@@ -43,6 +44,7 @@ use crate::domain::ids::{AppKey, RouteId};
 use crate::domain::notification::HandOff;
 use crate::domain::pacing::Rate;
 use crate::domain::platform::Lane;
+use crate::domain::room::Room;
 use crate::render::Types;
 use crate::runtime::Runtime;
 use crate::senders::{Registry, Sender};
@@ -58,6 +60,8 @@ use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
 
 /// How often backlog metrics are read, and old rows looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// Reading it looks at every open job: at most this part of the time is spent on it.
+const COUNTING_SHARE: u32 = 10;
 
 /// What the engine is built from.
 pub struct Parts {
@@ -123,6 +127,7 @@ impl Engine {
             deny,
             settings,
             permits: Permits::new(settings.max_in_flight_targets),
+            room: Room::new(settings.room),
             table: std::sync::RwLock::default(),
             holds,
             credentials: Mutex::default(),
@@ -275,17 +280,20 @@ async fn housekeeping(shared: Arc<Shared>) {
             Ok(held) => shared.quiet.replace(held),
             Err(error) => tracing::debug!(%error, "the devices that are left alone cannot be read"),
         }
+        let (begun, mark) = (shared.runtime.instant(), shared.room.mark());
         match shared.store.backlog(now).await {
             Ok(backlog) => {
+                shared.room.counted(mark, backlog.targets, backlog.rows());
                 metrics::backlog(&shared, &backlog);
                 shared.broadcasts.look(&shared, backlog.jobs == 0 && backlog.fanouts == 0).await;
             }
             Err(error) => tracing::debug!(%error, "the backlog cannot be read"),
         }
+        let took = shared.runtime.instant() - begun;
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => break,
-            () = shared.runtime.sleep(HOUSEKEEPING) => {}
+            () = shared.runtime.sleep(HOUSEKEEPING.max(took * COUNTING_SHARE)) => {}
         }
     }
 }

@@ -291,6 +291,9 @@ impl Writer {
                 continue;
             }
             metrics::recorded(&update.entries, after.platform);
+            let ended = update.entries.iter().filter(|entry| entry.code.state().is_final()).count() as u64;
+            self.shared.room.ended(ended, u64::from(update.progress.is_none()));
+            self.shared.room.opened(0, update.followers.len() as u64);
             metrics::retired(update.retirements.len(), after.platform);
             match (after.release, after.put_off) {
                 (false, _) => {}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::domain::platform::Platform;
 use crate::domain::retry::RetryPolicy;
+use crate::domain::room::RoomLimits;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Settings {
@@ -24,8 +25,11 @@ pub struct Settings {
     pub page_people: usize,
     /// Fan-outs expanded in turns at the same time.
     pub max_fanouts: usize,
-    /// The expander waits while more targets than this are open, so that a broadcast does not fill the disk.
-    pub max_open_targets: u64,
+    /// The expander waits while more targets than this are open, so that a broadcast does not fill the disk. At most half
+    /// of [`RoomLimits::max_open_targets`]: a broadcast must not be what single events are refused for.
+    pub max_expanded_targets: u64,
+    /// Beyond which no event is taken.
+    pub room: RoomLimits,
     /// History older than this is deleted.
     pub retention: Duration,
     pub apns: RetryPolicy,
@@ -72,7 +76,8 @@ impl Default for Settings {
             drain: Duration::from_secs(20),
             page_people: 1_000,
             max_fanouts: 8,
-            max_open_targets: 1_000_000,
+            max_expanded_targets: 1_000_000,
+            room: RoomLimits::default(),
             retention: Duration::from_secs(30 * 24 * 3600),
             retirement_guard: RetirementGuard { min: 100, percent: 50 },
             apns: shared,

@@ -25,6 +25,7 @@ use crate::domain::notification::{HandOff, HandedOver, Job, Permit};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::{Environment, Lane, Route, RouteSpec};
 use crate::domain::provider::{RouteCondition, RouteStatus};
+use crate::domain::room::Room;
 use crate::render::Types;
 use crate::runtime::{Instant, Runtime};
 use crate::senders::{Outcomes, Sender};
@@ -39,6 +40,8 @@ pub struct Shared {
     pub deny: Arc<DenyFeed>,
     pub settings: Settings,
     pub permits: Permits,
+    /// How much is open, for whoever accepts events.
+    pub room: Room,
     /// Replaced as a whole when the configuration changes.
     pub table: RwLock<Arc<RouteTable>>,
     pub holds: Holds,
@@ -286,6 +289,12 @@ impl HandOff for Shared {
 
     fn planned(&self, targets: usize, suppressed: &[Entry]) {
         metrics::planned(targets, suppressed);
+        // Rarely more than a job for each platform; the next count says what it was.
+        self.room.opened(targets as u64, targets.min(2) as u64);
+    }
+
+    fn room(&self) -> Option<&Room> {
+        Some(&self.room)
     }
 
     fn deliver(&self, handed: HandedOver) {
@@ -325,6 +334,7 @@ impl HandOff for Shared {
     }
 
     fn wake_fanout(&self) {
+        self.room.opened(0, 1);
         self.fanout.notify_one();
     }
 }

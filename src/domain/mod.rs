@@ -17,6 +17,7 @@ pub mod plan;
 pub mod platform;
 pub mod provider;
 pub mod retry;
+pub mod room;
 pub mod sending;
 pub mod targets;
 pub mod time;

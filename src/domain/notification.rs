@@ -19,6 +19,7 @@ use super::ids::{
 use super::outcome::Entry;
 use super::platform::{DeviceToken, Lane};
 use super::provider::RouteStatus;
+use super::room::Room;
 use super::sending::Priority;
 use super::targets::{Progress, Target};
 use super::time::UnixMs;
@@ -226,6 +227,10 @@ pub trait HandOff: Send + Sync {
     fn troubles_changed(&self) {}
     /// After the commit of an event that was planned at once: how many deliveries, and who was suppressed. For counting.
     fn planned(&self, _targets: usize, _suppressed: &[Entry]) {}
+    /// Whether there is room for more; without an engine there always is.
+    fn room(&self) -> Option<&Room> {
+        None
+    }
     /// After the commit. The store must not drop a leased job on any path after this.
     fn deliver(&self, job: HandedOver);
     /// Several at once, of one commit: so much cheaper than one by one as they share wake-ups and writes.

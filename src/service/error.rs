@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::platform::Platform;
+use crate::domain::room::Full;
 use crate::domain::violation::Violation;
 use crate::storage::StoreError;
 
@@ -41,6 +42,9 @@ pub enum ServiceError {
     TooManyEvents { per_second: u32, retry_after: Duration },
     #[error("the app has {open} open deliveries; no event is taken above {limit}")]
     TooManyOpen { open: u64, limit: u64, retry_after: Duration },
+    /// Of the whole server.
+    #[error("no event is taken while {}", .full.words())]
+    Full { full: Full, retry_after: Duration },
     /// Overloaded, unavailable or corrupt; refusals have variants of their own above.
     #[error("the store failed")]
     Store(#[source] StoreError),

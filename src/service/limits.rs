@@ -1,10 +1,12 @@
-//! What keeps one app from taking the whole server: a rate of events, and a bound on open deliveries.
+//! What keeps one app from taking the whole server: a rate of events, and a bound on open deliveries; and what keeps all
+//! of them from filling the disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::domain::ids::AppKey;
+use crate::domain::room::Room;
 use crate::runtime::{Instant, Runtime};
 
 use super::apps::App;
@@ -18,6 +20,10 @@ const COUNTED_FOR: Duration = Duration::from_secs(1);
 const COUNTING_SHARE: u32 = 10;
 /// When to try again while too much is open: what is sent meanwhile makes room.
 const OPEN_RETRY: Duration = Duration::from_secs(5);
+/// When to try again while the disk is full, or nearly so: somebody has to make room.
+pub(super) const DISK_RETRY: Duration = Duration::from_secs(30);
+/// How long an event waits for a count that another one began.
+const COUNT_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Apps without limits take no room here and no time.
 #[derive(Default)]
@@ -26,6 +32,8 @@ pub(super) struct Limits {
     full_at: Mutex<HashMap<AppKey, Instant>>,
     /// One count at a time; who comes meanwhile waits for it.
     open: tokio::sync::Mutex<Option<Counted>>,
+    /// Until when the last count of all open work is good.
+    room: tokio::sync::Mutex<Option<Instant>>,
 }
 
 struct Counted {
@@ -53,8 +61,11 @@ impl Limits {
 }
 
 impl Service {
-    /// Whether the app's limits leave room for one more event.
+    /// Whether the server's and the app's limits leave room for one more event.
     pub(super) async fn limit(&self, app: &App) -> Result<()> {
+        if let Some(room) = self.hand_off.room() {
+            self.make_sure_of_room(room).await?;
+        }
         if let Some(limit) = app.limits.max_open_targets {
             let open = self.open_targets(app.key).await?;
             if open > limit {
@@ -66,6 +77,32 @@ impl Service {
             taken.map_err(|retry_after| ServiceError::TooManyEvents { per_second, retry_after })?;
         }
         Ok(())
+    }
+
+    /// What is known of the open work is at most so much: before an event is refused for it, it is counted again, unless
+    /// that was just done. Of those who come meanwhile none waits longer than [`COUNT_PATIENCE`].
+    async fn make_sure_of_room(&self, room: &Room) -> Result<()> {
+        let Some(full) = room.full() else { return Ok(()) };
+        if !full.is_open_work() {
+            return Err(ServiceError::Full { full, retry_after: DISK_RETRY });
+        }
+        if let Some(mut good_until) = self.runtime.timeout(COUNT_PATIENCE, self.limits.room.lock()).await {
+            let begun = self.runtime.instant();
+            if good_until.is_none_or(|until| begun >= until) {
+                let mark = room.mark();
+                let backlog = self.store.backlog(self.runtime.now()).await.map_err(|error| self.refused(error))?;
+                room.counted(mark, backlog.targets, backlog.rows());
+                let now = self.runtime.instant();
+                *good_until = Some(now + COUNTED_FOR.max((now - begun) * COUNTING_SHARE));
+            }
+        }
+        match room.full() {
+            None => Ok(()),
+            Some(full) => {
+                let retry_after = if full.is_open_work() { OPEN_RETRY } else { DISK_RETRY };
+                Err(ServiceError::Full { full, retry_after })
+            }
+        }
     }
 
     async fn open_targets(&self, app: AppKey) -> Result<u64> {

@@ -28,6 +28,7 @@ use std::sync::{Arc, RwLock};
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{DeviceId, RouteId};
 use crate::domain::notification::HandOff;
+use crate::domain::room::Full;
 use crate::domain::violation::{Violation, Violations};
 use crate::render::Types;
 use crate::runtime::Runtime;
@@ -146,6 +147,7 @@ impl Service {
             StoreError::CursorForeign => ServiceError::CursorForeign,
             // NotifyEvent names the field before it comes here.
             StoreError::AlreadyExpired => ServiceError::Invalid(vec![Violation::new("ttl", error.to_string())]),
+            StoreError::DiskFull => ServiceError::Full { full: Full::DiskFull, retry_after: limits::DISK_RETRY },
             other @ (StoreError::Overloaded { .. } | StoreError::Unavailable { .. } | StoreError::Corrupt { .. }) => {
                 ServiceError::Store(other)
             }

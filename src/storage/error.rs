@@ -30,6 +30,9 @@ pub enum StoreError {
     /// Too much open work or a full queue: nothing was written.
     #[error("too much waits: {what}")]
     Overloaded { what: &'static str },
+    /// There is no room for what it would write: nothing was written.
+    #[error("the disk of the database is full")]
+    DiskFull,
     /// The database does not answer; the step may have happened.
     #[error("the database is unavailable while {doing}")]
     Unavailable {
@@ -57,7 +60,8 @@ impl StoreError {
             | Self::AlreadyExpired
             | Self::CursorExpired
             | Self::CursorForeign
-            | Self::Overloaded { .. } => true,
+            | Self::Overloaded { .. }
+            | Self::DiskFull => true,
             Self::Unavailable { .. } | Self::Corrupt { .. } => false,
         }
     }

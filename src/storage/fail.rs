@@ -29,16 +29,36 @@ impl Fail {
     pub fn into_store(self, doing: &'static str) -> StoreError {
         match self {
             Self::Refused(error) => error,
-            Self::Database(error) if is_disk_full(&error) => StoreError::Overloaded { what: "the disk is full" },
+            Self::Database(error) if is_disk_full(&error) => StoreError::DiskFull,
             Self::Database(error) => StoreError::Unavailable { doing, source: Some(Box::new(error)) },
             Self::Corrupt(detail) => StoreError::Corrupt { doing, detail },
         }
     }
 }
 
-/// diesel passes SQLite's message on, not its code.
+/// SQLite's words, and the operating system's in Postgres' (which then rolls back just as well). diesel passes messages on,
+/// not codes.
 pub(super) fn is_disk_full(error: &DieselError) -> bool {
-    matches!(error, DieselError::DatabaseError(_, info) if info.message().contains("database or disk is full"))
+    says(error, &["database or disk is full", "No space left on device"])
+}
+
+/// Of SQLite: what is read is not what was written. No statement of such a file can be trusted any more.
+pub(super) fn is_damaged(error: &DieselError) -> bool {
+    says(error, DAMAGED)
+}
+
+/// SQLITE_CORRUPT, the same of the schema, and SQLITE_NOTADB.
+pub(super) const DAMAGED: &[&str] =
+    &["database disk image is malformed", "malformed database schema", "file is not a database"];
+
+/// Of SQLite: the operating system could not read or write.
+pub(super) fn is_io_error(error: &DieselError) -> bool {
+    says(error, &["disk I/O error"])
+}
+
+fn says(error: &DieselError, words: &[&str]) -> bool {
+    let DieselError::DatabaseError(_, info) = error else { return false };
+    words.iter().any(|words| info.message().contains(words))
 }
 
 /// Another connection holds a lock for longer than the busy timeout: SQLite did nothing.
@@ -76,4 +96,33 @@ impl From<serde_json::Error> for Fail {
 
 pub(super) fn unavailable(doing: &'static str) -> StoreError {
     StoreError::Unavailable { doing, source: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(message: &str) -> DieselError {
+        DieselError::DatabaseError(diesel::result::DatabaseErrorKind::Unknown, Box::new(message.to_owned()))
+    }
+
+    #[test]
+    fn a_full_disk_is_told_in_both_databases_words() {
+        let postgres = "could not extend file \"base/16384/16397\": No space left on device";
+        for message in ["database or disk is full", postgres] {
+            let fail = Fail::Database(says(message));
+            assert!(fail.is_disk_full());
+            assert!(matches!(fail.into_store("testing"), StoreError::DiskFull), "{message}");
+        }
+        assert!(!is_disk_full(&says("disk I/O error")) && !is_disk_full(&DieselError::NotFound));
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_from_one_that_fails() {
+        for message in DAMAGED {
+            assert!(is_damaged(&says(message)) && !is_io_error(&says(message)));
+        }
+        assert!(is_io_error(&says("disk I/O error")) && !is_damaged(&says("disk I/O error")));
+        assert!(!is_damaged(&says("database is locked")) && !is_io_error(&says("database is locked")));
+    }
 }

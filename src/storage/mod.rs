@@ -608,6 +608,14 @@ pub struct Backlog {
     pub oldest_ready: [Option<UnixMs>; 2],
 }
 
+impl Backlog {
+    /// Rows of open work.
+    #[must_use]
+    pub const fn rows(&self) -> u64 {
+        self.jobs + self.fanouts
+    }
+}
+
 /// Open work.
 #[async_trait::async_trait]
 pub trait Queue: Send + Sync {

@@ -56,6 +56,12 @@ metrics! {
     TARGETS_OPEN = Gauge "nudged_targets_open" [];
     /// Large audiences still being expanded.
     FANOUTS_OPEN = Gauge "nudged_fanouts_open" [];
+    /// 1 while no event is taken because open work or the disk is at its limit, by what is full.
+    FULL = Gauge "nudged_full" ["reason"];
+    /// What the file system of the SQLite database has free.
+    DISK_FREE_BYTES = Gauge "nudged_disk_free_bytes" [];
+    /// What the database holds: of SQLite pages in use, of Postgres (with database.max_mib only) the size on its disk.
+    DATABASE_BYTES = Gauge "nudged_database_bytes" [];
     /// How long the oldest job that is due has waited, in seconds.
     OLDEST_READY_SECONDS = Gauge "nudged_oldest_ready_seconds" ["lane"];
     /// From hand-over to a provider connection to its answer, in seconds.
@@ -72,6 +78,8 @@ metrics! {
     DENY_ENTRIES = Gauge "nudged_deny_entries" [];
     /// Requests that shared one transaction of the writer.
     WRITER_GROUP_SIZE = Histogram "nudged_writer_group_size" [];
+    /// Requests that wait to be written to the database, in all queues.
+    STORE_WAITING = Gauge "nudged_store_waiting" [];
     /// Permits to send that nobody holds.
     PERMITS_FREE = Gauge "nudged_permits_free" ["lane"];
     /// Routes paused because their credential is broken.
@@ -106,6 +114,8 @@ metrics! {
     HISTORY_PARTITIONS_DROPPED = Counter "nudged_history_partitions_dropped_total" ["table"];
     /// Days of history for which partitions are made ahead, on Postgres; below 1 rows go to the default partition.
     HISTORY_DAYS_AHEAD = Gauge "nudged_history_days_ahead" ["table"];
+    /// Jumps of the wall clock of more than two seconds, by direction: `forward` or `back`.
+    CLOCK_JUMPS = Counter "nudged_clock_jumps_total" ["direction"];
     /// Spans given to the trace collector, by result: `exported` or `failed`.
     SPANS = Counter "nudged_spans_total" ["result"];
     /// Always 1; the version is in the label.

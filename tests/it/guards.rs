@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use super::postgres::Postgres;
-use super::server::{APP, PATIENCE, World, event, free_port, metric, opt_in, register};
+use super::server::{APP, PATIENCE, World, client_of, event, free_port, metric, opt_in, register};
 
 /// Within this a pause holds and a resumption lets go.
 const SECOND: Duration = Duration::from_secs(1);
@@ -280,17 +280,6 @@ async fn a_pause_set_through_one_replica_holds_the_others() {
         while metric(&other, "nudged_pauses").await != Some(0.0) {
             assert!(resumed.elapsed() < PATIENCE);
             tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-async fn client_of(address: &str) -> PushServiceClient<Channel> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match PushServiceClient::connect(address.to_owned()).await {
-            Ok(client) => return client,
-            Err(error) if Instant::now() > deadline => panic!("{address} does not answer: {error}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }

@@ -7,6 +7,7 @@ mod cluster;
 mod consent;
 mod crash;
 mod demo;
+mod disk;
 mod documents;
 mod dry_run;
 mod first_call;

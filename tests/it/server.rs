@@ -75,6 +75,13 @@ impl World {
         Server { child: spawn(&[&["serve"], flags, &["--config"]].concat(), &self.config, environment) }
     }
 
+    /// By a command that ends with running its arguments.
+    pub fn start_by(&self, by: &[&str]) -> Server {
+        let mut command = Command::new(by[0]);
+        command.args(&by[1..]).arg(env!("CARGO_BIN_EXE_nudged"));
+        Server { child: logged(command, &["serve", "--config"], &self.config).spawn().unwrap() }
+    }
+
     /// What the server has logged so far: JSON, a line each.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.config.with_file_name(SERVER_LOG)).unwrap_or_default()
@@ -88,7 +95,12 @@ impl World {
 
     /// With another file than the sandbox wrote.
     pub fn start_on(config: &Path) -> Server {
-        Server { child: spawn(&["serve", "--config"], config, &[]) }
+        Self::start_on_with(config, &[])
+    }
+
+    /// The same, with these environment variables.
+    pub fn start_on_with(config: &Path, environment: &[(&str, String)]) -> Server {
+        Server { child: spawn(&["serve", "--config"], config, environment) }
     }
 
     /// A value of `/metrics`: `name` with its labels as they are printed.
@@ -98,14 +110,7 @@ impl World {
 
     /// A client, as soon as the server answers.
     pub async fn client(&self) -> PushServiceClient<Channel> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match PushServiceClient::connect(self.address.clone()).await {
-                Ok(client) => return client,
-                Err(error) if Instant::now() > deadline => panic!("the server does not answer: {error}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
+        client_of(&self.address).await
     }
 }
 
@@ -114,6 +119,23 @@ impl Server {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// How it ended, when it has.
+    pub fn has_exited(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for it to end by itself.
+    pub fn exited(&mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.has_exited() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// SIGHUP: reload.
@@ -125,14 +147,7 @@ impl Server {
     pub fn terminate(mut self) -> std::process::ExitStatus {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the server does not stop");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.exited()
     }
 }
 
@@ -140,6 +155,18 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A client of the server there, as soon as it answers.
+pub async fn client_of(address: &str) -> PushServiceClient<Channel> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match PushServiceClient::connect(address.to_owned()).await {
+            Ok(client) => return client,
+            Err(error) if Instant::now() > deadline => panic!("{address} does not answer: {error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
     }
 }
 
@@ -161,8 +188,11 @@ fn spawn(arguments: &[&str], config: &Path, environment: &[(&str, String)]) -> C
 }
 
 fn command(arguments: &[&str], config: &Path) -> Command {
+    logged(binary(), arguments, config)
+}
+
+fn logged(mut command: Command, arguments: &[&str], config: &Path) -> Command {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(config.with_file_name(SERVER_LOG)).unwrap();
-    let mut command = binary();
     command.args(arguments).arg(config).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     command
 }

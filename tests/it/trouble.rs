@@ -19,7 +19,7 @@ use super::server::{APP, PATIENCE, World, event};
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The status line and the body of `/readyz`.
-fn readyz(world: &World) -> String {
+pub fn readyz(world: &World) -> String {
     let mut text = String::new();
     let Ok(mut stream) = std::net::TcpStream::connect(&world.admin) else { return text };
     let request = format!("GET /readyz HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", world.admin);
@@ -28,7 +28,7 @@ fn readyz(world: &World) -> String {
     text
 }
 
-async fn ready(world: &World, wanted: bool) -> String {
+pub async fn ready(world: &World, wanted: bool) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let text = readyz(world);

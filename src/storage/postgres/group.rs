@@ -70,6 +70,11 @@ impl Acceptor {
         (Self { queue, bytes: Arc::clone(&bytes) }, Committer { waiting, bytes, conn: None })
     }
 
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
     /// Once queued it happens, whether or not anybody waits for the answer.
     pub async fn accept(&self, prepared: Prepared, now: UnixMs) -> Result<Accepted> {
         let bytes = prepared.bytes();

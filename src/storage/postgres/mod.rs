@@ -283,6 +283,16 @@ impl PostgresStore {
         read!(&self.inner, "looking at the migrations", |conn| async { Ok(open::missing_migrations(conn).await? == 0) })
     }
 
+    /// Events that wait to be committed.
+    pub fn waiting(&self) -> usize {
+        self.acceptor.waiting()
+    }
+
+    /// What the database takes on its server's disk, without the log.
+    pub async fn size_bytes(&self) -> Result<u64> {
+        read!(&self.inner, "measuring the database", |conn| retain::size_bytes(conn))
+    }
+
     /// Takes nothing more, gives back what is leased, and lets the database go.
     pub async fn close(&self) {
         self.inner.context.stopping.cancel();

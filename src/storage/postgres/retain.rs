@@ -138,6 +138,11 @@ pub(super) async fn open_targets(conn: &mut AsyncPgConnection) -> Attempt<BTreeM
     Ok(rows.into_iter().map(|(app, count)| (AppKey(app), u64::try_from(count).unwrap_or(0))).collect())
 }
 
+pub(super) async fn size_bytes(conn: &mut AsyncPgConnection) -> Attempt<u64> {
+    let bytes: i64 = constant!(BigInt; "SELECT pg_database_size(current_database())").get_result(conn).await?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
 pub(super) async fn backlog(conn: &mut AsyncPgConnection, now: UnixMs) -> Attempt<Backlog> {
     let (jobs, targets, interactive, bulk): (i64, i64, Option<i64>, Option<i64>) = constant!(
         (BigInt, BigInt, Nullable<BigInt>, Nullable<BigInt>);

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Instant;
 
 use diesel::RunQueryDsl;
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::cache::NotificationCache;
 use super::effects::{Effects, Ids};
-use super::fail::{Attempt, Fail, is_busy, is_disk_full, unavailable};
+use super::fail::{Attempt, Fail, is_busy, is_damaged, is_disk_full, is_io_error, unavailable};
 use super::statement::constant;
 use super::watching::Horizon;
 use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
@@ -48,6 +48,8 @@ pub(super) struct Context {
     pub identity: IdentityKey,
     /// How far watchers can read.
     pub horizon: Horizon,
+    /// The last transaction that wrote anything found the disk full.
+    pub disk_full: AtomicBool,
 }
 
 impl Context {
@@ -69,6 +71,8 @@ pub(super) struct Tx<'a> {
     ids: Ids,
     effects: Effects,
     wrote: bool,
+    /// Any of the transaction's steps.
+    wrote_any: bool,
     /// This transaction's, once something needed it.
     number: Option<i64>,
 }
@@ -171,6 +175,7 @@ where
         tx.wrote = false;
         let result = (self.work)(tx);
         self.ids = std::mem::take(&mut tx.ids);
+        tx.wrote_any |= tx.wrote;
         match result {
             Ok(value) => self.answer = Some(Ok(value)),
             Err(Fail::Refused(error)) if !tx.wrote => self.answer = Some(Err(error)),
@@ -200,8 +205,39 @@ enum Fault {
     Step { index: usize, error: Fail, panicked: bool },
     /// It could not begin, or certainly did not commit.
     Whole(diesel::result::Error),
-    /// COMMIT failed in a way that leaves its outcome unknown.
-    Unknown(diesel::result::Error),
+    /// COMMIT failed in a way that leaves its outcome unknown; or the file cannot be read or written, or is damaged.
+    Stop(Stop),
+}
+
+/// Why nothing may be written any more.
+#[derive(Debug)]
+pub(super) struct Stop {
+    /// The file itself is damaged; otherwise a restart may do.
+    pub damaged: bool,
+    pub why: String,
+}
+
+impl Stop {
+    /// After any statement: the file cannot be trusted, or not be read.
+    pub fn after(error: &diesel::result::Error) -> Option<Self> {
+        if is_damaged(error) {
+            return Some(Self { damaged: true, why: format!("the database file is damaged: {error}") });
+        }
+        is_io_error(error).then(|| Self { damaged: false, why: format!("the database file fails: {error}") })
+    }
+
+    pub fn after_fail(fail: &Fail) -> Option<Self> {
+        match fail {
+            Fail::Database(error) => Self::after(error),
+            Fail::Refused(_) | Fail::Corrupt(_) => None,
+        }
+    }
+
+    /// After a COMMIT that neither happened for sure nor failed for sure.
+    fn after_commit(error: &diesel::result::Error) -> Self {
+        let why = || format!("whether a transaction was committed is not known: {error}");
+        Self::after(error).filter(|stop| stop.damaged).unwrap_or_else(|| Self { damaged: false, why: why() })
+    }
 }
 
 /// The writing connection and what belongs to it.
@@ -221,6 +257,8 @@ pub(super) enum CommitFault {
     /// It committed, and then says that it failed.
     LostAnswer,
     DiskFull,
+    /// A page that the transaction needs is not what was written.
+    Damaged,
 }
 
 impl Core {
@@ -235,10 +273,10 @@ impl Core {
         }
     }
 
-    /// Runs and answers every step. `Err`: the outcome of a COMMIT is unknown; the caller must stop using the
-    /// database, for a guess could lose or double what was accepted.
+    /// Runs and answers every step. `Err`: the outcome of a COMMIT is unknown, or the file is damaged; the caller must stop
+    /// using the database, for a guess could lose or double what was accepted.
     #[expect(clippy::cast_precision_loss, reason = "a group has some hundred steps")]
-    pub fn run(&mut self, group: Vec<Box<dyn Step>>) -> Result<(), String> {
+    pub fn run(&mut self, group: Vec<Box<dyn Step>>) -> Result<(), Stop> {
         metrics::histogram!(names::WRITER_GROUP_SIZE).record(group.len() as f64);
         let mut waiting = VecDeque::from([group]);
         while let Some(mut group) = waiting.pop_front() {
@@ -272,21 +310,20 @@ impl Core {
                     self.cache.clear();
                     tracing::error!(%error, steps = group.len(), "a transaction did not happen");
                     let full = is_disk_full(&error);
+                    if full {
+                        self.context.disk_full.store(true, Ordering::Relaxed);
+                    }
                     for step in group {
                         let doing = step.doing();
-                        step.fail(Fail::Refused(if full {
-                            StoreError::Overloaded { what: "the disk is full" }
-                        } else {
-                            unavailable(doing)
-                        }));
+                        step.fail(Fail::Refused(if full { StoreError::DiskFull } else { unavailable(doing) }));
                     }
                 }
-                Err(Fault::Unknown(error)) => {
+                Err(Fault::Stop(stop)) => {
                     for step in std::iter::once(group).chain(waiting).flatten() {
                         let doing = step.doing();
                         step.fail(Fail::Refused(unavailable(doing)));
                     }
-                    return Err(error.to_string());
+                    return Err(stop);
                 }
             }
         }
@@ -299,7 +336,9 @@ impl Core {
         if planted::is("answer-before-commit") {
             let _ = constant!((); "COMMIT").execute(&mut self.conn);
         }
-        constant!((); "BEGIN IMMEDIATE").execute(&mut self.conn).map_err(Fault::Whole)?;
+        if let Err(error) = constant!((); "BEGIN IMMEDIATE").execute(&mut self.conn) {
+            return Err(Stop::after(&error).map_or(Fault::Whole(error), Fault::Stop));
+        }
         let mut tx = Tx {
             conn: &mut self.conn,
             context: &self.context,
@@ -310,6 +349,7 @@ impl Core {
             ids: Ids::default(),
             effects: Effects::default(),
             wrote: false,
+            wrote_any: false,
             number: None,
         };
         for (index, step) in group.iter_mut().enumerate() {
@@ -319,7 +359,10 @@ impl Core {
                     let Fail::Database(error) = error else { unreachable!("only the database fills a disk") };
                     Fault::Whole(error)
                 }
-                Ok(Err(error)) => Fault::Step { index, error, panicked: false },
+                Ok(Err(error)) => match Stop::after_fail(&error) {
+                    Some(stop) => Fault::Stop(stop),
+                    None => Fault::Step { index, error, panicked: false },
+                },
                 Err(_) => {
                     let error = Fail::Refused(unavailable(step.doing()));
                     Fault::Step { index, error, panicked: true }
@@ -328,16 +371,19 @@ impl Core {
             drop(tx);
             return Err(self.roll_back(fault));
         }
-        let (effects, number) = (tx.effects, tx.number);
+        let (effects, number, wrote) = (tx.effects, tx.number, tx.wrote_any);
         match self.commit() {
             Ok(()) => {
+                if wrote && self.context.disk_full.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the disk takes writes again");
+                }
                 if let Some(number) = number {
                     self.context.horizon.advance(number);
                 }
                 Ok(effects)
             }
             Err(error) if is_disk_full(&error) || is_busy(&error) => Err(self.roll_back(Fault::Whole(error))),
-            Err(error) => Err(Fault::Unknown(error)),
+            Err(error) => Err(Fault::Stop(Stop::after_commit(&error))),
         }
     }
 
@@ -354,6 +400,7 @@ impl Core {
                     Err(says("disk I/O error"))
                 }
                 CommitFault::DiskFull => Err(says("database or disk is full")),
+                CommitFault::Damaged => Err(says("database disk image is malformed")),
             };
         }
         if planted::is("answer-before-commit") {

@@ -36,7 +36,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use diesel::RunQueryDsl;
 use diesel::sql_types::Integer;
@@ -97,7 +97,15 @@ impl SqliteStore {
         let opened = open::open(&runtime, settings)?;
         let boot = AtomicI64::new(open::boot_id(&runtime));
         let horizon = watching::Horizon::new(opened.epoch, opened.ids.newest());
-        let context = Arc::new(Context { runtime, ids: opened.ids, boot, deny, identity: opened.identity, horizon });
+        let context = Arc::new(Context {
+            runtime,
+            ids: opened.ids,
+            boot,
+            deny,
+            identity: opened.identity,
+            horizon,
+            disk_full: AtomicBool::new(false),
+        });
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;
         let readers = Readers::start(&context.runtime, opened.readers)?;
@@ -115,6 +123,31 @@ impl SqliteStore {
     /// then on, and the process must exit; the next start reads what the database really holds.
     pub async fn fatal(&self) -> Arc<str> {
         self.writer.fatal().await
+    }
+
+    /// Whether the reason of [`SqliteStore::fatal`] is a damaged file: a restart does not help.
+    pub fn is_damaged(&self) -> bool {
+        self.writer.is_damaged()
+    }
+
+    /// Whether the last write found the disk full. Then one is tried, so that the end of it is noticed.
+    pub async fn is_disk_full(&self) -> bool {
+        if self.context.disk_full.load(Ordering::Relaxed) {
+            // The schema cookie's neighbour, which nobody reads: it is written whatever it was.
+            let probe = |tx: &mut Tx<'_>| Ok(tx.execute(constant!((); "PRAGMA user_version = 0"))?);
+            let _ = self.write(Class::Outcome, 0, "trying to write", probe).await;
+        }
+        self.context.disk_full.load(Ordering::Relaxed)
+    }
+
+    /// Requests that wait to be written.
+    pub fn waiting(&self) -> usize {
+        self.writer.waiting()
+    }
+
+    /// What the database holds, without pages that it has free and without the log.
+    pub async fn size_bytes(&self) -> Result<u64> {
+        self.read(Asker::Caller, "measuring the database", retain::size_bytes).await
     }
 
     /// Whether the schema is this version's, for `/readyz`.
@@ -148,6 +181,12 @@ impl SqliteStore {
         if self.writer.is_dead() {
             return Err(unavailable(doing));
         }
+        let alarm = self.writer.alarm();
+        let work = move |conn: &mut SqliteConnection| {
+            let result = work(conn);
+            alarm.hear(&result);
+            result
+        };
         if self.context.runtime.is_simulated() {
             let answer = self.writer.read_inline(work).unwrap_or_else(|| Err(unavailable(doing).into()));
             return answer.map_err(|fail| fail.into_store(doing));
@@ -591,7 +630,13 @@ impl Queue for SqliteStore {
             let gate = scanner::gate_now(&self.context);
             return self.read(Asker::Engine, doing, move |conn| fanout::page(conn, &fanout, limit, gate)).await;
         };
-        scanner.read(doing, move |conn, gate| fanout::page(conn, &fanout, limit, gate)).await
+        let alarm = self.writer.alarm();
+        let page = move |conn: &mut SqliteConnection, gate| {
+            let page = fanout::page(conn, &fanout, limit, gate);
+            alarm.hear(&page);
+            page
+        };
+        scanner.read(doing, page).await
     }
 
     async fn write_page(&self, page: PageWrite, now: UnixMs) -> Result<Option<Vec<JobId>>> {

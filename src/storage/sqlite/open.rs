@@ -10,6 +10,7 @@ use diesel::sqlite::SqliteConnection;
 use diesel::{Connection, OptionalExtension, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::fail::DAMAGED;
 use super::statement::constant;
 use super::watching;
 use super::writer::QueueLimits;
@@ -93,6 +94,11 @@ pub enum OpenError {
     MemoryNeedsSimulation,
     #[error("cannot open {path} as an SQLite database: {reason}")]
     Connect { path: PathBuf, reason: String },
+    /// What is in the file is not what was written, or it never was a database.
+    #[error(
+        "the database {path} is damaged ({reason}); restore a backup: docs/reliability.md, \"The disk and the database file\""
+    )]
+    Damaged { path: PathBuf, reason: String },
     #[error("the database was written by a newer version of nudged (it has the migration {version}); use that version")]
     NewerSchema { version: String },
     #[error("the database lacks {missing} migration(s); run `nudged migrate`")]
@@ -128,7 +134,25 @@ pub(super) struct Opened {
     pub lock: Option<File>,
 }
 
+impl OpenError {
+    /// The reasons of SQLite that mean a damaged file have an error of their own, whatever found them.
+    fn of(self, path: &Path) -> Self {
+        match self {
+            Self::Connect { reason, .. } | Self::Migrate { reason } | Self::Read { reason }
+                if DAMAGED.iter().any(|words| reason.contains(words)) =>
+            {
+                Self::Damaged { path: path.to_owned(), reason }
+            }
+            other => other,
+        }
+    }
+}
+
 pub(super) fn open(runtime: &Runtime, settings: &Settings) -> Result<Opened, OpenError> {
+    open_all(runtime, settings).map_err(|error| error.of(&settings.path))
+}
+
+fn open_all(runtime: &Runtime, settings: &Settings) -> Result<Opened, OpenError> {
     if settings.is_memory() && !runtime.is_simulated() {
         return Err(OpenError::MemoryNeedsSimulation);
     }

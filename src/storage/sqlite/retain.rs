@@ -162,3 +162,11 @@ pub(super) fn backlog(conn: &mut SqliteConnection, now: UnixMs) -> Attempt<Backl
         oldest_ready: [interactive.map(UnixMs), bulk.map(UnixMs)],
     })
 }
+
+/// Pages in use.
+pub(super) fn size_bytes(conn: &mut SqliteConnection) -> Attempt<u64> {
+    let pages: i64 = constant!(BigInt; "SELECT page_count FROM pragma_page_count").get_result(conn)?;
+    let free: i64 = constant!(BigInt; "SELECT freelist_count FROM pragma_freelist_count").get_result(conn)?;
+    let size: i64 = constant!(BigInt; "SELECT page_size FROM pragma_page_size").get_result(conn)?;
+    Ok(u64::try_from((pages - free).saturating_mul(size)).unwrap_or(0))
+}

@@ -5,6 +5,7 @@
 //! on the caller's thread when it is submitted.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{JoinHandle, ThreadId};
 
@@ -12,7 +13,7 @@ use diesel::sqlite::SqliteConnection;
 use tokio::sync::{Notify, watch};
 
 use super::fail::{Attempt, Fail, unavailable};
-use super::group::{Core, Request, Step, Tx};
+use super::group::{Core, Request, Step, Stop, Tx};
 use super::open::{OpenError, Settings};
 use crate::runtime::Runtime;
 use crate::storage::{Result, StoreError};
@@ -143,6 +144,8 @@ struct Shared {
     limits: QueueLimits,
     group_max: usize,
     fatal: watch::Sender<Option<Arc<str>>>,
+    /// Why it had to stop: the file is damaged.
+    damaged: AtomicBool,
     /// In simulation the connection lives here.
     inline: Option<Mutex<Core>>,
 }
@@ -159,14 +162,18 @@ impl Shared {
     }
 
     /// Nothing is written from now on; everybody who waits is told so.
-    fn die(&self, why: &str) {
+    fn die(&self, stop: &Stop) {
         let left = {
             let mut state = self.state();
+            if state.dead {
+                return;
+            }
             state.dead = true;
             state.take_all()
         };
-        tracing::error!(why, "the store stops: what the database holds is not known");
-        self.fatal.send_replace(Some(Arc::from(why)));
+        self.damaged.store(stop.damaged, Ordering::Relaxed);
+        tracing::error!(why = stop.why, "the store stops");
+        self.fatal.send_replace(Some(Arc::from(&*stop.why)));
         self.told_room();
         for step in left {
             let doing = step.doing();
@@ -192,6 +199,7 @@ impl Writer {
             limits: settings.queue,
             group_max: settings.group_max.max(4),
             fatal: watch::channel(None).0,
+            damaged: AtomicBool::new(false),
             inline,
         });
         let thread = match threaded {
@@ -271,9 +279,9 @@ impl Writer {
                 return;
             }
             self.shared.told_room();
-            if let Err(why) = core.run(group) {
+            if let Err(stop) = core.run(group) {
                 drop(core);
-                self.shared.die(&why);
+                self.shared.die(&stop);
                 return;
             }
         }
@@ -289,6 +297,16 @@ impl Writer {
     pub fn is_dead(&self) -> bool {
         let state = self.shared.state();
         state.dead || state.stopping
+    }
+
+    /// Whether [`Writer::fatal`]'s reason is the file itself.
+    pub fn is_damaged(&self) -> bool {
+        self.shared.damaged.load(Ordering::Relaxed)
+    }
+
+    /// For those who read beside it.
+    pub fn alarm(&self) -> Alarm {
+        Alarm(Arc::clone(&self.shared))
     }
 
     /// Answers, with the reason, when the store had to stop.
@@ -327,7 +345,6 @@ impl Writer {
     }
 
     /// How many steps wait.
-    #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.shared.state().queues.iter().map(|queue| queue.steps.len()).sum()
     }
@@ -335,6 +352,19 @@ impl Writer {
     #[cfg(test)]
     pub fn inline_core(&self) -> MutexGuard<'_, Core> {
         self.shared.inline.as_ref().expect("only in simulation").lock().expect("a panic in a step is caught")
+    }
+}
+
+/// Stops the store when a reader meets what no reader may go on from.
+pub(super) struct Alarm(Arc<Shared>);
+
+impl Alarm {
+    pub fn hear<T>(&self, result: &Attempt<T>) {
+        if let Err(fail) = result
+            && let Some(stop) = Stop::after_fail(fail)
+        {
+            self.0.die(&stop);
+        }
     }
 }
 
@@ -360,7 +390,7 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
     impl Drop for Ending<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                self.0.die("the writer thread panicked");
+                self.0.die(&Stop { damaged: false, why: "the writer thread panicked".to_owned() });
             }
         }
     }
@@ -377,8 +407,8 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
             state.take_group(shared.group_max)
         };
         shared.told_room();
-        if let Err(why) = core.run(group) {
-            shared.die(&why);
+        if let Err(stop) = core.run(group) {
+            shared.die(&stop);
             return;
         }
     }

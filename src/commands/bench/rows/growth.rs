@@ -142,7 +142,7 @@ impl Bench {
             async move { client.notify_event(event).await.map(drop) }
         };
         load::calls(&runtime, &clients, CALLERS, devices / NAMED, call).await?;
-        // A broadcast would wait for room in the queue (`delivery.max_open_targets`); events do not.
+        // A broadcast would wait for room in the queue (a million open deliveries); events do not.
         for _ in 0..repeats {
             let reference = self.reference(100_000, None).await?;
             let name = format!("events, stream, {} targets waiting", short(devices));

@@ -247,7 +247,7 @@ async fn a_full_disk_refuses_and_the_store_lives() {
     let world = World::new(&fixture).await;
     let event = NewEvent { idempotency: Some(key("k", 1)), ..world.to_users(&["mina"]) };
     store.writer.inline_core().commit_fault = Some(CommitFault::DiskFull);
-    assert!(matches!(world.try_accept(event.clone()).await, Err(StoreError::Overloaded { .. })));
+    assert!(matches!(world.try_accept(event.clone()).await, Err(StoreError::DiskFull)));
     assert!(!world.try_accept(event).await.unwrap().duplicate, "nothing was written");
 }
 

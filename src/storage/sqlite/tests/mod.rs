@@ -68,6 +68,7 @@ mod inline {
 }
 
 mod consent_model;
+mod disk;
 mod groups;
 mod opening;
 mod retention;

@@ -40,7 +40,7 @@ fn what_cannot_be_opened_says_why() {
     let text = directory.path().join("letter.txt");
     std::fs::write(&text, "a letter, and long enough not to be taken for an empty database").unwrap();
     let no_database = refused(open_at(&text));
-    assert!(matches!(no_database, OpenError::Connect { .. }), "{no_database}");
+    assert!(matches!(no_database, OpenError::Damaged { .. }), "{no_database}");
     let memory = refused(SqliteStore::open(Runtime::production(), &Settings::memory(), Arc::default()));
     assert!(matches!(memory, OpenError::MemoryNeedsSimulation));
 }
