@@ -61,6 +61,7 @@ pub(super) fn database(config: &Config, now: UnixMs, findings: &mut Findings) {
         Err(OpenError::Locked { .. }) => troubles_of_file(path, now, findings),
         // Reported with the files.
         Err(OpenError::Connect { .. } | OpenError::File { .. } | OpenError::DirectoryMissing { .. }) => {}
+        Err(OpenError::Damaged { reason, .. }) if reason.contains("not a database") => {}
         Err(error) => findings.error("database.url", origin, chain(&error), "see docs/config.md, [database]"),
     }
 }
