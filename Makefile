@@ -10,6 +10,8 @@
 #                      one at every write and sync; part of make test with 300
 #   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
 #                      it (not part of CI; ARGS='NAME…': only those)
+#   make faults        every provider fault × platform × store × moment, held to the table in docs/reliability.md; over real TLS
+#                      (FAULT='REFUSED_STREAM': only rows that contain it)
 #   make demo          the whole story against fake providers, in a minute
 
 SHELL := bash
@@ -18,8 +20,9 @@ SHELL := bash
 
 CARGO ?= cargo
 ARGS ?=
+FAULT ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut planted demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut planted faults demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +69,9 @@ tidy:
 
 bench:
 	CARGO='$(CARGO)' scripts/performance.sh $(ARGS)
+
+faults:
+	NUDGED_TEST_FAULT='$(FAULT)' scripts/with-postgres.sh $(CARGO) test --locked --test it faults:: -- --nocapture $(ARGS)
 
 examples:
 	examples/run.sh $(ARGS)

@@ -120,7 +120,7 @@ pub enum Action {
     },
     /// Cut the TCP connection without a word.
     CloseConnection {},
-    /// Accept, and lower (or raise) SETTINGS_MAX_CONCURRENT_STREAMS.
+    /// Accept, and lower (or raise) SETTINGS_MAX_CONCURRENT_STREAMS; 0: nothing more on this connection.
     MaxStreams { streams: u32 },
     /// Take the push, then reset the stream: delivered, and the sender cannot know.
     AcceptThenDrop {},
@@ -203,7 +203,6 @@ impl Fault {
                 return bad("retry_after must be a header value");
             }
             Action::Delay { ms } if *ms > MAX_DELAY_MS => return bad("ms must be at most 3600000"),
-            Action::MaxStreams { streams: 0 } => return bad("streams must be at least 1"),
             _ => {}
         }
         let for_oauth = matches!(

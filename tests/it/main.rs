@@ -10,6 +10,7 @@ mod demo;
 mod disk;
 mod documents;
 mod dry_run;
+mod faults;
 mod first_call;
 mod generic;
 mod guards;

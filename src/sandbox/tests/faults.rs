@@ -84,7 +84,6 @@ async fn nonsensical_faults_are_refused() {
         Fault::status(500, "x").probability(1.5, 0),
         Fault::status(500, "x").probability(f64::NAN, 0),
         Fault::status(99, "x"),
-        Fault::new(Action::MaxStreams { streams: 0 }),
         Fault::new(Action::Reset { code: 2 }).on(Target::Oauth),
         Fault::status(500, "x").on(Target::Oauth).token("t"),
     ] {
