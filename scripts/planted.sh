@@ -67,14 +67,19 @@ run() {
         exit 1
     fi
     [ "$left" -lt $((2 * cpu_secs)) ] || left=$((2 * cpu_secs))
-    local TIMEFORMAT='%U %S'
-    { time (
+    times >"$work/before"
+    (
         ulimit -t $cpu_secs
         [ -z "${2:-}" ] || export NUDGED_PLANTED=$2
         exec timeout -k 5 "$left" "$path" "${words[@]:1}"
-    ) >"$work/output" 2>&1; } 2>"$work/times" || status=$?
-    cpu=$(tail -n 1 "$work/times" | awk '{ printf "%.1f", $1 + $2 }')
-    found=$(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p; s/^test (.*) has been running.*//p' "$work/output" | head -n 1)
+    ) >"$work/output" 2>&1 || status=$?
+    times >"$work/after"
+    # The second line is of the children.
+    cpu=$(cat "$work/before" "$work/after" | awk 'NR % 2 == 0 {
+        for (at = 1; at <= 2; at++) { split($at, parts, /[ms]/); used[NR] += 60 * parts[1] + parts[2] }
+    } END { printf "%.1f", used[4] - used[2] }')
+    # From the list at the end: a line of its own may be broken by what a thread prints.
+    found=$(awk '/^failures:$/ { listed = 1; next } listed && /^    [^ ]/ { name = $1 } END { print name }' "$work/output")
     return "$status"
 }
 

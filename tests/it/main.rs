@@ -10,6 +10,7 @@ mod demo;
 mod disk;
 mod documents;
 mod dry_run;
+mod endings;
 mod faults;
 mod first_call;
 mod generic;

@@ -25,6 +25,12 @@ pub fn count(database: &Path, query: &str) -> u64 {
     u64::try_from(row.count).unwrap()
 }
 
+/// Changes what a server left; how many rows. No server may run on it.
+pub fn execute(database: &Path, statement: &str) -> usize {
+    let mut conn = SqliteConnection::establish(database.to_str().unwrap()).unwrap();
+    sql_query(statement).execute(&mut conn).unwrap()
+}
+
 /// Rows of every table.
 pub fn counts(database: &Path) -> BTreeMap<String, u64> {
     let mut conn = SqliteConnection::establish(database.to_str().unwrap()).unwrap();

@@ -1,0 +1,137 @@
+//! What must not go out any more: retries of a paused type, an audience whose notification was cancelled, a delivery that
+//! was in flight at every crash.
+
+use std::time::{Duration, Instant};
+
+use nudged::api::proto::admin_service_client::AdminServiceClient;
+use nudged::api::proto::push_service_client::PushServiceClient;
+use nudged::api::proto::{
+    CancelNotificationRequest, Delivery, ListDeliveriesRequest, NotifyEventRequest, PauseDeliveryRequest,
+    ResumeDeliveryRequest, device,
+};
+use nudged::sandbox::{Fault, Target};
+use tonic::transport::Channel;
+
+use super::server::{APP, PATIENCE, World, event, opt_in, register};
+use super::tables;
+
+const TYPE: &str = "comment.created";
+
+async fn deliveries(client: &mut PushServiceClient<Channel>, id: &str) -> Vec<Delivery> {
+    let request =
+        ListDeliveriesRequest { app_id: APP.into(), notification_id: id.into(), ..ListDeliveriesRequest::default() };
+    client.list_deliveries(request).await.unwrap().into_inner().deliveries
+}
+
+/// Until every delivery has this reason.
+async fn all_end(client: &mut PushServiceClient<Channel>, id: &str, count: usize, reason: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = deliveries(client, id).await;
+        if found.len() == count && found.iter().all(|one| one.reason == reason) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{count} {reason}: {found:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn notify(client: &mut PushServiceClient<Channel>, event: NotifyEventRequest) -> String {
+    client.notify_event(event).await.unwrap().into_inner().notification_id
+}
+
+fn pause() -> PauseDeliveryRequest {
+    PauseDeliveryRequest {
+        app_id: APP.into(),
+        event_type: TYPE.into(),
+        reason: "a bad template".into(),
+        ..PauseDeliveryRequest::default()
+    }
+}
+
+fn resume() -> ResumeDeliveryRequest {
+    ResumeDeliveryRequest { app_id: APP.into(), event_type: TYPE.into(), ..ResumeDeliveryRequest::default() }
+}
+
+fn accepted(world: &World) -> usize {
+    world.sandbox.received().iter().filter(|push| push.accepted).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_of_a_paused_type_wait_too() {
+    let world = World::new().await;
+    let text = std::fs::read_to_string(&world.config).unwrap();
+    let soon = "[delivery.fcm]\nserver_error_floor_secs = 1\ntransport_floor_secs = 1\nbase_secs = 1\ncap_secs = 1\n";
+    std::fs::write(&world.config, format!("{text}\n{soon}")).unwrap();
+    world.sandbox.add_fault(Fault::status(503, "UNAVAILABLE").on(Target::Fcm)).unwrap();
+    let _server = world.start();
+    let mut client = world.client().await;
+    let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
+    register(&mut client, "choco", device::Platform::Fcm, "fcm-token-1:APA91b").await;
+    opt_in(&mut client, "choco", true).await;
+    let id = notify(&mut client, event("one", &["choco"])).await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.sandbox.received_count() == 0 {
+        assert!(Instant::now() < deadline, "it is tried");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The retry is due a second or two later.
+    admin.pause_delivery(pause()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((world.sandbox.received_count(), accepted(&world)), (1, 0), "the first attempt and no other");
+    admin.resume_delivery(resume()).await.unwrap();
+    all_end(&mut client, &id, 1, "SENT").await;
+    assert_eq!(accepted(&world), 1);
+    let identities: Vec<_> = world.received().iter().filter_map(|push| push.nudged_id.clone()).collect();
+    assert!(identities.len() == 2 && identities[0] == identities[1], "a retry is the same notice: {identities:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_audience_is_not_worked_out_after_its_notification_was_cancelled() {
+    let world = World::new().await;
+    let _server = world.start();
+    let mut client = world.client().await;
+    let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
+    for user in ["choco", "mina"] {
+        register(&mut client, user, device::Platform::Fcm, &format!("fcm-token-{user}:APA91b")).await;
+        opt_in(&mut client, user, true).await;
+    }
+    admin.pause_delivery(pause()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let everyone = NotifyEventRequest { everyone: true, user_ids: Vec::new(), ..event("all", &[]) };
+    let id = notify(&mut client, everyone).await;
+    // Taken up and set aside, as it was before the cancellation.
+    let deadline = Instant::now() + PATIENCE;
+    while tables::count(&world.database(), "SELECT count(*) AS count FROM fanout WHERE owner <> 0") == 0 {
+        assert!(Instant::now() < deadline, "nobody takes up the audience");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let cancel = CancelNotificationRequest { app_id: APP.into(), notification_id: id.clone() };
+    client.cancel_notification(cancel).await.unwrap();
+    admin.resume_delivery(resume()).await.unwrap();
+    all_end(&mut client, &id, 2, "CANCELLED").await;
+    assert_eq!(world.sandbox.received_count(), 0, "nobody hears of it");
+}
+
+/// Claimed eight times without a result, it is what brings the process down: it is given up, and the rest goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_in_flight_at_every_crash_is_given_up() {
+    let world = World::new().await;
+    let server = world.start();
+    let mut client = world.client().await;
+    let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
+    register(&mut client, "choco", device::Platform::Fcm, "fcm-token-1:APA91b").await;
+    opt_in(&mut client, "choco", true).await;
+    admin.pause_delivery(pause()).await.unwrap();
+    let poison = notify(&mut client, event("poison", &["choco"])).await;
+    server.kill();
+    assert_eq!(tables::execute(&world.database(), "UPDATE job SET claims = 8, due_at = ready_at"), 1);
+    let _server = world.start();
+    let mut client = world.client().await;
+    let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
+    admin.resume_delivery(resume()).await.unwrap();
+    all_end(&mut client, &poison, 1, "POISON").await;
+    let healthy = notify(&mut client, event("healthy", &["choco"])).await;
+    all_end(&mut client, &healthy, 1, "SENT").await;
+    assert_eq!(world.sandbox.received_count(), 1, "it was not tried once more");
+}
