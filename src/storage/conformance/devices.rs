@@ -1,7 +1,8 @@
 //! Devices, apps and routes.
 
 use super::*;
-use crate::domain::device::{DeviceRef, MAX_DEVICES_PER_USER};
+use crate::domain::device::{DeviceRef, MAX_DEVICES_PER_USER, Retirement};
+use crate::domain::ids::UserKey;
 use crate::domain::platform::Permission;
 
 pub async fn rows_of_apps_and_routes_are_made_once(fixture: &Fixture) {
@@ -48,6 +49,27 @@ pub async fn the_same_token_under_another_user_moves(fixture: &Fixture) {
     let other = World::of_app(fixture, "toys").await;
     assert!(other.register("mina", "aa").await.active);
     assert!(world.register("jun", "aa").await.active);
+}
+
+pub async fn a_dead_token_of_somebody_else_recalls_what_waits_for_it(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.opt_in("mina").await;
+    let device = world.register("mina", "aa").await;
+    world.accept(world.to_users(&["mina"])).await;
+    let claimed = world.claim_one().await;
+    let mut update = world.update(&claimed, Vec::new());
+    let reason = "410 Unregistered".to_owned();
+    update.retirements.push(Retirement { device: device.id, since: None, reason });
+    assert!(world.record(update).await);
+    // A second push to the phone was gated before that, and still waits at its sender.
+    let gated = fixture.deny.position();
+    let hit = || fixture.deny.hit(gated, UserKey(1), device.id, NotificationId(1));
+    world.pass(1);
+    world.register("jun", "bb").await;
+    assert!(!hit(), "another token");
+    let moved = world.register("jun", "aa").await;
+    assert!(moved.active && moved.id != device.id);
+    assert!(hit());
 }
 
 pub async fn a_token_rotates_on_its_row(fixture: &Fixture) {

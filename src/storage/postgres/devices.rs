@@ -87,6 +87,9 @@ enum Decision {
     Write {
         /// Rows that let go of the token or the install first, with state and reason.
         retired: Vec<(DeviceId, i16, &'static str)>,
+        /// Other users' rows of the token that are retired already. A platform may have done that, of which nobody was
+        /// told: what was gated before still waits for this phone.
+        dead: Vec<DeviceId>,
         /// Their own row that it goes into; `None`: a new one.
         target: Option<i64>,
         /// `None`: never seen before.
@@ -168,7 +171,8 @@ async fn decide(
             (DeviceId(row.id), state, reason)
         })
         .collect();
-    Ok(Decision::Write { retired, target, user })
+    let dead = of_token.iter().filter(|row| row.state == 2 && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
+    Ok(Decision::Write { retired, dead, target, user })
 }
 
 /// The times of a row that a registration writes.
@@ -203,7 +207,8 @@ pub(super) async fn register(tx: &mut Tx, registration: &Registration, now: Unix
             let id = insert(tx, registration, &hash, Some(MOVED), written, now).await?;
             Ok(Registered { device: read(tx.conn(), id).await?, created: true })
         }
-        Decision::Write { retired, target, user: _ } => {
+        Decision::Write { retired, dead, target, user: _ } => {
+            recall(tx, &dead);
             let id = write(tx, registration, &hash, (retired, target), written, now).await?;
             let device = read_row(tx.conn(), id).await?;
             evict(tx, UserKey(device.user_key), Some(id), now).await?;
@@ -223,11 +228,12 @@ pub(super) async fn import(
 ) -> Attempt<ImportEffect> {
     lock_install(tx, registration).await?;
     let hash = token_hash(&registration.token);
-    let Decision::Write { retired, target, user } =
+    let Decision::Write { retired, dead, target, user } =
         decide(tx.conn(), registration, &hash, Repeat::SameTime, true).await?
     else {
         return Ok(ImportEffect::Unchanged);
     };
+    recall(tx, &dead);
     let written = Written { created_at, confirmed_at: registration.observed_at };
     write(tx, registration, &hash, (retired, target), written, now).await?;
     if let Some(user) = user {
@@ -248,6 +254,13 @@ pub(super) async fn assess(conn: &mut AsyncPgConnection, registration: &Registra
         Decision::Write { .. } => ImportEffect::Applied,
         Decision::Stale(_) | Decision::Stands(_) => ImportEffect::Unchanged,
     })
+}
+
+/// What waits for these devices passes its gate again, which ends it.
+fn recall(tx: &mut Tx, devices: &[DeviceId]) {
+    for device in devices {
+        tx.deny(DenyKey::Device(*device));
+    }
 }
 
 /// The old rows let go of the token before the new one takes it. The row written.

@@ -90,6 +90,9 @@ enum Decision {
     Write {
         /// Rows that let go of the token or the install first, with state and reason.
         retired: Vec<(DeviceId, i16, &'static str)>,
+        /// Other users' rows of the token that are retired already. A platform may have done that, of which nobody was
+        /// told: what was gated before still waits for this phone.
+        dead: Vec<DeviceId>,
         /// Their own row that it goes into; `None`: a new one.
         target: Option<i64>,
         /// `None`: never seen before.
@@ -169,7 +172,8 @@ fn decide(
             (DeviceId(row.id), state, reason)
         })
         .collect();
-    Ok(Decision::Write { retired, target, user })
+    let dead = of_token.iter().filter(|row| row.state == 2 && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
+    Ok(Decision::Write { retired, dead, target, user })
 }
 
 /// The times of a row that a registration writes.
@@ -191,7 +195,8 @@ pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs
             let id = insert(tx, registration, &hash, Some(MOVED), written, now)?;
             Ok(Registered { device: read(tx.conn, id)?, created: true })
         }
-        Decision::Write { retired, target, user: _ } => {
+        Decision::Write { retired, dead, target, user: _ } => {
+            recall(tx, &dead);
             let id = write(tx, registration, &hash, (retired, target), written, now)?;
             let device = read_row(tx.conn, id)?;
             evict(tx, UserKey(device.user_key), Some(id), now)?;
@@ -210,9 +215,11 @@ pub(super) fn import(
     now: UnixMs,
 ) -> Attempt<ImportEffect> {
     let hash = token_hash(&registration.token);
-    let Decision::Write { retired, target, user } = decide(tx.conn, registration, &hash, Repeat::SameTime)? else {
+    let Decision::Write { retired, dead, target, user } = decide(tx.conn, registration, &hash, Repeat::SameTime)?
+    else {
         return Ok(ImportEffect::Unchanged);
     };
+    recall(tx, &dead);
     let written = Written { created_at, confirmed_at: registration.observed_at };
     write(tx, registration, &hash, (retired, target), written, now)?;
     if let Some(user) = user {
@@ -233,6 +240,13 @@ pub(super) fn assess(conn: &mut SqliteConnection, registration: &Registration) -
         Decision::Write { .. } => ImportEffect::Applied,
         Decision::Stale(_) | Decision::Stands(_) => ImportEffect::Unchanged,
     })
+}
+
+/// What waits for these devices passes its gate again, which ends it.
+fn recall(tx: &mut Tx<'_>, devices: &[DeviceId]) {
+    for device in devices {
+        tx.deny(DenyKey::Device(*device));
+    }
 }
 
 /// The old rows let go of the token before the new one takes it. The row written.
@@ -398,7 +412,7 @@ pub(super) fn unregister(
 }
 
 /// A platform found the token dead. A registration confirmed later than it knew survives. Publishes nothing: there is
-/// no push to a dead token to hold back.
+/// no push to a dead token to hold back, unless somebody else registers it (see [`recall`]).
 pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<()> {
     let since = if planted::is("retired-in-spite-of-registration") { i64::MAX } else { dead.since.unwrap_or(now).0 };
     let retired = tx.execute(constant!(
