@@ -163,6 +163,11 @@ impl Flight {
         self.kept = Some(guard);
     }
 
+    /// It is at no sender now, and whoever waits for those that are must not wait for this.
+    pub fn let_go(&mut self) {
+        self.kept = None;
+    }
+
     pub fn is_kept(&self) -> bool {
         self.kept.is_some()
     }

@@ -9,11 +9,11 @@
 //!
 //! [`DenyFeed`]: crate::domain::deny::DenyFeed
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use metrics::gauge;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::shared::Shared;
 use crate::domain::pause::{Pause, Pauses};
@@ -30,22 +30,69 @@ const PULLED: usize = 500;
 
 /// The pauses that this process obeys.
 pub struct Holds {
-    current: watch::Sender<Arc<Pauses>>,
+    current: RwLock<Current>,
+    /// Told when they changed. Wakes in the order in which it is waited for, so that a history can be replayed: tokio's
+    /// `watch` wakes in an order of chance.
+    told: Notify,
     /// Somebody changed one here.
     pub changed: Notify,
 }
 
+struct Current {
+    version: u64,
+    pauses: Arc<Pauses>,
+}
+
 impl Holds {
     pub fn new(pauses: Vec<Pause>) -> Self {
-        Self { current: watch::Sender::new(Arc::new(Pauses(pauses))), changed: Notify::new() }
+        let current = Current { version: 0, pauses: Arc::new(Pauses(pauses)) };
+        Self { current: RwLock::new(current), told: Notify::new(), changed: Notify::new() }
     }
 
     pub fn now(&self) -> Arc<Pauses> {
-        Arc::clone(&self.current.borrow())
+        Arc::clone(&self.read().pauses)
     }
 
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Pauses>> {
-        self.current.subscribe()
+    fn read(&self) -> RwLockReadGuard<'_, Current> {
+        self.current.read().expect("no panic while held")
+    }
+
+    fn replace(&self, pauses: Pauses) {
+        {
+            let mut current = self.current.write().expect("no panic while held");
+            *current = Current { version: current.version + 1, pauses: Arc::new(pauses) };
+        }
+        self.told.notify_waiters();
+    }
+
+    pub fn watched(&self) -> Watched<'_> {
+        Watched { seen: self.read().version, holds: self }
+    }
+}
+
+/// Sees every change once, or several as one.
+pub struct Watched<'a> {
+    holds: &'a Holds,
+    seen: u64,
+}
+
+impl Watched<'_> {
+    pub fn now(&mut self) -> Arc<Pauses> {
+        let current = self.holds.read();
+        self.seen = current.version;
+        Arc::clone(&current.pauses)
+    }
+
+    /// Until they are others than those seen. Cancel safe.
+    pub async fn changed(&self) {
+        loop {
+            // Whatever is told from here on reaches it, polled or not.
+            let told = self.holds.told.notified();
+            if self.holds.read().version != self.seen {
+                return;
+            }
+            told.await;
+        }
     }
 }
 
@@ -54,7 +101,7 @@ pub fn until(pause: &Pause, now: UnixMs) -> UnixMs {
     now.plus(now.since(pause.since).clamp(SHORTEST, LONGEST))
 }
 
-/// Keeps [`Holds`] true until the engine stops, and gives back what was handed over to nobody.
+/// Keeps [`Holds`] true until the engine stops, and gives back the leases that could not be given back at once.
 pub async fn watch(shared: Arc<Shared>) {
     for pause in &shared.holds.now().0 {
         tell(pause);
@@ -65,12 +112,7 @@ pub async fn watch(shared: Arc<Shared>) {
         for pause in std::mem::take(&mut ended) {
             pull_forward(&shared, &pause).await;
         }
-        let orphans = std::mem::take(&mut *shared.orphans.lock().expect("no panic while held"));
-        if !orphans.is_empty()
-            && let Err(error) = shared.store.release(orphans, shared.runtime.now()).await
-        {
-            tracing::debug!(%error, "leases could not be given back; the next start frees them");
-        }
+        shared.give_back().await;
         match shared.store.pauses().await {
             Ok(read) => ended = apply(&shared, Pauses(read)).await,
             Err(error) => tracing::debug!(%error, "the pauses cannot be read"),
@@ -99,7 +141,7 @@ async fn apply(shared: &Shared, read: Pauses) -> Vec<Pause> {
         tracing::info!(scope = %pause.scope, "delivery is resumed");
     }
     let begun = read.0.iter().any(|pause| !before.has(&pause.scope));
-    shared.holds.current.send_replace(Arc::new(read));
+    shared.holds.replace(read);
     if begun {
         // After the gates can see it: whatever passed before comes back and does.
         shared.deny.recall();

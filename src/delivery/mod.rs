@@ -29,7 +29,7 @@ mod shared;
 mod troubles;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -62,6 +62,9 @@ use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// Reading it looks at every open job: at most this part of the time is spent on it.
 const COUNTING_SHARE: u32 = 10;
+
+/// Between a shutdown's tries to give leases back.
+const GIVE_BACK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What the engine is built from.
 pub struct Parts {
@@ -165,7 +168,7 @@ impl Engine {
         let Routing { senders, without_push_id, allow_lists, pacing } = routing;
         let before = shared.table();
         let before_senders = distinct(before.routes.values().map(|lanes| Arc::clone(&lanes.link().sender)));
-        let mut routes = HashMap::new();
+        let mut routes = BTreeMap::new();
         let mut inboxes = Vec::new();
         for route in senders.routes() {
             let (_, sender) = senders.get(route.id).expect("it was just listed");
@@ -241,6 +244,12 @@ impl Engine {
         futures_util::future::join_all(senders.iter().map(|sender| sender.drain(shared.settings.drain))).await;
         self.finish.cancel();
         join("the writer of outcomes", self.writer).await;
+        for _ in 0..outcomes::LAST_TRIES {
+            if shared.give_back().await {
+                break;
+            }
+            shared.runtime.sleep(GIVE_BACK_AGAIN).await;
+        }
         tracing::info!("the delivery engine has stopped");
     }
 }

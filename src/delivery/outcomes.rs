@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::credential::Credential;
-use super::flight::{Flight, Next};
+use super::flight::{Flight, Gone, Next};
 use super::learn::Learner;
 use super::metrics;
 use super::shared::{Shared, Work};
@@ -22,7 +22,7 @@ use crate::domain::ids::JobId;
 use crate::domain::platform::Platform;
 use crate::domain::time::UnixMs;
 use crate::senders::Outcomes;
-use crate::storage::JobUpdate;
+use crate::storage::{DeviceTimes, JobUpdate};
 
 /// Answers taken in one turn.
 const TURN: usize = 4_096;
@@ -33,6 +33,8 @@ const WRITE: usize = 256;
 const GATHER: Duration = Duration::from_millis(10);
 /// Between repeats of a failed write.
 const REPEAT: Duration = Duration::from_millis(250);
+/// How often a shutdown tries to write, and to give back leases: five seconds.
+pub const LAST_TRIES: u32 = 20;
 
 pub struct Writer {
     shared: Arc<Shared>,
@@ -41,6 +43,8 @@ pub struct Writer {
     dirty: BTreeSet<u64>,
     /// Flights with tokens whose end their registrations decide.
     unjudged: BTreeSet<u64>,
+    /// How often their registrations could not be read in a row.
+    unread: u32,
     /// Credentials whose providers complained just now.
     slowing: Vec<Arc<Credential>>,
     /// Cancelled once the senders are drained: end when no flight is left.
@@ -66,7 +70,8 @@ struct After {
 
 impl Writer {
     pub fn new(shared: Arc<Shared>, outcomes: mpsc::UnboundedReceiver<Outcomes>, finish: CancellationToken) -> Self {
-        Self { shared, outcomes, dirty: BTreeSet::new(), unjudged: BTreeSet::new(), slowing: Vec::new(), finish }
+        let (dirty, unjudged, slowing) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        Self { shared, outcomes, dirty, unjudged, unread: 0, slowing, finish }
     }
 
     pub async fn run(mut self) {
@@ -163,31 +168,36 @@ impl Writer {
             asked
         };
         let times = match shared.store.device_times(&devices).await {
-            Ok(times) => times,
+            Ok(times) => Some(times),
             Err(error) => {
                 tracing::debug!(%error, "registrations cannot be read; asking again");
-                if !self.finish.is_cancelled() {
+                self.unread += 1;
+                if !self.finish.is_cancelled() || self.unread < LAST_TRIES {
                     return;
                 }
-                vec![None; devices.len()]
+                None
             }
         };
+        self.unread = 0;
         let now = shared.runtime.now();
-        let mut times = times.into_iter();
+        // Nothing is retired unseen: the next start asks again.
+        let mut times = times.map(Vec::into_iter);
         let mut flights = shared.flights.lock().expect("no panic while held");
         for (ticket, count) in tickets {
-            let times: Vec<_> = times.by_ref().take(count).collect();
+            let times: Option<Vec<_>> = times.as_mut().map(|times| times.by_ref().take(count).collect());
             let Some(flight) = flights.get_mut(&ticket) else { continue };
-            let verdicts: Vec<GoneVerdict> = flight
-                .gone()
-                .iter()
-                .zip(times)
-                .map(|(gone, times)| match times {
-                    // The row went with its person.
-                    None => GoneVerdict::Retire,
-                    Some(times) => judge_gone(gone.since, times.confirmed_at, times.doubted_at, now),
-                })
-                .collect();
+            let verdicts: Vec<GoneVerdict> = match times {
+                None => vec![GoneVerdict::Keep; count],
+                Some(times) => {
+                    let of_flight = flight.gone().iter().zip(times);
+                    let verdict = |(gone, times): (&Gone, Option<DeviceTimes>)| match times {
+                        // The row went with its person.
+                        None => GoneVerdict::Retire,
+                        Some(times) => judge_gone(gone.since, times.confirmed_at, times.doubted_at, now),
+                    };
+                    of_flight.map(verdict).collect()
+                }
+            };
             let policy = shared.settings.retry(flight.route.spec.platform);
             for (device, until) in flight.judge_gone(&verdicts, shared.runtime.random_unit(), policy) {
                 shared.quiet.add(device, until);
@@ -240,7 +250,8 @@ impl Writer {
                     writes.ended.push(flight);
                 }
                 Next::Regate => {
-                    let flight = flights.remove(&ticket).expect("it was just found");
+                    let mut flight = flights.remove(&ticket).expect("it was just found");
+                    flight.let_go();
                     if let Err(mut flight) = self.regate(flight) {
                         let pending = flight.take_pending().len();
                         flight.put_back(pending);
@@ -266,7 +277,7 @@ impl Writer {
     }
 
     async fn write_chunk(&self, updates: Vec<JobUpdate>, after: Vec<After>) {
-        let mut reported = false;
+        let (mut reported, mut tries) = (false, 0);
         let held = loop {
             match self.shared.store.record(updates.clone(), self.shared.runtime.now()).await {
                 Ok(held) => break held,
@@ -276,8 +287,12 @@ impl Writer {
                         reported = true;
                     }
                     if self.finish.is_cancelled() {
-                        tracing::error!("shutting down with unwritten outcomes; these deliveries may be repeated");
-                        return;
+                        tries += 1;
+                        if tries >= LAST_TRIES {
+                            // Their leases stay with this owner, so that the next start takes them up, none before.
+                            tracing::error!("shutting down with unwritten outcomes; these deliveries may be repeated");
+                            return;
+                        }
                     }
                     self.shared.runtime.sleep(REPEAT).await;
                 }
@@ -302,14 +317,16 @@ impl Writer {
             }
         }
         for (until, jobs) in put_off {
-            if let Err(error) = self.shared.store.put_off(jobs, until).await {
-                tracing::warn!(%error, "held jobs could not be put off; the next start frees them");
+            if let Err(error) = self.shared.store.put_off(jobs.clone(), until).await {
+                tracing::warn!(%error, "held jobs could not be put off yet");
+                self.shared.give_back_later(jobs, Some(until));
             }
         }
         if !release.is_empty()
-            && let Err(error) = self.shared.store.release(release, self.shared.runtime.now()).await
+            && let Err(error) = self.shared.store.release(release.clone(), self.shared.runtime.now()).await
         {
-            tracing::warn!(%error, "leases could not be given back; the next start frees them");
+            tracing::warn!(%error, "leases could not be given back yet");
+            self.shared.give_back_later(release, None);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the engine's tasks share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -26,6 +26,7 @@ use crate::domain::outcome::Entry;
 use crate::domain::platform::{Environment, Lane, Route, RouteSpec};
 use crate::domain::provider::{RouteCondition, RouteStatus};
 use crate::domain::room::Room;
+use crate::domain::time::UnixMs;
 use crate::render::Types;
 use crate::runtime::{Instant, Runtime};
 use crate::senders::{Outcomes, Sender};
@@ -46,15 +47,16 @@ pub struct Shared {
     pub table: RwLock<Arc<RouteTable>>,
     pub holds: Holds,
     /// What routes share. Bounded by the credentials that were ever configured in this run.
-    pub credentials: Mutex<HashMap<CredentialKey, Arc<Credential>>>,
+    pub credentials: Mutex<BTreeMap<CredentialKey, Arc<Credential>>>,
     pub guard: Guard,
     pub quiet: Quiet,
     /// A route or credential was paused, or works again.
     pub troubled: Notify,
     /// Jobs at the senders, by ticket. Bounded by the permits.
     pub flights: Mutex<HashMap<u64, Flight>>,
-    /// Leases to be given back. Bounded by the permits of a moment in which a route was removed.
-    pub orphans: Mutex<Vec<(JobId, i64)>>,
+    /// Leases that are still to be given back: their route was removed, or the store refused to take them. Bounded by the
+    /// permits, for a store that takes nothing gives no new ones.
+    pub orphans: Mutex<Vec<Orphan>>,
     pub next_ticket: AtomicU64,
     pub outcomes: mpsc::UnboundedSender<Outcomes>,
     /// A flight changed without an outcome (all its targets were concluded, or the sender refused it).
@@ -69,10 +71,18 @@ pub struct Shared {
     pub stopping: CancellationToken,
 }
 
+/// Jobs whose leases are to be given back, with their fences.
+pub struct Orphan {
+    jobs: Vec<(JobId, i64)>,
+    /// Not due before this.
+    put_off: Option<UnixMs>,
+}
+
 /// What this process can send through, and to whom.
 #[derive(Default)]
 pub struct RouteTable {
-    pub routes: HashMap<RouteId, Arc<RouteLanes>>,
+    /// In order, as all that is gone through: what happens must not depend on chance, or no history could be replayed.
+    pub routes: BTreeMap<RouteId, Arc<RouteLanes>>,
     /// Of the apps that have one.
     pub allow_lists: HashMap<AppKey, Arc<AllowList>>,
 }
@@ -173,7 +183,33 @@ impl Shared {
     /// Its worker has ended since the permit was given: shutdown, or the route was removed. The store is calling us, so the
     /// lease is given back later.
     fn orphan(&self, job: &Job) {
-        self.orphans.lock().expect("no panic while held").push((job.id, job.fence));
+        self.give_back_later(vec![(job.id, job.fence)], None);
+    }
+
+    /// [`Shared::give_back`] does it.
+    pub fn give_back_later(&self, jobs: Vec<(JobId, i64)>, put_off: Option<UnixMs>) {
+        if !jobs.is_empty() {
+            self.orphans.lock().expect("no panic while held").push(Orphan { jobs, put_off });
+        }
+    }
+
+    /// Gives back the leases that wait for it. Whether none is left: what the store refuses stays for the next time, or
+    /// it would be held for as long as this process lives.
+    pub async fn give_back(&self) -> bool {
+        let orphans = std::mem::take(&mut *self.orphans.lock().expect("no panic while held"));
+        let mut all = true;
+        for Orphan { jobs, put_off } in orphans {
+            let given = match put_off {
+                Some(until) => self.store.put_off(jobs.clone(), until).await,
+                None => self.store.release(jobs.clone(), self.runtime.now()).await,
+            };
+            if let Err(error) = given {
+                tracing::debug!(%error, "leases cannot be given back; trying again");
+                self.give_back_later(jobs, put_off);
+                all = false;
+            }
+        }
+        all
     }
 
     pub fn table(&self) -> Arc<RouteTable> {

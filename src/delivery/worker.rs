@@ -80,13 +80,13 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let lanes = Arc::clone(&self.lanes);
         let spec = &lanes.route.spec;
-        let mut pauses = shared.holds.subscribe();
+        let mut pauses = shared.holds.watched();
         let inbox = &lanes.lanes[self.lane.index()];
         let mut claim_at = Some(shared.runtime.instant());
         loop {
             let now = shared.runtime.instant();
             // Nothing is claimed from a route that an operator holds.
-            let held = pauses.borrow_and_update().of_route(spec.app, spec.platform).is_some();
+            let held = pauses.now().of_route(spec.app, spec.platform).is_some();
             let claim_now = !held && claim_at.is_some_and(|at| at <= now);
             let pause = lanes.paused_until(self.lane, now);
             let next = if held { None } else { pause.or(claim_at) };
@@ -94,7 +94,7 @@ impl Worker {
                 biased;
                 () = shared.stopping.cancelled() => break,
                 () = lanes.removed.cancelled() => break,
-                Ok(()) = pauses.changed() => claim_at = Some(shared.runtime.instant()),
+                () = pauses.changed() => claim_at = Some(shared.runtime.instant()),
                 work = self.work.recv() => match work {
                     Some(work) => {
                         if !self.take(work).await {
@@ -136,11 +136,26 @@ impl Worker {
             return Round::Trouble(PROBE_PAUSE);
         }
         let (max_jobs, most) = if probing { (1, 1) } else { (settings.max_claim_jobs, settings.max_claim_targets) };
-        let mut room = tokio::select! {
-            biased;
-            () = shared.stopping.cancelled() => return Round::Idle(None),
-            () = self.lanes.removed.cancelled() => return Round::Idle(None),
-            room = shared.permits.claim(self.lane, most) => room,
+        let mut room = {
+            let mut room = std::pin::pin!(shared.permits.claim(self.lane, most));
+            loop {
+                tokio::select! {
+                    biased;
+                    () = shared.stopping.cancelled() => return Round::Idle(None),
+                    () = self.lanes.removed.cancelled() => return Round::Idle(None),
+                    // What comes back, or is handed over, has room of its own, which may be all that there is: to wait for
+                    // some with the inbox unread could be for ever.
+                    work = self.work.recv() => match work {
+                        Some(work) => {
+                            if !self.take(work).await {
+                                shared.runtime.sleep(SENDER_PAUSE).await;
+                            }
+                        }
+                        None => return Round::Idle(None),
+                    },
+                    room = &mut room => break room,
+                }
+            }
         };
         let request = ClaimRequest {
             route: self.route,
@@ -675,9 +690,10 @@ impl Worker {
             }
         }
         if !jobs.is_empty()
-            && let Err(error) = self.shared.store.release(jobs, self.shared.runtime.now()).await
+            && let Err(error) = self.shared.store.release(jobs.clone(), self.shared.runtime.now()).await
         {
-            tracing::warn!(%error, "leases could not be given back; the next start frees them");
+            tracing::warn!(%error, "leases could not be given back yet");
+            self.shared.give_back_later(jobs, None);
         }
     }
 }
