@@ -8,6 +8,8 @@
 #   make examples      callers in Python, Node, Go and Java against the real binary (needs their package registries)
 #   make powercut      SQLite on a disk that forgets what was not synced: so many random cuts (CUTS=10000 SEED_FROM=1) and
 #                      one at every write and sync; part of make test with 300
+#   make sim           simulated histories of the whole engine: so many (HISTORIES=1000000 SEED_FROM=1, FILES=1 on WAL files), or
+#                      one, told in full and made small (SEED=7); part of make test with 20 000
 #   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
 #                      it (not part of CI; ARGS='NAME…': only those)
 #   make faults        every provider fault × platform × store × moment, held to the table in docs/reliability.md; over real TLS
@@ -22,13 +24,14 @@ CARGO ?= cargo
 ARGS ?=
 FAULT ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut planted faults demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut sim planted faults demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 test:
 	scripts/with-postgres.sh $(CARGO) test --locked $(ARGS)
+	$(if $(ARGS),,$(MAKE) sim HISTORIES=20000)
 
 check: fmt clippy doc deny proto tidy
 
@@ -81,6 +84,19 @@ SEED_FROM ?= 1000
 
 powercut:
 	NUDGED_TEST_CUTS='$(CUTS)' NUDGED_TEST_CUTS_FROM='$(SEED_FROM)' $(CARGO) test --locked --test powercut -- --nocapture
+
+HISTORIES ?=
+SEED_FROM ?=
+SEED ?=
+FILES ?=
+THREADS ?=
+
+# A campaign is optimised; what it is linked with is not built anew. Its checks of arithmetic and invariants stay.
+sim:
+	$(if $(HISTORIES),CARGO_PROFILE_DEV_OPT_LEVEL=1) NUDGED_SIM_HISTORIES='$(HISTORIES)' NUDGED_SIM_SEED_FROM='$(SEED_FROM)' \
+		NUDGED_SIM_SEED='$(SEED)' NUDGED_SIM_FILES='$(FILES)' NUDGED_SIM_THREADS='$(THREADS)' \
+		$(CARGO) test --locked --test sim $(ARGS) -- --nocapture \
+		$(if $(SEED),one_seed_is_told_in_full,$(if $(HISTORIES),histories_keep_the_contract))
 
 planted:
 	CARGO='$(CARGO)' scripts/with-postgres.sh scripts/planted.sh $(ARGS)

@@ -9,10 +9,12 @@
 //! deadlines alike.
 #![expect(clippy::disallowed_methods, reason = "this module is the seam through which everyone else gets these")]
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -29,8 +31,18 @@ pub struct Runtime {
 }
 
 enum Mode {
-    Production { rng: Mutex<SmallRng> },
-    Simulated { start: UnixMs, origin: Instant, rng: Mutex<SmallRng> },
+    Production {
+        rng: Mutex<SmallRng>,
+    },
+    Simulated {
+        start: UnixMs,
+        origin: Instant,
+        /// By how much the wall clock was set since.
+        jumped_ms: AtomicI64,
+        /// One poll of a task in so many is put behind those of the others; 0: none.
+        reorder_one_in: AtomicU32,
+        rng: Mutex<SmallRng>,
+    },
 }
 
 impl Runtime {
@@ -44,7 +56,34 @@ impl Runtime {
     #[must_use]
     pub fn simulated(seed: u64, start: UnixMs) -> Self {
         let rng = Mutex::new(SmallRng::seed_from_u64(seed));
-        Self { mode: Arc::new(Mode::Simulated { start, origin: Instant::now(), rng }) }
+        let (jumped_ms, reorder_one_in) = (AtomicI64::new(0), AtomicU32::new(0));
+        Self { mode: Arc::new(Mode::Simulated { start, origin: Instant::now(), jumped_ms, reorder_one_in, rng }) }
+    }
+
+    /// Sets the simulated wall clock forward or back, as an operator or NTP may; deadlines do not move.
+    pub fn jump(&self, by_ms: i64) {
+        if let Mode::Simulated { jumped_ms, .. } = &*self.mode {
+            jumped_ms.fetch_add(by_ms, Ordering::Relaxed);
+        }
+    }
+
+    /// From now on one poll of a simulated task in `one_in` comes after those of the tasks that are ready with it: what is
+    /// woken together runs in any order, as it does on several threads. 0 for none.
+    pub fn reorder(&self, one_in: u32) {
+        if let Mode::Simulated { reorder_one_in, .. } = &*self.mode {
+            reorder_one_in.store(one_in, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this poll is put off.
+    fn puts_off(&self) -> bool {
+        match &*self.mode {
+            Mode::Production { .. } => false,
+            Mode::Simulated { reorder_one_in, .. } => {
+                let one_in = u64::from(reorder_one_in.load(Ordering::Relaxed));
+                one_in > 0 && self.random_u64().is_multiple_of(one_in)
+            }
+        }
     }
 
     /// Whether threads are to be left out and their work run inline.
@@ -61,7 +100,10 @@ impl Runtime {
                 let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
                 UnixMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
             }
-            Mode::Simulated { start, origin, .. } => start.plus(Instant::now() - *origin),
+            Mode::Simulated { start, origin, jumped_ms, .. } => {
+                let at = start.plus(Instant::now() - *origin);
+                UnixMs(at.0.saturating_add(jumped_ms.load(Ordering::Relaxed)))
+            }
         }
     }
 
@@ -137,7 +179,19 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(future)
+        match &*self.mode {
+            Mode::Production { .. } => tokio::spawn(future),
+            Mode::Simulated { .. } => {
+                let (runtime, mut future) = (self.clone(), Box::pin(future));
+                tokio::spawn(poll_fn(move |cx| {
+                    if runtime.puts_off() {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    future.as_mut().poll(cx)
+                }))
+            }
+        }
     }
 
     /// A task on the current thread's `LocalSet`.
@@ -204,6 +258,38 @@ mod tests {
         let runtime = Runtime::simulated(1, UnixMs(1_000_000));
         runtime.sleep(Duration::from_secs(90)).await;
         assert_eq!(runtime.now(), UnixMs(1_090_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wall_clock_can_be_set_and_deadlines_stay() {
+        let runtime = Runtime::simulated(1, UnixMs(1_000_000));
+        let before = runtime.instant();
+        runtime.jump(-5_000);
+        assert_eq!((runtime.now(), runtime.instant()), (UnixMs(995_000), before));
+        runtime.jump(6_000);
+        assert_eq!(runtime.now(), UnixMs(1_001_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reordered_tasks_run_in_an_order_of_the_seeds() {
+        let order = async |seed| {
+            let runtime = Runtime::simulated(seed, UnixMs(0));
+            runtime.reorder(2);
+            let seen = Arc::<Mutex<Vec<u32>>>::default();
+            let tasks: Vec<_> = (0..8)
+                .map(|task| {
+                    let seen = Arc::clone(&seen);
+                    runtime.spawn(async move { seen.lock().unwrap().push(task) })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let seen = seen.lock().unwrap().clone();
+            seen
+        };
+        assert_eq!(order(1).await, order(1).await);
+        assert_ne!(order(1).await, order(2).await);
     }
 
     #[tokio::test(start_paused = true)]

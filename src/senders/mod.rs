@@ -12,7 +12,7 @@ mod secret;
 mod suite;
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -176,7 +176,8 @@ pub struct SenderStatus {
 /// Which sender serves which route.
 #[derive(Clone, Default)]
 pub struct Registry {
-    by_route: HashMap<RouteId, (Arc<Route>, Arc<dyn Sender>)>,
+    /// In order, so that nothing that is done for each depends on chance.
+    by_route: BTreeMap<RouteId, (Arc<Route>, Arc<dyn Sender>)>,
 }
 
 impl Registry {

@@ -7,6 +7,7 @@
 
 mod accept;
 mod devices;
+mod disturb;
 mod event_types;
 mod explain;
 mod fanout;
@@ -42,12 +43,14 @@ use diesel::RunQueryDsl;
 use diesel::sql_types::Integer;
 use diesel::sqlite::SqliteConnection;
 
+pub use disturb::{Disturb, Disturbance, Fate};
 pub use leaving::Source;
 pub use open::{MEMORY, OpenError, Settings, Synchronous};
 pub use seed::seed;
 pub use writer::QueueLimits;
 
 use self::accept::Prepared;
+use self::disturb::disturbed;
 use self::fail::{Attempt, unavailable};
 use self::group::{Context, Core, Tx};
 use self::readers::{Asker, Readers, snapshot};
@@ -85,6 +88,8 @@ pub struct SqliteStore {
     /// None in simulation.
     scanner: Option<Scanner>,
     context: Arc<Context>,
+    /// In simulation, at most.
+    disturb: Option<Arc<dyn Disturb>>,
     paces: providers::Paces,
     lock: std::sync::Mutex<Option<File>>,
     /// How far retention has come.
@@ -111,7 +116,14 @@ impl SqliteStore {
         let readers = Readers::start(&context.runtime, opened.readers)?;
         let scanner = opened.scanner.map(|conn| Scanner::start(&context, conn, &settings.path)).transpose()?;
         let (paces, lock) = (providers::Paces::default(), std::sync::Mutex::new(opened.lock));
-        Ok(Self { writer, readers, scanner, context, paces, lock, sweep: std::sync::Mutex::default() })
+        Ok(Self { writer, readers, scanner, context, disturb: None, paces, lock, sweep: std::sync::Mutex::default() })
+    }
+
+    /// In a simulation: every call is disturbed as `by` says.
+    #[must_use]
+    pub fn disturbed_by(mut self, by: Arc<dyn Disturb>) -> Self {
+        self.disturb = self.context.runtime.is_simulated().then_some(by);
+        self
     }
 
     /// What owns the leases of this start.
@@ -170,7 +182,8 @@ impl SqliteStore {
         T: Send + 'static,
         W: FnMut(&mut Tx<'_>) -> Attempt<T> + Send + 'static,
     {
-        self.writer.submit(class, bytes, doing, work).await
+        let call = self.writer.submit(class, bytes, doing, work);
+        disturbed(&self.context.runtime, self.disturb.as_ref(), doing, call).await
     }
 
     async fn read<T, W>(&self, asker: Asker, doing: &'static str, work: W) -> Result<T>
@@ -188,8 +201,11 @@ impl SqliteStore {
             result
         };
         if self.context.runtime.is_simulated() {
-            let answer = self.writer.read_inline(work).unwrap_or_else(|| Err(unavailable(doing).into()));
-            return answer.map_err(|fail| fail.into_store(doing));
+            let call = async {
+                let answer = self.writer.read_inline(work).unwrap_or_else(|| Err(unavailable(doing).into()));
+                answer.map_err(|fail| fail.into_store(doing))
+            };
+            return disturbed(&self.context.runtime, self.disturb.as_ref(), doing, call).await;
         }
         self.readers.read(asker, doing, work).await
     }

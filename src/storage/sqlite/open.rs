@@ -23,6 +23,9 @@ pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/
 
 /// The path of a database that lives in memory, for simulation.
 pub const MEMORY: &str = ":memory:";
+/// SQLite's own file system in memory (https://www.sqlite.org/inmemorydb.html, read 2026-11).
+const SHARED_MEMORY: &str = "file:/";
+const SHARED_MEMORY_END: &str = "?vfs=memdb";
 
 /// How often a committed transaction is forced to the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -70,8 +73,16 @@ impl Settings {
         Self::file(MEMORY)
     }
 
+    /// The same, shared by every connection of the process that names it, and there for as long as one is open: a store
+    /// that is opened again finds what an earlier one left. `name` is letters and digits.
+    #[must_use]
+    pub fn shared_memory(name: &str) -> Self {
+        Self::file(format!("{SHARED_MEMORY}{name}{SHARED_MEMORY_END}"))
+    }
+
     fn is_memory(&self) -> bool {
-        self.path == Path::new(MEMORY)
+        let path = self.path.to_string_lossy();
+        path == MEMORY || (path.starts_with(SHARED_MEMORY) && path.ends_with(SHARED_MEMORY_END))
     }
 }
 

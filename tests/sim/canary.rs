@@ -1,0 +1,165 @@
+//! Shows in every run that the checker can be red: facts of a green history, with one thing in them that must not be.
+
+use super::checker::{self, Bounds};
+use super::facts::{Answer, Ask, Fact, Ms, Push, Reply};
+
+/// Makes facts that must be red of green ones; `None`: not of these.
+pub type Forge = fn(&[Fact]) -> Option<Vec<Fact>>;
+
+/// What is forged, and the rule that must find it.
+pub const FORGERIES: &[(&str, Forge)] = &[
+    ("no", pushed_after_a_no),
+    ("lost", without_its_ending),
+    ("again", taken_and_sent_again),
+    ("identity", another_identity),
+    ("rest", never_at_rest),
+    ("endings", sent_and_never_taken),
+];
+
+/// Rules that miss their forgery, of those that can be forged from these facts; and how many those are.
+pub fn missed(facts: &[Fact], bounds: &Bounds) -> (Vec<&'static str>, usize) {
+    let mut tried = 0;
+    let missed = FORGERIES.iter().filter_map(|(rule, forge)| {
+        let forged = forge(facts)?;
+        tried += 1;
+        let found = checker::check(&forged, bounds);
+        (!found.iter().any(|violation| violation.rule == *rule)).then_some(*rule)
+    });
+    let missed = missed.collect();
+    (missed, tried)
+}
+
+fn last_at(facts: &[Fact]) -> Ms {
+    let at = facts.iter().rev().find_map(|fact| match fact {
+        Fact::Rested { at, .. } => Some(*at),
+        _ => None,
+    });
+    at.unwrap_or_default()
+}
+
+/// A push that the provider took and said so, over a connection that lived on; without crashes, which excuse repeats.
+fn taken(facts: &[Fact]) -> Option<&Push> {
+    if facts.iter().any(|fact| matches!(fact, Fact::Crashed { .. } | Fact::Cut { .. })) {
+        return None;
+    }
+    facts.iter().find_map(|fact| match fact {
+        Fact::Pushed(push) => facts
+            .iter()
+            .any(|fact| {
+                matches!(fact, Fact::Replied { push: number, reply: Reply::Taken { told: true }, at }
+                    if *number == push.number && *at < push.at + 1_000)
+            })
+            .then_some(push),
+        _ => None,
+    })
+}
+
+fn owner<'a>(facts: &'a [Fact], push: &Push) -> Option<&'a str> {
+    let names = push.names.as_ref()?;
+    let call = facts.iter().find_map(|fact| match fact {
+        Fact::Answered { call, answer: Answer::Registered { device, .. }, .. } if *device == names.device => {
+            Some(*call)
+        }
+        _ => None,
+    })?;
+    facts.iter().find_map(|fact| match fact {
+        Fact::Asked { call: number, ask: Ask::Register { user, .. }, .. } if *number == call => Some(user.as_str()),
+        _ => None,
+    })
+}
+
+fn pushed_after_a_no(facts: &[Fact]) -> Option<Vec<Fact>> {
+    let push = taken(facts)?;
+    let user = owner(facts, push)?.to_owned();
+    // A yes that nobody knows the answer to might still come after the no.
+    let is_doubtful = facts.iter().any(|fact| {
+        let Fact::Asked { call, ask: Ask::OptIn { user: who, event_type: None, device: None, yes: true }, .. } = fact
+        else {
+            return false;
+        };
+        let is_answered =
+            |fact: &Fact| matches!(fact, Fact::Answered { call: c, answer: Answer::Chosen { .. }, .. } if c == call);
+        *who == user && !facts.iter().any(is_answered)
+    });
+    if is_doubtful {
+        return None;
+    }
+    let at = last_at(facts);
+    let mut forged = facts.to_vec();
+    let ask = Ask::OptIn { user, event_type: None, device: None, yes: false };
+    forged.push(Fact::Asked { call: u32::MAX, at, ask });
+    forged.push(Fact::Answered { call: u32::MAX, at: at + 1, answer: Answer::Chosen { applied: true } });
+    forged.push(Fact::Pushed(Push { number: u32::MAX, at: at + 1_100, ..push.clone() }));
+    Some(forged)
+}
+
+fn without_its_ending(facts: &[Fact]) -> Option<Vec<Fact>> {
+    // Somebody who certainly belongs to the audience: the checker itself must know that from calls alone.
+    let taken = taken(facts)?;
+    let names = taken.names.as_ref()?;
+    let is_plain = facts.iter().all(|fact| {
+        !matches!(
+            fact,
+            Fact::Asked { ask: Ask::Unregister { .. }, .. }
+                | Fact::Replied { reply: Reply::Gone { .. }, .. }
+                | Fact::Answered { answer: Answer::Unknown, .. }
+                | Fact::Jumped { .. }
+        )
+    });
+    let registered_once = facts
+        .iter()
+        .filter(|fact| matches!(fact, Fact::Asked { ask: Ask::Register { token, .. }, .. } if *token == taken.token))
+        .count()
+        == 1;
+    let user = owner(facts, taken)?;
+    let is_named = facts.iter().any(|fact| {
+        matches!(fact, Fact::Asked { ask: Ask::Notify(notify), .. }
+            if notify.tag == taken.tag && notify.users.iter().any(|named| named == user))
+    });
+    let registered_at = facts.iter().find_map(|fact| match fact {
+        Fact::Answered { at, answer: Answer::Registered { device, .. }, .. } if *device == names.device => Some(*at),
+        _ => None,
+    })?;
+    let asked_at = facts.iter().find_map(|fact| match fact {
+        Fact::Asked { at, ask: Ask::Notify(notify), .. } if notify.tag == taken.tag => Some(*at),
+        _ => None,
+    })?;
+    if !is_plain || !registered_once || !is_named || registered_at >= asked_at {
+        return None;
+    }
+    let of_it = |fact: &Fact| {
+        matches!(fact, Fact::Ended { notification, device, .. }
+            if *notification == names.notification && device.as_ref() == Some(&names.device))
+    };
+    Some(facts.iter().filter(|fact| !of_it(fact)).cloned().collect())
+}
+
+fn taken_and_sent_again(facts: &[Fact]) -> Option<Vec<Fact>> {
+    let push = taken(facts)?;
+    let mut forged = facts.to_vec();
+    forged.push(Fact::Pushed(Push { number: u32::MAX, at: last_at(facts) + 1, ..push.clone() }));
+    Some(forged)
+}
+
+fn another_identity(facts: &[Fact]) -> Option<Vec<Fact>> {
+    let push = taken(facts)?;
+    let mut forged = facts.to_vec();
+    let header_id = Some("another".to_owned());
+    forged.push(Fact::Pushed(Push { number: u32::MAX, header_id, ..push.clone() }));
+    Some(forged)
+}
+
+fn never_at_rest(facts: &[Fact]) -> Option<Vec<Fact>> {
+    let rested = facts.iter().any(|fact| matches!(fact, Fact::Rested { .. }));
+    rested.then(|| facts.iter().filter(|fact| !matches!(fact, Fact::Rested { .. })).cloned().collect())
+}
+
+fn sent_and_never_taken(facts: &[Fact]) -> Option<Vec<Fact>> {
+    let names = taken(facts)?.names.as_ref()?;
+    // Only of what was acknowledged there is a last look.
+    facts.iter().find(|fact| {
+        matches!(fact, Fact::Ended { notification, device, state, .. }
+            if *notification == names.notification && device.as_ref() == Some(&names.device) && state == "Sent")
+    })?;
+    Some(facts.iter().filter(|fact| !matches!(fact, Fact::Replied { .. })).cloned().collect())
+}
