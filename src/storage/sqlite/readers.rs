@@ -21,6 +21,9 @@ use crate::storage::Result;
 
 /// Reads waiting per queue; more wait outside.
 const MAX_WAITING: usize = 1024;
+/// Quick reads that wait for each reader at work on one before another reader is woken: to wake it, and to lay it down
+/// again, costs more than such a read takes.
+const QUICK_PER_READER: usize = 4;
 
 /// Who asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,14 +32,32 @@ pub(super) enum Asker {
     Caller,
 }
 
-type Work = Box<dyn FnOnce(&mut SqliteConnection) + Send>;
+struct Work {
+    run: Box<dyn FnOnce(&mut SqliteConnection) + Send>,
+    is_quick: bool,
+}
 
 #[derive(Default)]
 struct State {
     queues: [VecDeque<Work>; 2],
     /// The engine's own reader waits.
     engine_idle: bool,
+    /// Of the others: at work on a quick read, waiting to be woken, and woken but not there yet.
+    quick: usize,
+    asleep: usize,
+    woken: usize,
     stopping: bool,
+}
+
+impl State {
+    /// Whether one of those who serve everybody is to be told; the caller does so.
+    fn wakes_one(&mut self, is_quick: bool) -> bool {
+        let waiting: usize = self.queues.iter().map(VecDeque::len).sum();
+        let coming = self.quick + self.woken;
+        let wakes = self.asleep > self.woken && waiting > if is_quick { coming * QUICK_PER_READER } else { 0 };
+        self.woken += usize::from(wakes);
+        wakes
+    }
 }
 
 #[derive(Default)]
@@ -81,6 +102,23 @@ impl Readers {
         T: Send + 'static,
         W: FnOnce(&mut SqliteConnection) -> Attempt<T> + Send + 'static,
     {
+        self.queue(asker, false, doing, work).await
+    }
+
+    /// A caller's read of some microseconds, such as one row by its key.
+    pub async fn read_quickly<T, W>(&self, doing: &'static str, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut SqliteConnection) -> Attempt<T> + Send + 'static,
+    {
+        self.queue(Asker::Caller, true, doing, work).await
+    }
+
+    async fn queue<T, W>(&self, asker: Asker, is_quick: bool, doing: &'static str, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut SqliteConnection) -> Attempt<T> + Send + 'static,
+    {
         let queue = match asker {
             Asker::Engine => 0,
             Asker::Caller => 1,
@@ -92,19 +130,21 @@ impl Readers {
             if state.stopping {
                 return Err(unavailable(doing));
             }
-            state.queues[queue].push_back(Box::new(move |conn| {
+            let run = Box::new(move |conn: &mut SqliteConnection| {
                 if !reply.is_closed() {
                     let _ = reply.send(work(conn));
                 }
-            }));
-            // One wake-up a read: each costs as much as the read itself.
+            });
+            state.queues[queue].push_back(Work { run, is_quick });
             if asker == Asker::Engine && std::mem::take(&mut state.engine_idle) {
-                &self.shared.engine_ready
+                Some(&self.shared.engine_ready)
             } else {
-                &self.shared.ready
+                state.wakes_one(is_quick).then_some(&self.shared.ready)
             }
         };
-        wake.notify_one();
+        if let Some(wake) = wake {
+            wake.notify_one();
+        }
         match answer.await {
             Ok(answer) => answer.map_err(|fail| fail.into_store(doing)),
             Err(_) => Err(unavailable(doing)),
@@ -127,33 +167,52 @@ impl Readers {
 
 fn read_until_stopped(shared: &Shared, mut conn: SqliteConnection, engine_only: bool) {
     loop {
-        let work = {
-            let mut state = shared.state();
-            loop {
-                let mut next = state.queues[0].pop_front();
-                if next.is_none() && !engine_only {
-                    next = state.queues[1].pop_front();
-                }
-                match next {
-                    Some(work) => {
-                        if engine_only {
-                            state.engine_idle = false;
-                        }
-                        break work;
-                    }
-                    None if state.stopping => return,
-                    None if engine_only => {
-                        state.engine_idle = true;
-                        state = shared.engine_ready.wait(state).expect("no panic while held");
-                    }
-                    None => state = shared.ready.wait(state).expect("no panic while held"),
-                }
-            }
-        };
-        if catch_unwind(AssertUnwindSafe(|| work(&mut conn))).is_err() {
+        let Some(work) = next_read(shared, engine_only) else { return };
+        if catch_unwind(AssertUnwindSafe(|| (work.run)(&mut conn))).is_err() {
             tracing::error!("a read of the store panicked");
             // It may have been inside a snapshot.
             let _ = constant!((); "ROLLBACK").execute(&mut conn);
+        }
+        if work.is_quick && !engine_only {
+            shared.state().quick -= 1;
+        }
+    }
+}
+
+/// `None` when there is nothing more to come.
+fn next_read(shared: &Shared, engine_only: bool) -> Option<Work> {
+    let mut state = shared.state();
+    loop {
+        let mut next = state.queues[0].pop_front();
+        if next.is_none() && !engine_only {
+            next = state.queues[1].pop_front();
+        }
+        match next {
+            Some(work) if engine_only => {
+                state.engine_idle = false;
+                return Some(work);
+            }
+            Some(work) => {
+                if work.is_quick {
+                    state.quick += 1;
+                } else if state.wakes_one(false) {
+                    // What is quick must not wait behind what may not be.
+                    drop(state);
+                    shared.ready.notify_one();
+                }
+                return Some(work);
+            }
+            None if state.stopping => return None,
+            None if engine_only => {
+                state.engine_idle = true;
+                state = shared.engine_ready.wait(state).expect("no panic while held");
+            }
+            None => {
+                state.asleep += 1;
+                state = shared.ready.wait(state).expect("no panic while held");
+                state.asleep -= 1;
+                state.woken = state.woken.saturating_sub(1);
+            }
         }
     }
 }

@@ -81,6 +81,8 @@ struct State {
     queues: [Queue; QUEUES],
     /// Groups since the last batch of an import.
     groups_without_import: u32,
+    /// The thread waits to be told of something. Telling one that works costs every request a call of the kernel.
+    idle: bool,
     paused: bool,
     stopping: bool,
     /// Nothing may be written any more.
@@ -239,23 +241,37 @@ impl Writer {
         };
         let room = &self.shared.room[class.queue()];
         let mut told = std::pin::pin!(room.notified());
+        let mut step = Some(step);
+        let mut push = || {
+            let mut state = self.shared.state();
+            if state.dead || state.stopping {
+                return Err(unavailable(doing));
+            }
+            let queue = &mut state.queues[class.queue()];
+            // A request larger than the whole bound goes alone rather than never.
+            let fits = queue.steps.len() < max_requests && queue.bytes + bytes <= max_bytes;
+            if (fits || queue.steps.is_empty())
+                && let Some(step) = step.take()
+            {
+                queue.steps.push_back((bytes, step));
+                queue.bytes += bytes;
+                let wake = std::mem::take(&mut state.idle);
+                drop(state);
+                if wake {
+                    self.shared.ready.notify_one();
+                }
+                return Ok(true);
+            }
+            Ok(false)
+        };
+        // Nearly always there is room, and nobody needs to be told of more.
+        if push()? {
+            return Ok(());
+        }
         loop {
             told.as_mut().enable();
-            {
-                let mut state = self.shared.state();
-                if state.dead || state.stopping {
-                    return Err(unavailable(doing));
-                }
-                let queue = &mut state.queues[class.queue()];
-                // A request larger than the whole bound goes alone rather than never.
-                let fits = queue.steps.len() < max_requests && queue.bytes + bytes <= max_bytes;
-                if fits || queue.steps.is_empty() {
-                    queue.steps.push_back((bytes, step));
-                    queue.bytes += bytes;
-                    drop(state);
-                    self.shared.ready.notify_one();
-                    return Ok(());
-                }
+            if push()? {
+                return Ok(());
             }
             if matches!(class, Class::Accept | Class::Consent) {
                 return Err(StoreError::Overloaded { what: "the queue to the database is full" });
@@ -399,8 +415,10 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
         let group = {
             let mut state = shared.state();
             while !state.stopping && (state.paused || state.is_empty()) {
+                state.idle = true;
                 state = shared.ready.wait(state).expect("no panic while held");
             }
+            state.idle = false;
             if state.is_empty() {
                 return;
             }
