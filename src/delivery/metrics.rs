@@ -1,5 +1,7 @@
 //! What the engine counts.
 
+use std::collections::BTreeMap;
+
 use metrics::{counter, gauge, histogram};
 
 use super::shared::Shared;
@@ -8,28 +10,42 @@ use crate::domain::platform::{Lane, Platform};
 use crate::storage::Backlog;
 use crate::telemetry::names;
 
-/// Durable results of one write.
-pub fn recorded(entries: &[Entry], platform: Platform) {
-    for run in entries.chunk_by(|a, b| a.code == b.code) {
-        let count = run.len() as u64;
-        let code = run[0].code;
-        match code.state() {
-            State::Sent => counter!(names::SENT, "platform" => platform.name()).increment(count),
-            State::Open => counter!(names::RETRIED, "platform" => platform.name()).increment(count),
-            State::Dead => {
-                counter!(names::FAILED, "platform" => platform.name(), "reason" => code.name()).increment(count);
-            }
-            State::Suppressed => counter!(names::SUPPRESSED, "reason" => code.name()).increment(count),
-            State::Expired => counter!(names::EXPIRED).increment(count),
-            State::Cancelled => counter!(names::CANCELLED).increment(count),
-        }
-    }
+/// Durable results of one write, added up before they are counted: a counter is looked up by its name and labels, which
+/// costs more than the rest of it.
+#[derive(Default)]
+pub struct Recorded {
+    results: BTreeMap<(Platform, ResultCode), u64>,
+    retired: BTreeMap<Platform, u64>,
 }
 
-/// Devices whose tokens a platform called dead.
-pub fn retired(devices: usize, platform: Platform) {
-    if devices > 0 {
-        counter!(names::RETIRED_DEVICES, "platform" => platform.name()).increment(devices as u64);
+impl Recorded {
+    pub fn add(&mut self, entries: &[Entry], retirements: usize, platform: Platform) {
+        for run in entries.chunk_by(|a, b| a.code == b.code) {
+            *self.results.entry((platform, run[0].code)).or_default() += run.len() as u64;
+        }
+        if retirements > 0 {
+            *self.retired.entry(platform).or_default() += retirements as u64;
+        }
+    }
+
+    pub fn count(self) {
+        for ((platform, code), count) in self.results {
+            let platform = platform.name();
+            match code.state() {
+                State::Sent => counter!(names::SENT, "platform" => platform).increment(count),
+                State::Open => counter!(names::RETRIED, "platform" => platform).increment(count),
+                State::Dead => {
+                    counter!(names::FAILED, "platform" => platform, "reason" => code.name()).increment(count);
+                }
+                State::Suppressed => counter!(names::SUPPRESSED, "reason" => code.name()).increment(count),
+                State::Expired => counter!(names::EXPIRED).increment(count),
+                State::Cancelled => counter!(names::CANCELLED).increment(count),
+            }
+        }
+        // Devices whose tokens a platform called dead.
+        for (platform, devices) in self.retired {
+            counter!(names::RETIRED_DEVICES, "platform" => platform.name()).increment(devices);
+        }
     }
 }
 

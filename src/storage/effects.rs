@@ -69,7 +69,13 @@ impl Effects {
     }
 
     pub fn planned(&mut self, engine: &Arc<dyn HandOff>, targets: usize, suppressed: Vec<Entry>) {
-        self.planned.push((Arc::clone(engine), targets, suppressed));
+        match self.planned.last_mut().filter(|(other, ..)| Arc::ptr_eq(other, engine)) {
+            Some((_, known, more)) => {
+                *known += targets;
+                more.extend(suppressed);
+            }
+            None => self.planned.push((Arc::clone(engine), targets, suppressed)),
+        }
     }
 
     pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {
