@@ -39,7 +39,7 @@ pub struct Script {
 }
 
 /// The documented wait of a device whose token is in doubt, and of one behind a third party, is longer than this.
-const SHORT: i64 = 4;
+const SHORT: i64 = 12;
 
 impl Script {
     pub fn moments(&self) -> &'static [Moment] {
