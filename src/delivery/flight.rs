@@ -21,7 +21,7 @@ use crate::domain::targets::{MAX_TARGETS, Target};
 use crate::domain::time::UnixMs;
 use crate::planted;
 use crate::runtime::Instant;
-use crate::storage::{Attempt, DeviceChange, JobUpdate};
+use crate::storage::{Attempt, DeviceChange, JobUpdate, SUSPECT_CLAIMS};
 
 /// Retries are due on this grid, so that those of one moment share a job.
 const RETRY_GRID_MS: i64 = 250;
@@ -78,6 +78,7 @@ pub struct Flight {
     read_at: UnixMs,
     /// Keeps suspect jobs and the others apart.
     kept: Option<Arc<dyn Any + Send + Sync>>,
+    alone: bool,
     split: Vec<NewJob>,
 }
 
@@ -154,6 +155,7 @@ impl Flight {
             sent_at: now,
             read_at: UnixMs(0),
             kept: None,
+            alone: false,
             split: Vec::new(),
         }
     }
@@ -168,14 +170,25 @@ impl Flight {
         self.kept = None;
     }
 
-    pub fn is_kept(&self) -> bool {
-        self.kept.is_some()
+    /// Claimed so often without progress that it must be alone in flight.
+    pub fn is_suspect(&self) -> bool {
+        self.job.claims >= SUSPECT_CLAIMS
+    }
+
+    /// It is counted as alone in flight, once in a claim.
+    pub fn count_alone(&mut self) -> bool {
+        !std::mem::replace(&mut self.alone, true)
     }
 
     /// Targets that no run finished.
     pub fn pending(&self) -> Vec<u32> {
         let count = u32::try_from(self.job.targets.len()).expect("a job is small");
         (0..count).filter(|index| !self.job.progress.is_finished(*index as usize)).collect()
+    }
+
+    /// Some of its targets are to be tried through another route.
+    pub fn looks_elsewhere(&self) -> bool {
+        !self.elsewhere.is_empty()
     }
 
     /// Targets to gate: those held, those to be asked about elsewhere, or else those that no run finished.

@@ -259,6 +259,12 @@ impl Writer {
                     writes.updates.push((flush.update, after));
                     writes.ended.push(flight);
                 }
+                // Not alone in flight while it waits for its gate: another claim counts it anew.
+                Next::Regate if flight.is_suspect() && !flight.looks_elsewhere() => {
+                    let pending = flight.take_pending().len();
+                    flight.put_back(pending);
+                    later.insert(ticket);
+                }
                 Next::Regate => {
                     let mut flight = flights.remove(&ticket).expect("it was just found");
                     flight.let_go();

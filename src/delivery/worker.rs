@@ -24,7 +24,7 @@ use crate::planted;
 use crate::render::{self, Templates, Variant};
 use crate::runtime::Instant;
 use crate::senders::{Batch, EncodeError, Encoded, SendTarget, Sink};
-use crate::storage::{ClaimRequest, Claimed, GateFacts, GateQuestion, StoreError};
+use crate::storage::{ClaimRequest, Claimed, GateFacts, GateQuestion, SUSPECT_CLAIMS, StoreError};
 
 /// Encoded variants kept per lane: a broadcast's jobs share theirs.
 const ENCODED_KEPT: usize = 64;
@@ -34,10 +34,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const SENDER_PAUSE: Duration = Duration::from_millis(100);
 /// How long a worker waits while another one's probe is under way.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
-/// Claimed this often without progress, a job is suspect of bringing the process down: it runs alone, and is halved
-/// when that did not help.
-const SUSPECT_CLAIMS: u32 = 5;
-/// A single target that was alone in flight at three crashes is given up.
+/// A suspect job runs alone, and is halved when the process went down with it all the same. A single target that was alone
+/// in flight at three crashes is given up.
 const POISON_CLAIMS: u32 = SUSPECT_CLAIMS + 3;
 
 pub struct Worker {
@@ -186,12 +184,10 @@ impl Worker {
         for Claimed { job, notification } in claimed {
             let permit = room.split(job.targets.len());
             let flight = self.flight(job, notification, permit);
-            if flight.job.claims >= SUSPECT_CLAIMS && !planted::is("crashes-not-counted") {
-                suspects.push(flight);
-            } else {
-                together.push(flight);
-            }
+            if flight.is_suspect() { suspects.push(flight) } else { together.push(flight) }
         }
+        // A suspect may wait for long; what is left of the room is for others.
+        drop(room);
         let groups = std::iter::once(together).chain(suspects.into_iter().map(|flight| vec![flight]));
         for flights in groups.filter(|flights| !flights.is_empty()) {
             match self.gate_and_send(flights).await {
@@ -235,7 +231,11 @@ impl Worker {
             },
             Work::HandedOver(jobs) => {
                 let (mut batches, mut taken) = (Vec::with_capacity(jobs.len()), true);
-                let guard = self.beside_others().await;
+                let Some(guard) = self.beside_others().await else {
+                    let flight = |handed: HandedOver| self.flight(handed.job, handed.notification, handed.permit);
+                    self.put_back_all(jobs.into_iter().map(flight).collect());
+                    return true;
+                };
                 self.refresh_link();
                 for handed in jobs {
                     match self.prepare_handed(handed, Arc::clone(&guard)).await {
@@ -253,8 +253,31 @@ impl Worker {
 
     /// To be held while jobs are in flight that are not suspect. One for all that are sent together: to wait for a second
     /// one while holding the first could be for ever, with a suspect job waiting in between.
-    async fn beside_others(&self) -> Arc<dyn Any + Send + Sync> {
-        Arc::new(self.shared.isolation.clone().read_owned().await)
+    async fn beside_others(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.unless_over(self.shared.isolation.clone().read_owned()).await
+    }
+
+    /// To be held while a suspect job is in flight.
+    ///
+    /// Nobody waits for ever: whoever holds a guard is at a sender, at the writer of outcomes or on the way between its
+    /// worker's gate and its sender, and needs neither a guard nor room in the engine to come to its end. A flight that
+    /// comes back to its worker for another gate has let its guard go before ([`Flight::let_go`]), for that worker may be
+    /// the one that waits here.
+    async fn alone(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.unless_over(self.shared.isolation.clone().write_owned()).await
+    }
+
+    /// `None`: the worker is to end.
+    async fn unless_over<T: Send + Sync + 'static>(
+        &self,
+        guard: impl Future<Output = T>,
+    ) -> Option<Arc<dyn Any + Send + Sync>> {
+        tokio::select! {
+            biased;
+            () = self.shared.stopping.cancelled() => None,
+            () = self.lanes.removed.cancelled() => None,
+            guard = guard => Some(Arc::new(guard)),
+        }
     }
 
     /// To be called before the first of a group is prepared: all of a group goes out through one sender, for another
@@ -297,6 +320,21 @@ impl Worker {
     /// already known written. A suspect job comes alone.
     async fn gate_and_send(&mut self, flights: Vec<Flight>) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
+        let mut flights = flights;
+        let suspect = flights.iter().any(Flight::is_suspect);
+        if let [flight] = &mut flights[..]
+            && suspect
+            && !planted::is("crashes-not-counted")
+            && self.isolate(flight)
+        {
+            self.settle_all(flights);
+            return Ok(true);
+        }
+        let guard = if suspect { self.alone().await } else { self.beside_others().await };
+        let Some(guard) = guard else {
+            self.put_back_all(flights);
+            return Ok(true);
+        };
         // Before the look at the pauses and the query: whatever they miss has a higher position.
         let gated = shared.deny.position();
         let gated_at = shared.runtime.instant().into_std();
@@ -305,32 +343,23 @@ impl Worker {
             if self.hold(&mut flight) {
                 self.settle(flight);
             } else {
+                flight.keep(Arc::clone(&guard));
                 going.push(flight);
             }
         }
+        drop(guard);
         let mut flights = going;
         if flights.is_empty() {
             return Ok(true);
         }
         if let [flight] = &mut flights[..]
-            && flight.job.claims > SUSPECT_CLAIMS
-            && !planted::is("crashes-not-counted")
-            && self.isolate(flight)
+            && suspect
+            && flight.count_alone()
         {
-            for flight in flights {
-                self.settle(flight);
-            }
-            return Ok(true);
-        }
-        if flights.iter().any(|flight| !flight.is_kept()) {
-            let guard: Arc<dyn Any + Send + Sync> = if flights.iter().any(|flight| flight.job.claims >= SUSPECT_CLAIMS)
-            {
-                Arc::new(shared.isolation.clone().write_owned().await)
-            } else {
-                self.beside_others().await
-            };
-            for flight in flights.iter_mut().filter(|flight| !flight.is_kept()) {
-                flight.keep(Arc::clone(&guard));
+            let counted = shared.store.run_alone(flight.job.id, flight.job.fence).await;
+            if !matches!(counted, Ok(true)) {
+                self.put_back_all(flights);
+                return counted;
             }
         }
         let pending: Vec<Vec<u32>> = flights.iter_mut().map(Flight::take_pending).collect();
@@ -459,9 +488,12 @@ impl Worker {
         }
     }
 
-    /// A job that brought the process down again and again: halve it until the one target is alone, then give it up.
+    /// A job that was alone in flight when the process went down: halve it until the one target is alone, then give it up.
     /// Whether it was dealt with.
     fn isolate(&self, flight: &mut Flight) -> bool {
+        if flight.job.claims <= SUSPECT_CLAIMS {
+            return false;
+        }
         let pending = flight.pending();
         let instant = self.shared.runtime.instant();
         if let [only] = pending[..] {
@@ -623,6 +655,21 @@ impl Worker {
             }
         }
         (encoded, targets)
+    }
+
+    /// They go back to the queue as they are.
+    fn put_back_all(&self, mut flights: Vec<Flight>) {
+        for flight in &mut flights {
+            let pending = flight.take_pending().len();
+            flight.put_back(pending);
+        }
+        self.settle_all(flights);
+    }
+
+    fn settle_all(&self, flights: Vec<Flight>) {
+        for flight in flights {
+            self.settle(flight);
+        }
     }
 
     /// Hands a flight without outstanding targets to the writer of outcomes.

@@ -619,7 +619,8 @@ impl Backlog {
 /// Open work.
 #[async_trait::async_trait]
 pub trait Queue: Send + Sync {
-    /// Leases due, free jobs of one route and lane, earliest due first, bumping their fence and `claims`.
+    /// Leases due, free jobs of one route and lane, earliest due first, bumping their fence, and `claims` up to
+    /// [`SUSPECT_CLAIMS`]: beyond that only [`Queue::run_alone`] counts.
     async fn claim(&self, request: ClaimRequest, owner: BootId, now: UnixMs) -> Result<Vec<Claimed>>;
 
     /// When the next free job of a route and lane is due, `None` without any.
@@ -643,6 +644,11 @@ pub trait Queue: Send + Sync {
     /// Writes blocks, details, followers and retirements and advances or deletes the jobs, all under their fences, in
     /// one transaction. For each update: whether its fence still held (otherwise nothing of it was written).
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>>;
+
+    /// A suspect job is about to be alone in flight in its process: `claims` goes up by one, to come down again when the
+    /// job is given back. Only this tells a job that brings its process down from one that was there when it happened.
+    /// `false`: the fence is lost.
+    async fn run_alone(&self, job: JobId, fence: i64) -> Result<bool>;
 
     /// Gives jobs back, due now, without spending anything. Lost fences are ignored.
     async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()>;
@@ -684,6 +690,9 @@ pub trait Queue: Send + Sync {
     /// whole partitions, and makes partitions ahead. How many rows; as many as a batch, and there may be more.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
+
+/// Claimed this often without progress, a job is suspect of bringing its process down.
+pub const SUSPECT_CLAIMS: u32 = 5;
 
 /// A free job that is due this much later than it was ready has been put off.
 const PUT_OFF_MS: i64 = 1_000;

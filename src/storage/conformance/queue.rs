@@ -7,7 +7,7 @@ use crate::domain::notification::NewJob;
 use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::sending::ProviderAnswer;
 use crate::domain::targets::Progress;
-use crate::storage::Attempt;
+use crate::storage::{Attempt, SUSPECT_CLAIMS};
 
 pub async fn claims_go_by_route_lane_and_due_time(fixture: &Fixture) {
     let world = World::new(fixture).await;
@@ -162,6 +162,36 @@ pub async fn claims_count_until_there_is_progress(fixture: &Fixture) {
     assert!(world.record(update).await);
     crash().await.unwrap();
     assert_eq!(claim_one().await.job.claims, 1, "progress starts the count again");
+}
+
+pub async fn only_being_alone_in_flight_counts_against_a_suspect(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    // A dead owner's lease may be freed by the store itself at any moment.
+    let (dead, alive) = (BootId(fixture.boot.0 + 1), fixture.boot);
+    let request = ClaimRequest { route: world.apns, lane: Lane::Interactive, max_targets: 1, max_jobs: 1 };
+    let claim = async |owner| world.store().claim(request, owner, world.now()).await.unwrap().remove(0).job;
+    let crash = async || world.store().release_others(alive, world.now()).await.unwrap();
+    for claims in [1, 2, 3, 4, 5, 5, 5, 5, 5, 5] {
+        assert_eq!(claim(dead).await.claims, claims, "who was there is suspect, and no more than that");
+        crash().await;
+    }
+    let job = loop {
+        let job = claim(dead).await;
+        if world.store().run_alone(job.id, job.fence).await.unwrap() {
+            break job;
+        }
+    };
+    crash().await;
+    assert!(!world.store().run_alone(job.id, job.fence).await.unwrap(), "the fence is lost");
+    assert_eq!(claim(dead).await.claims, SUSPECT_CLAIMS + 1);
+    crash().await;
+    let job = claim(alive).await;
+    assert_eq!(job.claims, SUSPECT_CLAIMS + 1, "it was claimed, and not begun");
+    assert!(world.store().run_alone(job.id, job.fence).await.unwrap());
+    world.store().release(vec![(job.id, job.fence)], world.now()).await.unwrap();
+    assert_eq!(claim(alive).await.claims, SUSPECT_CLAIMS + 1, "an orderly return does not count");
 }
 
 pub async fn other_owners_jobs_are_released(fixture: &Fixture) {

@@ -22,7 +22,7 @@ use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
+use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS, SUSPECT_CLAIMS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -98,13 +98,14 @@ pub(super) async fn claim(
              chosen AS (SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM head \
              WINDOW claim AS (ORDER BY due_at, id)) AS head WHERE position = 1 OR total <= $7) \
-             UPDATE job SET owner = $1, fence = fence + 1, claims = claims + 1 \
+             UPDATE job SET owner = $1, fence = fence + 1, claims = greatest(claims, least(claims + 1, $9)) \
              WHERE job.id = ANY (ARRAY(SELECT id FROM chosen)) RETURNING job.",
             job_columns!()
         ),
         BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
         SmallInt => tx.context.packing.read, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
         BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX), BigInt => from,
+        Integer => stored_count(SUSPECT_CLAIMS),
     )
     .load(tx.conn())
     .await?;
@@ -340,6 +341,16 @@ fn push_detail(
     details.next_at.push(detail.next_at.map(|at| at.0));
     details.place.push(place);
     Ok(())
+}
+
+pub(super) async fn run_alone(tx: &mut Tx, job: JobId, fence: i64) -> Attempt<bool> {
+    let held = tx
+        .execute(constant!(
+            (); "UPDATE job SET claims = claims + 1 WHERE id = $1 AND fence = $2 AND owner <> 0",
+            BigInt => job.0, BigInt => fence,
+        ))
+        .await?;
+    Ok(held > 0)
 }
 
 /// An orderly return is no crash: the claim does not count.

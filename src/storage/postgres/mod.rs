@@ -667,6 +667,10 @@ impl Queue for PostgresStore {
         Ok(held)
     }
 
+    async fn run_alone(&self, job: JobId, fence: i64) -> Result<bool> {
+        step!(&self.inner, "counting a suspect job", |tx| jobs::run_alone(tx, job, fence))
+    }
+
     async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()> {
         let released = step!(&self.inner, "releasing jobs", |tx| jobs::release(tx, &jobs, now));
         self.inner.let_go(jobs.iter().map(|(job, _)| job.0));

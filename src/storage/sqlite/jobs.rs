@@ -21,7 +21,7 @@ use crate::domain::platform::Lane;
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS};
+use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS, SUSPECT_CLAIMS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -115,7 +115,7 @@ pub(super) fn claim(tx: &mut Tx<'_>, request: ClaimRequest, owner: BootId, now: 
     let mut rows: Vec<JobRow> = constant!(
         JobTypes;
         concat!(
-            "UPDATE job SET owner = ?1, fence = fence + 1, claims = claims + 1 WHERE id IN ( \
+            "UPDATE job SET owner = ?1, fence = fence + 1, claims = max(claims, min(claims + 1, ?8)) WHERE id IN ( \
              SELECT id FROM (SELECT id, row_number() OVER claim AS position, \
              sum(target_count) OVER (claim ROWS UNBOUNDED PRECEDING) AS total FROM \
              (SELECT id, due_at, target_count FROM job WHERE owner = 0 AND route = ?2 AND lane = ?3 AND due_at <= ?4 \
@@ -125,7 +125,7 @@ pub(super) fn claim(tx: &mut Tx<'_>, request: ClaimRequest, owner: BootId, now: 
         ),
         BigInt => owner.0, BigInt => request.route.0, SmallInt => request.lane.code(), BigInt => now.0,
         SmallInt => targets::NEWEST, BigInt => i64::try_from(request.max_jobs).unwrap_or(i64::MAX),
-        BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX),
+        BigInt => i64::try_from(request.max_targets).unwrap_or(i64::MAX), Integer => stored_count(SUSPECT_CLAIMS),
     )
     .load(tx.writes())?;
     rows.sort_unstable_by_key(|row| (row.due_at, row.id));
@@ -249,6 +249,14 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool>
         providers::change_device(tx, update.app, *change, now)?;
     }
     Ok(true)
+}
+
+pub(super) fn run_alone(tx: &mut Tx<'_>, job: JobId, fence: i64) -> Attempt<bool> {
+    let held = tx.execute(constant!(
+        (); "UPDATE job SET claims = claims + 1 WHERE id = ?1 AND fence = ?2 AND owner <> 0",
+        BigInt => job.0, BigInt => fence,
+    ))?;
+    Ok(held > 0)
 }
 
 /// An orderly return is no crash: the claim does not count.

@@ -606,6 +606,10 @@ impl Queue for SqliteStore {
         self.write(Class::Outcome, bytes, "recording results", move |tx| jobs::record(tx, &updates, now)).await
     }
 
+    async fn run_alone(&self, job: JobId, fence: i64) -> Result<bool> {
+        self.write(Class::Outcome, SMALL, "counting a suspect job", move |tx| jobs::run_alone(tx, job, fence)).await
+    }
+
     async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()> {
         let bytes = SMALL + 16 * jobs.len();
         self.write(Class::Outcome, bytes, "releasing jobs", move |tx| jobs::release(tx, &jobs, now)).await

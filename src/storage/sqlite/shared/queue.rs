@@ -43,6 +43,10 @@ impl Queue for SharedStore {
         Ok(held)
     }
 
+    async fn run_alone(&self, job: JobId, fence: i64) -> Result<bool> {
+        at_hub!(self, "counting a suspect job", |store| store.run_alone(job, fence))
+    }
+
     async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()> {
         let ids: Vec<i64> = jobs.iter().map(|(job, _)| job.0).collect();
         let released = at_hub!(self, "releasing jobs", |store| store.release(jobs, now));
