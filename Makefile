@@ -10,6 +10,9 @@
 #                      one at every write and sync; part of make test with 300
 #   make sim           simulated histories of the whole engine: so many (HISTORIES=1000000 SEED_FROM=1, FILES=1 on WAL files), or
 #                      one, told in full and made small (SEED=7); part of make test with 20 000
+#   make torture       kill -9 of the release binary under load: STORE=sqlite, postgres or postgres-itself (Postgres is killed),
+#                      KILLS=100 EVENTS=10000 (between kills) SEED= (LEDGER=yes: into docs/ledger.tsv); part of make test
+#                      with 45 kills
 #   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
 #                      it (not part of CI; ARGS='NAME…': only those)
 #   make faults        every provider fault × platform × store × moment, held to the table in docs/reliability.md; over real TLS
@@ -24,7 +27,7 @@ CARGO ?= cargo
 ARGS ?=
 FAULT ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut sim planted faults demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut sim torture planted faults demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -100,6 +103,11 @@ sim:
 
 planted:
 	CARGO='$(CARGO)' scripts/with-postgres.sh scripts/planted.sh $(ARGS)
+
+export STORE KILLS EVENTS SEED REPLICAS BREAK LEDGER
+
+torture:
+	CARGO='$(CARGO)' scripts/torture.sh
 
 demo:
 	$(CARGO) run --locked --release -- demo $(ARGS)

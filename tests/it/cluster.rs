@@ -1,6 +1,5 @@
-//! Several replicas on one Postgres under load: replicas are killed with -9 one after the other and the database twice,
-//! or restarted in order, also between versions; every acknowledged event ends with a result, and what the providers
-//! received is what the ledger says.
+//! Several replicas on one Postgres under load, restarted in order, also between versions; every acknowledged event ends
+//! with a result, and what the providers received is what the ledger says. (`torture` kills them.)
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +9,16 @@ use tonic::transport::Channel;
 use super::load::{Load, PATIENCE, people, settle};
 use super::postgres::Postgres;
 use super::server::{Server, World, free_port};
+use super::tables::count;
 
-/// How often a replica is killed, once a second; more by `NUDGED_TEST_CLUSTER_KILLS`.
-const KILLS: u64 = 8;
 /// What a restart in order may delay a push by, at most: it is handed back at once, and found within the poll of a second.
 /// The rest is a slow machine's.
 const RESTART_DELAY: Duration = Duration::from_secs(10);
 
 pub struct Cluster {
     pub world: World,
-    pub postgres: Postgres,
+    /// `None`: one process on SQLite.
+    pub postgres: Option<Postgres>,
     ports: Vec<(u16, u16)>,
     replicas: Vec<Option<Server>>,
 }
@@ -27,8 +26,19 @@ pub struct Cluster {
 impl Cluster {
     /// All at once, on an empty database.
     pub async fn new(replicas: usize, environment: &[(&str, String)]) -> Self {
-        let postgres = Postgres::start();
-        let world = World::new().await;
+        Self::on(Some(Postgres::start()), World::new().await, replicas, environment).await
+    }
+
+    /// The providers remember so many pushes.
+    pub async fn recording(limit: usize, replicas: usize, environment: &[(&str, String)]) -> Self {
+        Self::on(Some(Postgres::start()), World::recording(limit).await, replicas, environment).await
+    }
+
+    pub async fn on_sqlite(limit: usize, environment: &[(&str, String)]) -> Self {
+        Self::on(None, World::recording(limit).await, 1, environment).await
+    }
+
+    async fn on(postgres: Option<Postgres>, world: World, replicas: usize, environment: &[(&str, String)]) -> Self {
         let ports: Vec<_> = (0..replicas).map(|_| (free_port(), free_port())).collect();
         let mut cluster = Self { world, postgres, ports, replicas: Vec::new() };
         cluster.replicas = (0..replicas).map(|number| Some(cluster.start(number, environment))).collect();
@@ -40,13 +50,16 @@ impl Cluster {
 
     fn start(&self, number: usize, more: &[(&str, String)]) -> Server {
         let (grpc, admin) = self.ports[number];
-        let own = [
-            ("NUDGED_DATABASE__URL", self.postgres.url()),
-            ("NUDGED_DATABASE__POSTGRES__POOL", "8".to_owned()),
+        let mut own = vec![
             ("NUDGED_GRPC__LISTEN", format!("127.0.0.1:{grpc}")),
             ("NUDGED_ADMIN__LISTEN", format!("127.0.0.1:{admin}")),
         ];
-        self.world.start_with(&own.into_iter().chain(more.iter().cloned()).collect::<Vec<_>>())
+        if let Some(postgres) = &self.postgres {
+            own.push(("NUDGED_DATABASE__URL", postgres.url()));
+            own.push(("NUDGED_DATABASE__POSTGRES__POOL", "8".to_owned()));
+        }
+        own.extend(more.iter().cloned());
+        self.world.start_with(&own)
     }
 
     pub fn addresses(&self) -> Vec<String> {
@@ -57,7 +70,10 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match PushServiceClient::connect(self.addresses()[number].clone()).await {
-                Ok(client) => return client,
+                Ok(client) => {
+                    assert!(self.is_running(number), "somebody else answers in the place of replica {number}");
+                    return client;
+                }
                 Err(error) if Instant::now() > deadline => {
                     let log = self.world.log();
                     let tail: Vec<&str> = log.lines().rev().take(20).collect();
@@ -68,7 +84,35 @@ impl Cluster {
         }
     }
 
-    async fn clients(&self) -> Vec<PushServiceClient<Channel>> {
+    /// By number.
+    pub fn is_running(&self, number: usize) -> bool {
+        self.replicas[number].as_ref().is_some_and(Server::is_running)
+    }
+
+    /// Where their metrics are.
+    pub fn admins(&self) -> Vec<String> {
+        self.ports.iter().map(|(_, admin)| format!("127.0.0.1:{admin}")).collect()
+    }
+
+    /// Text of the first column of each row; `None` while Postgres does not answer.
+    pub async fn ask(&self, query: &str) -> Option<Vec<String>> {
+        let client = self.postgres.as_ref()?.try_client().await?;
+        Some(client.query(query, &[]).await.ok()?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// `None` while the database does not say.
+    pub async fn open_jobs(&self) -> Option<u64> {
+        const QUERY: &str = "SELECT count(*) AS count FROM job";
+        match &self.postgres {
+            Some(postgres) => {
+                let row = postgres.try_client().await?.query_one(QUERY, &[]).await.ok()?;
+                u64::try_from(row.get::<_, i64>(0)).ok()
+            }
+            None => Some(tokio::task::block_in_place(|| count(&self.world.database(), QUERY))),
+        }
+    }
+
+    pub async fn clients(&self) -> Vec<PushServiceClient<Channel>> {
         let mut clients = Vec::new();
         for number in 0..self.ports.len() {
             clients.push(self.client(number).await);
@@ -76,8 +120,13 @@ impl Cluster {
         clients
     }
 
-    fn kill(&mut self, number: usize) {
+    pub fn kill(&mut self, number: usize) {
         self.replicas[number].take().unwrap().kill();
+    }
+
+    /// A new process in its place; it need not answer yet.
+    pub fn start_again(&mut self, number: usize, environment: &[(&str, String)]) {
+        self.replicas[number] = Some(self.start(number, environment));
     }
 
     /// SIGTERM, and a new process in its place.
@@ -96,33 +145,6 @@ impl Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_when_replicas_and_the_database_are_killed() {
-    const REPLICAS: usize = 4;
-    let kills = std::env::var("NUDGED_TEST_CLUSTER_KILLS").ok().map_or(KILLS, |text| text.parse().unwrap());
-    let mut cluster = Cluster::new(REPLICAS, &[]).await;
-    people(&mut cluster.clients().await).await;
-    let load = Load::start(cluster.addresses());
-    let began = Instant::now();
-    for kill in 0..kills {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let victim = usize::try_from(kill).unwrap() % REPLICAS;
-        cluster.kill(victim);
-        if kill == kills / 3 || kill == 2 * kills / 3 {
-            tokio::task::block_in_place(|| cluster.postgres.kill_and_restart(Duration::from_millis(500)));
-        }
-        cluster.replicas[victim] = Some(cluster.start(victim, &[]));
-    }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let ledger = load.finish().await;
-    let loaded_for = began.elapsed();
-    assert!(ledger.len() > 100, "the load was real: {}", ledger.len());
-    let mut client = cluster.client(0).await;
-    let settled = settle(&cluster.world, &mut client, &ledger).await;
-    println!("{REPLICAS} replicas, {kills} of them killed and Postgres twice in {loaded_for:.1?}: {settled}");
-    cluster.terminate();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_between_versions_loses_nothing_and_delays_nobody_for_long() {
     const REPLICAS: usize = 3;
     // As a version that does not know the newest format of packed work.
@@ -130,7 +152,7 @@ async fn a_rolling_restart_between_versions_loses_nothing_and_delays_nobody_for_
     let newer = [];
     let mut cluster = Cluster::new(REPLICAS, &older).await;
     people(&mut cluster.clients().await).await;
-    let database = cluster.postgres.client().await;
+    let database = cluster.postgres.as_ref().unwrap().client().await;
     let formats = async || -> i64 {
         let row = database.query_one("SELECT count(DISTINCT pack_format) FROM replica WHERE boot_id <> 0", &[]).await;
         row.unwrap().get(0)
@@ -165,7 +187,7 @@ async fn an_old_snapshot_beside_the_load_slows_it_little() {
     people(&mut cluster.clients().await).await;
     let mut figures = Vec::new();
     for with_snapshot in [false, true] {
-        let dump = cluster.postgres.client().await;
+        let dump = cluster.postgres.as_ref().unwrap().client().await;
         if with_snapshot {
             // As pg_dump does.
             dump.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT count(*) FROM job")
@@ -186,7 +208,7 @@ async fn an_old_snapshot_beside_the_load_slows_it_little() {
         figures.push(median);
         cluster.world.sandbox.clear();
     }
-    let database = cluster.postgres.client().await;
+    let database = cluster.postgres.as_ref().unwrap().client().await;
     let sizes = "SELECT sum(pg_total_relation_size(c.oid))::BIGINT / (SELECT count(*) FROM notification) FROM pg_class c \
          WHERE c.relkind = 'r' AND c.relname ~ '^(notification|outcome_block|idempotency)'";
     let bytes: i64 = database.query_one(sizes, &[]).await.unwrap().get(0);

@@ -12,6 +12,17 @@ use super::server::{PATIENCE, free_port};
 const MISSING: &str = "no Postgres server programs found in PATH or /usr/lib/postgresql: run `make test`, which installs \
      them on Debian as root, or install the package postgresql";
 
+/// How a server dies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Death {
+    /// Only the postmaster is killed; the sessions notice, and may end what they do.
+    Postmaster,
+    /// Every process at once.
+    All,
+    /// One session is killed; the postmaster ends all others and recovers by itself.
+    Session,
+}
+
 /// Killed, with everything in it, at the end.
 pub struct Postgres {
     dir: TempDir,
@@ -53,6 +64,30 @@ impl Postgres {
         let (client, connection) = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
         client
+    }
+
+    /// `None` while it does not answer.
+    pub async fn try_client(&self) -> Option<tokio_postgres::Client> {
+        let (client, connection) = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await.ok()?;
+        tokio::spawn(connection);
+        Some(client)
+    }
+
+    /// SIGKILL to some of its processes; a server that is gone starts again after `away`.
+    pub fn die(&mut self, death: Death, away: Duration) {
+        let mut processes = children(self.child.id());
+        match death {
+            Death::Session => {
+                // The newest process serves somebody; the first ones are the server's own.
+                processes.drain(..processes.len().saturating_sub(1));
+                sigkill(&processes);
+                self.wait();
+                return;
+            }
+            Death::Postmaster => {}
+            Death::All => sigkill(&processes),
+        }
+        self.kill_and_restart(away);
     }
 
     /// SIGKILL, as a machine that loses its process, and a start that recovers from its log.
@@ -132,6 +167,30 @@ fn spawn(programs: &Path, dir: &Path, port: u16) -> Child {
     // A killed process loses nothing that it wrote: the kernel has it.
     command.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=200"]);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+}
+
+/// Ascending by their start.
+fn children(parent: u32) -> Vec<u32> {
+    let mut found: Vec<(u64, u32)> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // After the name, which may hold anything: state, parent, and as the twentieth the start.
+            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            (fields.get(1)?.parse::<u32>().ok()? == parent).then_some((fields.get(19)?.parse().ok()?, pid))
+        })
+        .collect();
+    found.sort_unstable();
+    found.into_iter().map(|(_, pid)| pid).collect()
+}
+
+fn sigkill(processes: &[u32]) {
+    if !processes.is_empty() {
+        let processes = processes.iter().map(u32::to_string);
+        // One that has ended by itself is no failure.
+        let _ = Command::new("kill").arg("-KILL").args(processes).stderr(Stdio::null()).status();
+    }
 }
 
 fn is_root() -> bool {

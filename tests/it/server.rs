@@ -41,13 +41,18 @@ pub struct Server {
 
 impl World {
     pub async fn new() -> Self {
+        Self::recording(RECORD_LIMIT).await
+    }
+
+    /// The providers remember so many pushes.
+    pub async fn recording(record_limit: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (grpc, admin) = (free_port(), free_port());
         let options = Options {
             dir: Some(dir.path().to_owned()),
             grpc_listen: Some(format!("127.0.0.1:{grpc}").parse().unwrap()),
             admin_listen: Some(format!("127.0.0.1:{admin}").parse().unwrap()),
-            record_limit: RECORD_LIMIT,
+            record_limit,
             ..Options::default()
         };
         let sandbox = Sandbox::start(&Runtime::production(), options).await.unwrap();
@@ -138,6 +143,16 @@ impl Server {
         }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has not ended by itself.
+    pub fn is_running(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    }
+
     /// SIGHUP: reload.
     pub fn hangup(&self) {
         assert!(Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().unwrap().success());
@@ -203,7 +218,10 @@ pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;
-    let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap();
+    // Processes that were started together have neighbouring ids, and must not have neighbouring ports: one's server would
+    // answer the other's clients.
+    const APART: u32 = 257;
+    let start = u16::try_from(std::process::id().wrapping_mul(APART) % u32::from(COUNT)).unwrap();
     for _ in 0..COUNT {
         let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
