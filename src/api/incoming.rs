@@ -24,23 +24,21 @@ const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(50);
 /// TLS handshakes at once on one listener; more connections wait.
 const MAX_HANDSHAKES: usize = 256;
 
+/// A byte stream that a caller came in by.
+pub trait Socket: AsyncRead + AsyncWrite + Connected<ConnectInfo = TcpConnectInfo> + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Connected<ConnectInfo = TcpConnectInfo> + Unpin + Send + 'static> Socket for S {}
+
 /// One connection. Gives its place back when dropped.
-pub struct Accepted {
-    socket: TcpStream,
+pub struct Accepted<S> {
+    socket: S,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
 }
 
-/// Connections of `listener`, each taking one of `places`. Cancelling `cut` breaks them all.
-pub fn accept(
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-    cut: CancellationToken,
-    runtime: Runtime,
-) -> impl Stream<Item = io::Result<Accepted>> + Send {
-    let state = (listener, places, cut, runtime);
-    Box::pin(stream::unfold(state, |(listener, places, cut, runtime)| async move {
-        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+/// What comes in by a TCP listener.
+pub fn tcp(listener: TcpListener, runtime: Runtime) -> impl Stream<Item = TcpStream> + Send {
+    Box::pin(stream::unfold((listener, runtime), |(listener, runtime)| async move {
         let socket = loop {
             match listener.accept().await {
                 Ok((socket, _)) => break socket,
@@ -53,19 +51,33 @@ pub fn accept(
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
+        Some((socket, (listener, runtime)))
+    }))
+}
+
+/// Connections, each taking one of `places` before it is looked for. Cancelling `cut` breaks them all.
+pub fn accept<S: Socket>(
+    sockets: impl Stream<Item = S> + Send,
+    places: Arc<Semaphore>,
+    cut: CancellationToken,
+) -> impl Stream<Item = io::Result<Accepted<S>>> + Send {
+    let state = (Box::pin(sockets), places, cut);
+    Box::pin(stream::unfold(state, |(mut sockets, places, cut)| async move {
+        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+        let socket = sockets.next().await?;
         let accepted = Accepted { socket, cut: Box::pin(cut.clone().cancelled_owned()), _place: place };
-        Some((Ok(accepted), (listener, places, cut, runtime)))
+        Some((Ok(accepted), (sockets, places, cut)))
     }))
 }
 
 /// TLS over accepted connections: many handshakes at once, each with the certificate that holds when it begins. One that
 /// fails, or takes too long, is dropped.
-pub fn greet(
-    connections: impl Stream<Item = io::Result<Accepted>> + Send,
+pub fn greet<S: Socket>(
+    connections: impl Stream<Item = io::Result<Accepted<S>>> + Send,
     tls: Arc<Tls>,
     handshake: Duration,
     runtime: Runtime,
-) -> impl Stream<Item = io::Result<TlsStream<Accepted>>> + Send {
+) -> impl Stream<Item = io::Result<TlsStream<Accepted<S>>>> + Send {
     let greeted = connections.map(move |accepted| {
         let (acceptor, runtime) = (TlsAcceptor::from(tls.current()), runtime.clone());
         async move {
@@ -89,7 +101,7 @@ pub fn greet(
     Box::pin(greeted.buffer_unordered(MAX_HANDSHAKES).filter_map(std::future::ready))
 }
 
-impl Connected for Accepted {
+impl<S: Socket> Connected for Accepted<S> {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
@@ -97,7 +109,7 @@ impl Connected for Accepted {
     }
 }
 
-impl AsyncRead for Accepted {
+impl<S: Socket> AsyncRead for Accepted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         use std::future::Future as _;
         if self.cut.as_mut().poll(cx).is_ready() {
@@ -107,7 +119,7 @@ impl AsyncRead for Accepted {
     }
 }
 
-impl AsyncWrite for Accepted {
+impl<S: Socket> AsyncWrite for Accepted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(cx, bytes)
     }

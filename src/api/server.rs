@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::Stream;
 use futures_util::future::Either;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -118,6 +119,15 @@ impl Server {
     ///
     /// Runs on the current runtime, which may have a single thread; connections are its tasks.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServerError> {
+        self.serve_on(incoming::tcp(listener, self.runtime.clone()), shutdown).await
+    }
+
+    /// The same over any byte streams, as they come.
+    pub async fn serve_on<S: incoming::Socket>(
+        &self,
+        sockets: impl Stream<Item = S> + Send,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServerError> {
         let limits = &self.limits;
         let builder = tonic::transport::Server::builder()
             .max_concurrent_streams(limits.max_streams_per_connection)
@@ -152,7 +162,7 @@ impl Server {
             .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.reporter.clone())));
 
         let cut = CancellationToken::new();
-        let connections = incoming::accept(listener, Arc::clone(&self.places), cut.clone(), self.runtime.clone());
+        let connections = incoming::accept(sockets, Arc::clone(&self.places), cut.clone());
         let (health, signal) = (self.health.clone(), shutdown.clone());
         let end = async move {
             signal.cancelled().await;
