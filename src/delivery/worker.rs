@@ -30,6 +30,8 @@ use crate::storage::{ClaimRequest, Claimed, GateFacts, GateQuestion, SUSPECT_CLA
 const ENCODED_KEPT: usize = 64;
 /// How long a worker leaves the store alone after it failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// How exactly our clock is known to be the store's.
+const CLOCK_GRAIN: Duration = Duration::from_millis(5);
 /// How long a worker waits after its sender took nothing, and between probes' answers.
 const SENDER_PAUSE: Duration = Duration::from_millis(100);
 /// How long a worker waits while another one's probe is under way.
@@ -116,12 +118,13 @@ impl Worker {
         self.give_back().await;
     }
 
-    /// When to look again although nothing woke us.
+    /// When to look again although nothing woke us. Nothing was due when we looked: where our clock says otherwise it is not
+    /// quite the store's, and must not make us ask without a pause.
     fn wake_at(&self, next_due: Option<UnixMs>) -> Instant {
         let now = self.shared.runtime.instant();
         let poll = self.shared.settings.poll;
         match next_due {
-            Some(due) => now + due.since(self.shared.runtime.now()).min(poll),
+            Some(due) => now + due.since(self.shared.runtime.now()).max(CLOCK_GRAIN).min(poll),
             None => now + poll,
         }
     }

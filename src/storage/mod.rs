@@ -623,7 +623,7 @@ pub trait Queue: Send + Sync {
     /// [`SUSPECT_CLAIMS`]: beyond that only [`Queue::run_alone`] counts.
     async fn claim(&self, request: ClaimRequest, owner: BootId, now: UnixMs) -> Result<Vec<Claimed>>;
 
-    /// When the next free job of a route and lane is due, `None` without any.
+    /// When the next free job of a route and lane is due by the caller's clock, `None` without any.
     async fn next_due(&self, route: RouteId, lane: Lane) -> Result<Option<UnixMs>>;
 
     /// What the gate needs of each target, and whether the notification was cancelled: everything asked at once, for a

@@ -164,6 +164,11 @@ impl Inner {
         if self.server_clock { UnixMs(now.0 + self.context.skew.load(Ordering::Relaxed)) } else { now }
     }
 
+    /// A due time as the callers' clock has it.
+    fn told(&self, due: UnixMs) -> UnixMs {
+        if self.server_clock { UnixMs(due.0 - self.context.skew.load(Ordering::Relaxed)) } else { due }
+    }
+
     fn bound(&self, route: RouteId, lane: Lane) -> i64 {
         let now = self.context.runtime.instant();
         let bounds = self.bounds.lock().expect("no panic while held");
@@ -652,7 +657,8 @@ impl Queue for PostgresStore {
     }
 
     async fn next_due(&self, route: RouteId, lane: Lane) -> Result<Option<UnixMs>> {
-        read!(&self.inner, "looking for due jobs", |conn| jobs::next_due(conn, route, lane))
+        let due = read!(&self.inner, "looking for due jobs", |conn| jobs::next_due(conn, route, lane))?;
+        Ok(due.map(|due| self.inner.told(due)))
     }
 
     async fn gates(&self, questions: Vec<GateQuestion>) -> Result<Vec<GateFacts>> {

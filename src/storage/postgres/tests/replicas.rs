@@ -300,3 +300,29 @@ async fn a_busy_pool_refuses_rather_than_piling_up() {
     drop(held);
     assert!(store.ping().await.is_ok());
 }
+
+/// A replica whose clock was ahead of the server's asked without a pause until what it took for due was due.
+#[tokio::test]
+async fn due_times_are_told_by_the_callers_clock() {
+    let database = Database::new().await;
+    let ahead = Runtime::simulated(7, Runtime::production().now().plus(Duration::from_secs(4)));
+    let deny = Arc::new(DenyFeed::shared(ahead.instant().into_std()));
+    let settings = Settings { server_clock: true, ..database.settings() };
+    let store = Arc::new(PostgresStore::open(ahead.clone(), &settings, Arc::clone(&deny)).await.unwrap());
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.now.store(ahead.now().0, Ordering::Relaxed);
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    let mut job = Vec::new();
+    eventually("the heartbeat tells the clocks apart", async || {
+        job = world.claim(world.apns, Lane::Interactive).await;
+        !job.is_empty()
+    })
+    .await;
+    let until = world.now().plus(Duration::from_secs(60));
+    store.put_off(vec![(job[0].job.id, job[0].job.fence)], until).await.unwrap();
+    let due = store.next_due(world.apns, Lane::Interactive).await.unwrap().unwrap();
+    assert!((due.0 - until.0).abs() < 1_000, "{} ms off", due.0 - until.0);
+    store.close().await;
+}

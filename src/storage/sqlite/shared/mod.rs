@@ -225,4 +225,9 @@ impl Replica {
     fn clock(&self, now: UnixMs) -> UnixMs {
         if self.hub_clock { UnixMs(now.0 + self.skew.load(Ordering::Relaxed)) } else { now }
     }
+
+    /// A due time as the callers' clock has it.
+    fn told(&self, due: UnixMs) -> UnixMs {
+        if self.hub_clock { UnixMs(due.0 - self.skew.load(Ordering::Relaxed)) } else { due }
+    }
 }

@@ -27,7 +27,8 @@ impl Queue for SharedStore {
     }
 
     async fn next_due(&self, route: RouteId, lane: Lane) -> Result<Option<UnixMs>> {
-        at_hub!(self, "looking for due jobs", |store| store.next_due(route, lane))
+        let due = at_hub!(self, "looking for due jobs", |store| store.next_due(route, lane))?;
+        Ok(due.map(|due| self.replica.told(due)))
     }
 
     async fn gates(&self, questions: Vec<GateQuestion>) -> Result<Vec<GateFacts>> {

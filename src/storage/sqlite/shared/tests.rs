@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicU32;
 
 use super::*;
 use crate::domain::platform::Lane;
-use crate::storage::ClaimRequest;
 use crate::storage::conformance::{Engine, Fixture, START, World, entries};
+use crate::storage::{ClaimRequest, Queue as _};
 use crate::store_conformance;
 
 /// Loses requests and answers by turns, and can be cut.
@@ -176,4 +176,23 @@ async fn a_no_reaches_the_other_replicas_and_a_cut_off_one_knows_that_it_may_mis
     link.is_cut.store(false, Ordering::Relaxed);
     Runtime::production().sleep(Duration::from_millis(201)).await;
     assert!(b.deny.is_complete(now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn due_times_are_told_by_the_callers_clock() {
+    let hub = hub();
+    let ahead = Runtime::simulated(2, START.plus(Duration::from_secs(4)));
+    let deny = Arc::new(DenyFeed::shared(ahead.instant().into_std()));
+    let store = SharedStore::open(&hub, ahead, Arc::new(Direct), Arc::clone(&deny), true).await.unwrap();
+    let boot = store.boot_id();
+    let fixture = Fixture { store: Arc::new(store), deny, boot, kept: Box::new(()) };
+    let world = World::new(&fixture).await;
+    world.pass(4_000);
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    let job = world.claim_one().await.job;
+    let until = world.now().plus(Duration::from_secs(60));
+    world.store().put_off(vec![(job.id, job.fence)], until).await.unwrap();
+    assert_eq!(world.store().next_due(world.apns, Lane::Interactive).await.unwrap(), Some(until));
+    assert_eq!(hub.store.next_due(world.apns, Lane::Interactive).await.unwrap(), Some(UnixMs(until.0 - 4_000)));
 }
