@@ -64,8 +64,8 @@ macro_rules! store_conformance {
             a_deleted_type_counts_as_never_declared, declared_types_are_listed_by_name, types_have_a_limit,
             a_notification_keeps_its_version;
             queue: claims_go_by_route_lane_and_due_time, a_claim_stays_within_its_room, a_lost_fence_writes_nothing,
-            a_finished_job_leaves_only_history, a_checkpoint_survives_a_release, claims_count_until_there_is_progress,
-            only_being_alone_in_flight_counts_against_a_suspect,
+            a_finished_job_leaves_only_history, a_checkpoint_survives_a_release, a_checkpoint_asked_again_is_written_once,
+            claims_count_until_there_is_progress, only_being_alone_in_flight_counts_against_a_suspect,
             other_owners_jobs_are_released, a_dead_token_is_retired_unless_confirmed_since,
             a_cancel_reaches_the_gate, the_backlog_counts_what_waits, retention_keeps_open_work_and_consent,
             gate_facts_keep_the_order_asked, a_job_is_put_off_and_pulled_forward, names_and_labels_keep_the_order_asked,

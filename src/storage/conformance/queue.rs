@@ -141,6 +141,34 @@ pub async fn a_checkpoint_survives_a_release(fixture: &Fixture) {
     assert!(again.job.progress.is_finished(1) && again.job.progress.count() == 1);
 }
 
+/// Its answer was lost, for longer than the store itself goes on trying.
+pub async fn a_checkpoint_asked_again_is_written_once(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    for name in ["a", "b", "c"] {
+        world.reachable(name).await;
+    }
+    let id = world.accept(world.to_users(&["a", "b", "c"])).await;
+    let claimed = world.claim_one().await;
+    let checkpoint = |finished: &[usize], told: usize, code| {
+        let mut progress = Progress::none(3);
+        finished.iter().for_each(|index| progress.finish(*index));
+        let mut update = world.update(&claimed, entries(&claimed.job.targets[told..=told], code));
+        update.progress = Some(progress);
+        update
+    };
+    let mut retried = checkpoint(&[1], 1, ResultCode::MovedToRetry);
+    retried.followers.push(NewJob { targets: vec![claimed.job.targets[1]], ..follower(&claimed, world.now()) });
+    assert!(world.record(retried.clone()).await);
+    assert!(world.record(retried).await, "it is still ours");
+    assert!(world.record(checkpoint(&[1, 2], 2, ResultCode::Sent)).await);
+    assert!(world.record(checkpoint(&[1, 2], 2, ResultCode::Sent)).await);
+    let counts = world.view(id).await.counts;
+    assert_eq!((counts.open, counts.sent), (2, 1));
+    assert_eq!(world.store().backlog(world.now()).await.unwrap().jobs, 2, "one follower");
+    world.store().release(vec![(claimed.job.id, claimed.job.fence)], world.now()).await.unwrap();
+    assert!(!world.record(checkpoint(&[1, 2], 2, ResultCode::Sent)).await, "another's by now");
+}
+
 pub async fn claims_count_until_there_is_progress(fixture: &Fixture) {
     let world = World::new(fixture).await;
     world.reachable("mina").await;

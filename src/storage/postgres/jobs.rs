@@ -236,7 +236,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
             "WITH locked AS MATERIALIZED (SELECT j.id, u.place - 1 AS place, u.progress, u.moved \
              FROM (SELECT * FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, fence, progress, moved, place) \
              ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
-             FOR NO KEY UPDATE) AS j), \
+             AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j), \
              ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
              advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
              claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
@@ -285,7 +285,9 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
     for (place, update) in (0_i64..).zip(updates) {
         let ours = held.contains(&place)
             // The run before this one may have finished it: only the holder of the fence deletes.
-            || (tx.is_repeated() && update.progress.is_none() && is_gone(tx, update.job).await?);
+            || (tx.is_repeated() && update.progress.is_none() && is_gone(tx, update.job).await?)
+            // A checkpoint that finishes nothing new was written before, and not answered.
+            || (update.progress.is_some() && is_held(tx, update).await?);
         answers.push(ours);
     }
     Ok(answers)
@@ -399,6 +401,16 @@ pub(super) async fn pull_forward(tx: &mut Tx, route: RouteId, lane: Lane, now: U
         ))
         .await?;
     Ok(jobs as u64)
+}
+
+async fn is_held(tx: &mut Tx, update: &JobUpdate) -> Attempt<bool> {
+    let held: Option<i64> = constant!(
+        BigInt; "SELECT id FROM job WHERE id = $1 AND fence = $2", BigInt => update.job.0, BigInt => update.fence,
+    )
+    .get_result(tx.conn())
+    .await
+    .optional()?;
+    Ok(held.is_some())
 }
 
 async fn is_gone(tx: &mut Tx, job: JobId) -> Attempt<bool> {

@@ -218,14 +218,18 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool>
         None => tx.execute(constant!(
             (); "DELETE FROM job WHERE id = ?1 AND fence = ?2", BigInt => update.job.0, BigInt => update.fence,
         ))?,
-        // `claims` counts claims without progress.
+        // `claims` counts claims without progress. What finishes nothing new was written before.
         Some(progress) => tx.execute(constant!(
             ();
-            "UPDATE job SET progress = ?3, claims = CASE WHEN ?4 THEN 0 ELSE claims END WHERE id = ?1 AND fence = ?2",
+            "UPDATE job SET progress = ?3, claims = CASE WHEN ?4 THEN 0 ELSE claims END WHERE id = ?1 AND fence = ?2 \
+             AND NOT (?4 AND progress IS ?3)",
             BigInt => update.job.0, BigInt => update.fence, Binary => progress.as_bytes(),
             SmallInt => i16::from(!update.entries.is_empty()),
         ))?,
     };
+    if held == 0 && update.progress.is_some() && is_held(tx, update)? {
+        return Ok(true);
+    }
     if held == 0 && !planted::is("record-without-fence") {
         return Ok(false);
     }
@@ -257,6 +261,15 @@ pub(super) fn run_alone(tx: &mut Tx<'_>, job: JobId, fence: i64) -> Attempt<bool
         BigInt => job.0, BigInt => fence,
     ))?;
     Ok(held > 0)
+}
+
+fn is_held(tx: &mut Tx<'_>, update: &JobUpdate) -> Attempt<bool> {
+    let held: Option<i64> = constant!(
+        BigInt; "SELECT id FROM job WHERE id = ?1 AND fence = ?2", BigInt => update.job.0, BigInt => update.fence,
+    )
+    .get_result(tx.conn)
+    .optional()?;
+    Ok(held.is_some())
 }
 
 /// An orderly return is no crash: the claim does not count.
