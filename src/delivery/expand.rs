@@ -61,10 +61,14 @@ impl Expander {
                 () = shared.runtime.sleep(pause) => {}
             }
         }
-        for fanout in self.open.into_iter().chain(self.held) {
-            if let Err(error) = shared.store.release_fanout(fanout.notification.id, fanout.fence).await {
-                tracing::warn!(%error, "a fan-out could not be given back; the next start frees it");
-            }
+        for fanout in self.open.iter().chain(&self.held) {
+            self.give_back(fanout).await;
+        }
+    }
+
+    async fn give_back(&self, fanout: &Fanout) {
+        if let Err(error) = self.shared.store.release_fanout(fanout.notification.id, fanout.fence).await {
+            tracing::warn!(%error, "a fan-out could not be given back; whoever finds it without an owner frees it");
         }
     }
 
@@ -92,8 +96,11 @@ impl Expander {
             Ok(true) => self.open.push_back(fanout),
             Ok(false) => {}
             Err(error) => {
-                self.open.push_back(fanout);
-                return Err(trouble("expanding", &error));
+                // The page may have been written all the same: only the store knows how far it came, and writing the page
+                // again would send it twice. So it is given back, and claimed from where it is.
+                let pause = trouble("expanding", &error);
+                self.give_back(&fanout).await;
+                return Err(pause);
             }
         }
         self.pages = self.pages.wrapping_add(1);
