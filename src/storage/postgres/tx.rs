@@ -200,13 +200,29 @@ pub(super) struct Runs<'a> {
     repeated: bool,
     /// Loses leases when its outcome is unknown.
     leases: bool,
+    /// Its caller has the answer.
+    answered: bool,
+}
+
+impl Drop for Runs<'_> {
+    /// A caller that went away meanwhile, as the API's do, is told of no lease that was taken for it.
+    fn drop(&mut self) {
+        if self.leases && !self.answered {
+            self.inner.context.sweep.store(true, std::sync::atomic::Ordering::Release);
+        }
+    }
 }
 
 impl<'a> Runs<'a> {
     pub fn new(inner: &'a Inner, doing: &'static str, leases: bool) -> Self {
         let deadline = inner.context.runtime.instant() + PATIENCE;
         let ids = Ids::default();
-        Self { inner, doing, ids, denied: Vec::new(), deadline, timing: 0, repeated: false, leases }
+        Self { inner, doing, ids, denied: Vec::new(), deadline, timing: 0, repeated: false, leases, answered: false }
+    }
+
+    /// Nothing is awaited any more.
+    pub fn answer(&mut self) {
+        self.answered = true;
     }
 
     pub async fn begin(&mut self) -> Result<Tx> {
@@ -355,13 +371,17 @@ macro_rules! step {
         loop {
             let mut transaction = match runs.begin().await {
                 Ok(transaction) => transaction,
-                Err(error) => break Err(error),
+                Err(error) => {
+                    runs.answer();
+                    break Err(error);
+                }
             };
             let result = {
                 let $tx = &mut transaction;
                 inner.context.runtime.timeout($crate::storage::postgres::tx::RUN_LIMIT, async { $work.await }).await
             };
             if let Some(answer) = runs.end(transaction, result).await {
+                runs.answer();
                 break answer;
             }
         }

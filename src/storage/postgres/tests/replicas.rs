@@ -326,3 +326,26 @@ async fn due_times_are_told_by_the_callers_clock() {
     assert!((due.0 - until.0).abs() < 1_000, "{} ms off", due.0 - until.0);
     store.close().await;
 }
+
+/// The API drops a call whose client is gone; COMMIT may be on its way by then, with a lease that nobody is told of.
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_no_lease() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    world.subscribe("mina", "author:choco").await;
+    let engine = Engine::with_room(1_000);
+    for try_no in 0..200 {
+        let accepting = store.accept(world.to_topics(&["author:choco"]), engine.clone(), world.now());
+        let _ = Runtime::production().timeout(Duration::from_micros(40 * try_no), accepting).await;
+    }
+    let leased = "SELECT count(*) FROM job WHERE owner <> 0";
+    eventually("only what was handed over is leased", async || {
+        let handed_over = engine.handed_over.lock().unwrap().len();
+        count(&database, leased).await == i64::try_from(handed_over).unwrap()
+    })
+    .await;
+    store.close().await;
+}
