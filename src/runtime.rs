@@ -285,8 +285,7 @@ mod tests {
             for task in tasks {
                 task.await.unwrap();
             }
-            let seen = seen.lock().unwrap().clone();
-            seen
+            seen.lock().unwrap().clone()
         };
         assert_eq!(order(1).await, order(1).await);
         assert_ne!(order(1).await, order(2).await);
