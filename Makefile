@@ -10,6 +10,8 @@
 #                      one at every write and sync; part of make test with 300
 #   make sim           simulated histories of the whole engine: so many (HISTORIES=1000000 SEED_FROM=1, FILES=1 on WAL files), or
 #                      one, told in full and made small (SEED=7); part of make test with 20 000
+#   make sim-cluster   … of two to four replicas on one store: so many (HISTORIES=10000 SEED_FROM=1; SHOW=1 prints every fact of
+#                      the red ones); part of make test with 200
 #   make torture       kill -9 of the release binary under load: STORE=sqlite, postgres or postgres-itself (Postgres is killed),
 #                      KILLS=100 EVENTS=10000 (between kills) SEED= (LEDGER=yes: into docs/ledger.tsv); part of make test
 #                      with 45 kills
@@ -27,7 +29,7 @@ CARGO ?= cargo
 ARGS ?=
 FAULT ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut sim torture planted faults demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut sim sim-cluster torture planted faults demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -100,6 +102,12 @@ sim:
 		NUDGED_SIM_SEED='$(SEED)' NUDGED_SIM_FILES='$(FILES)' NUDGED_SIM_THREADS='$(THREADS)' \
 		$(CARGO) test --locked --test sim $(ARGS) -- --nocapture \
 		$(if $(SEED),one_seed_is_told_in_full,$(if $(HISTORIES),histories_keep_the_contract))
+
+SHOW ?=
+
+sim-cluster:
+	NUDGED_SIM_CLUSTER_HISTORIES='$(HISTORIES)' NUDGED_SIM_CLUSTER_FROM='$(SEED_FROM)' NUDGED_SIM_CLUSTER_SHOW='$(SHOW)' \
+		$(CARGO) test --locked --test sim $(ARGS) -- --nocapture cluster::
 
 planted:
 	CARGO='$(CARGO)' scripts/with-postgres.sh scripts/planted.sh $(ARGS)

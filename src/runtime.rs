@@ -12,7 +12,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
@@ -41,6 +41,8 @@ enum Mode {
         jumped_ms: AtomicI64,
         /// One poll of a task in so many is put behind those of the others; 0: none.
         reorder_one_in: AtomicU32,
+        /// Nothing of it runs any more.
+        has_crashed: AtomicBool,
         rng: Mutex<SmallRng>,
     },
 }
@@ -56,8 +58,21 @@ impl Runtime {
     #[must_use]
     pub fn simulated(seed: u64, start: UnixMs) -> Self {
         let rng = Mutex::new(SmallRng::seed_from_u64(seed));
-        let (jumped_ms, reorder_one_in) = (AtomicI64::new(0), AtomicU32::new(0));
-        Self { mode: Arc::new(Mode::Simulated { start, origin: Instant::now(), jumped_ms, reorder_one_in, rng }) }
+        let (jumped_ms, reorder_one_in, has_crashed) = (AtomicI64::new(0), AtomicU32::new(0), AtomicBool::new(false));
+        let origin = Instant::now();
+        Self { mode: Arc::new(Mode::Simulated { start, origin, jumped_ms, reorder_one_in, has_crashed, rng }) }
+    }
+
+    /// A simulated crash of one process among several in one tokio runtime: none of its tasks runs on. A task is dropped when
+    /// it is next woken, or with tokio's runtime; whoever waits for one waits for ever.
+    pub fn crash(&self) {
+        if let Mode::Simulated { has_crashed, .. } = &*self.mode {
+            has_crashed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn has_crashed(&self) -> bool {
+        matches!(&*self.mode, Mode::Simulated { has_crashed, .. } if has_crashed.load(Ordering::Relaxed))
     }
 
     /// Sets the simulated wall clock forward or back, as an operator or NTP may; deadlines do not move.
@@ -182,8 +197,12 @@ impl Runtime {
         match &*self.mode {
             Mode::Production { .. } => tokio::spawn(future),
             Mode::Simulated { .. } => {
-                let (runtime, mut future) = (self.clone(), Box::pin(future));
+                let (runtime, mut future) = (self.clone(), Some(Box::pin(future)));
                 tokio::spawn(poll_fn(move |cx| {
+                    if runtime.has_crashed() {
+                        future = None;
+                    }
+                    let Some(future) = &mut future else { return Poll::Pending };
                     if runtime.puts_off() {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
@@ -289,6 +308,26 @@ mod tests {
         };
         assert_eq!(order(1).await, order(1).await);
         assert_ne!(order(1).await, order(2).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_runs_on_after_a_crash() {
+        let (runtime, other) = (Runtime::simulated(1, UnixMs(0)), Runtime::simulated(2, UnixMs(0)));
+        let count = Arc::new(AtomicI64::new(0));
+        for runtime in [&runtime, &other] {
+            let (theirs, count) = (runtime.clone(), Arc::clone(&count));
+            drop(runtime.spawn(async move {
+                loop {
+                    theirs.sleep(Duration::from_secs(1)).await;
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        other.sleep(Duration::from_millis(2_500)).await;
+        runtime.crash();
+        other.sleep(Duration::from_secs(2)).await;
+        assert_eq!(count.load(Ordering::Relaxed), 2 * 2 + 2);
+        assert_eq!(Arc::strong_count(&count), 2, "its task is dropped");
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,6 +25,8 @@ pub struct Bounds {
     pub floor_ms: Ms,
     /// An answer that takes longer may find nobody who waits for it.
     pub patience_ms: Ms,
+    /// How far the clocks of two processes may be apart.
+    pub clocks_apart_ms: Ms,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -74,6 +76,7 @@ struct Story<'a> {
     cuts: BTreeMap<u32, Ms>,
     crashes: Vec<Ms>,
     restarts: Vec<Ms>,
+    apart: Vec<(Ms, Ms)>,
     jumps: Vec<Ms>,
     rest: Option<(Ms, u64)>,
     counted: Vec<(&'a str, u64, bool)>,
@@ -126,6 +129,7 @@ impl<'a> Story<'a> {
                 }
                 Fact::Crashed { at } => story.crashes.push(*at),
                 Fact::Restarted { at } => story.restarts.push(*at),
+                Fact::Apart { from, to } => story.apart.push((*from, *to)),
                 Fact::Opened { .. } => {}
                 Fact::Jumped { at, .. } => story.jumps.push(*at),
                 Fact::Rested { at, open } => story.rest = Some((*at, *open)),
@@ -158,8 +162,10 @@ impl<'a> Story<'a> {
         }
     }
 
-    fn crashed_within(&self, from: Ms, to: Ms) -> bool {
+    /// What a process was told in this time may not have become durable.
+    fn disturbed_within(&self, from: Ms, to: Ms) -> bool {
         self.crashes.iter().any(|at| (from..=to).contains(at))
+            || self.apart.iter().any(|(begin, end)| *begin <= to && *end >= from)
     }
 
     fn first_asked(&self, tag: u32) -> Ms {
@@ -242,7 +248,7 @@ impl<'a> Checker<'a> {
             }
             if self.story.jumps.is_empty()
                 && answered < Ms::MAX
-                && push.at > answered.saturating_add(notify.ttl_ms + NO_AFTER_MS)
+                && push.at > answered.saturating_add(notify.ttl_ms + NO_AFTER_MS + self.bounds.clocks_apart_ms)
             {
                 wrong("ttl", "its time to live had ended".to_owned());
             }
@@ -345,7 +351,7 @@ impl<'a> Checker<'a> {
         let (replied, reply) = *self.story.replies.get(&push.number)?;
         let late = replied - push.at >= self.bounds.patience_ms;
         let cut = self.story.cuts.get(&push.connection).is_some_and(|at| *at <= replied + ARRIVED_AFTER_MS);
-        if late || cut || next.at < replied || self.story.crashed_within(push.at, replied + DURABLE_AFTER_MS) {
+        if late || cut || next.at < replied || self.story.disturbed_within(push.at, replied + DURABLE_AFTER_MS) {
             return None;
         }
         match reply {
@@ -355,7 +361,7 @@ impl<'a> Checker<'a> {
             Reply::Rejected => Some(violation("again", format!("the provider refused it at {replied}: {next:?}"))),
             Reply::Later { hint_ms } => {
                 let jumped = self.story.jumps.iter().any(|at| (push.at..=next.at).contains(at));
-                let floor = hint_ms.unwrap_or(0).max(self.bounds.floor_ms);
+                let floor = hint_ms.unwrap_or(0).max(self.bounds.floor_ms) - self.bounds.clocks_apart_ms;
                 (!jumped && next.at - replied < floor).then(|| {
                     violation("floor", format!("the provider asked at {replied} to wait {floor} ms: {next:?}"))
                 })

@@ -128,6 +128,11 @@ pub enum Fact {
     Restarted {
         at: Ms,
     },
+    /// In this time a process may have been told by a provider what it could not write down.
+    Apart {
+        from: Ms,
+        to: Ms,
+    },
     Opened {
         at: Ms,
     },

@@ -8,6 +8,7 @@ mod callers;
 mod canary;
 mod checker;
 mod clock;
+mod cluster;
 mod credentials;
 mod database;
 mod facts;

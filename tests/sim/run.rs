@@ -55,6 +55,7 @@ pub fn bounds(history: &History) -> Bounds {
         attempts_per_crash: 20,
         floor_ms: millis(FLOOR),
         patience_ms: i64::from(history.setup.request_timeout_ms) - 500,
+        clocks_apart_ms: 0,
     }
 }
 
