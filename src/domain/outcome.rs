@@ -180,7 +180,7 @@ pub fn unpack(bytes: &[u8]) -> Result<Vec<Entry>, PackError> {
         rest = after;
         let code = ResultCode::from_code(*code).ok_or(PackError::OutOfRange)?;
         let run = usize::try_from(read_varint(&mut rest)?).map_err(|_| PackError::OutOfRange)?;
-        if entries.len() + run > MAX_ENTRIES {
+        if run > MAX_ENTRIES - entries.len() {
             return Err(PackError::TooLarge);
         }
         for _ in 0..run {
@@ -218,6 +218,15 @@ mod tests {
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
             let _ = unpack(&bytes);
         }
+    }
+
+    #[test]
+    fn a_run_that_cannot_be_is_refused_before_it_is_read() {
+        let entry = Entry { user: UserKey(1), device: DeviceId(1), code: ResultCode::Sent };
+        let mut bytes = pack(&[entry]);
+        bytes.push(ResultCode::Sent.code());
+        write_varint(&mut bytes, u64::MAX);
+        assert_eq!(unpack(&bytes), Err(PackError::TooLarge), "also where the sum overflows");
     }
 
     #[test]

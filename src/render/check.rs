@@ -31,7 +31,12 @@ pub fn check(source: &str) -> Result<Facts, Vec<String>> {
     }
     let tree = parse(source, "template", minijinja::syntax::SyntaxConfig::default())
         .map_err(|error| vec![describe(&error)])?;
-    let mut walk = Walk { facts: Facts { dynamic: true, ..Facts::default() }, locals: BTreeSet::new(), errors: vec![] };
+    let mut walk = Walk {
+        facts: Facts { dynamic: true, ..Facts::default() },
+        locals: BTreeSet::new(),
+        literals: 0,
+        errors: vec![],
+    };
     walk.statement(&tree);
     if walk.errors.is_empty() { Ok(walk.facts) } else { Err(walk.errors) }
 }
@@ -50,6 +55,8 @@ struct Walk<'a> {
     facts: Facts,
     /// Names the template gave itself. Scopes are not told apart: a name used outside its scope is merely empty.
     locals: BTreeSet<&'a str>,
+    /// How many lists and maps written in the template we are in.
+    literals: usize,
     errors: Vec<String>,
 }
 
@@ -168,10 +175,21 @@ impl<'a> Walk<'a> {
             Expr::Call(call) => {
                 self.refuse(call.span(), "there is nothing to call: use a filter, as in {{ name|upper }}");
             }
-            Expr::List(list) => list.items.iter().for_each(|item| self.expression(item)),
-            Expr::Tuple(tuple) => tuple.items.iter().for_each(|item| self.expression(item)),
-            Expr::Map(map) => map.keys.iter().chain(&map.values).for_each(|item| self.expression(item)),
+            Expr::List(list) => self.literal(list.items.iter()),
+            Expr::Tuple(tuple) => self.literal(tuple.items.iter()),
+            Expr::Map(map) => self.literal(map.keys.iter().chain(&map.values)),
         }
+    }
+
+    /// A list of lists by name doubles with every line: thirty lines are a billion items, which the engine's fuel does not
+    /// see where they are compared or shown.
+    fn literal<'e>(&mut self, items: impl Iterator<Item = &'e Expr<'a>>)
+    where
+        'a: 'e,
+    {
+        self.literals += 1;
+        items.for_each(|item| self.expression(item));
+        self.literals -= 1;
     }
 
     fn variable(&mut self, name: &'a str, span: Span) {
@@ -179,6 +197,8 @@ impl<'a> Walk<'a> {
             self.facts.reads.insert(known);
         } else if matches!(name, "user" | "user_id") {
             self.refuse(span, format_args!("`{name}` is unknown: a text is written once per language, not per person"));
+        } else if self.literals > 0 && self.locals.contains(name) {
+            self.refuse(span, format_args!("`{name}` cannot be put into a list or map: it is the template's own name"));
         } else if !self.locals.contains(name) {
             self.refuse(
                 span,

@@ -3,6 +3,7 @@
 //! long to be meant.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -11,6 +12,9 @@ use super::josa::{Particle, attach};
 
 /// The longest text a filter makes, in bytes.
 const MAX_RESULT_BYTES: usize = 64 * 1024;
+
+/// The longest list or map that is shown whole, in bytes; `data` is never larger.
+const MAX_SHOWN_BYTES: usize = 16 * 1024;
 
 /// A name templates may use, with how many arguments it takes beside the value before the bar.
 pub struct Signature {
@@ -100,8 +104,27 @@ pub fn text(value: &Value) -> Cow<'_, str> {
             Some(whole) => Cow::Owned(whole.to_string()),
             None => Cow::Owned(value.to_string()),
         },
-        _ => Cow::Owned(value.to_string()),
+        _ => Cow::Owned(bounded(value)),
     }
+}
+
+/// Lists and maps: they can be far larger than what made them, and showing them takes no fuel before it is done.
+fn bounded(value: &Value) -> String {
+    struct Bounded(String);
+    impl fmt::Write for Bounded {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            if self.0.len() + text.len() > MAX_SHOWN_BYTES {
+                return Err(fmt::Error);
+            }
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+    let mut out = Bounded(String::new());
+    if fmt::write(&mut out, format_args!("{value}")).is_err() {
+        out.0.push('…');
+    }
+    out.0
 }
 
 fn is_empty(value: &Value) -> bool {

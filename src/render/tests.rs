@@ -298,6 +298,22 @@ fn fuel_ends_what_does_not_end_soon() {
 }
 
 #[test]
+fn a_list_of_lists_cannot_double_with_every_line() {
+    let doubled = "{% set l = [data, data] %}".to_owned() + &"{% set l = [l, l] %}".repeat(40);
+    for last in ["{{ l }}", "{{ l == l }}", "{{ l|join }}", "{{ l|truncate(1) }}"] {
+        let errors = errors(&format!("{doubled}{last}"));
+        assert!(errors.iter().any(|error| error.contains("`l` cannot be put into a list")), "{errors:?}");
+    }
+    assert!(!errors("{% for x in data.l %}{{ {'a': x} }}{% endfor %}").is_empty());
+    // What the event brought can be listed, and names can be used otherwise.
+    assert!(errors("{% set n = data.name %}{{ [data.a, data.b]|join(', ') }}{{ n in ['a', 'b'] }}").is_empty());
+    let many = format!("{{% set l = [{}] %}}{{{{ l|truncate(3) }}}}{{{{ l }}}}", vec!["data"; 400].join(","));
+    let templates = compile(definition(json!({"name": "a", "templates": [{"locale": "ko", "title": many}]})));
+    let made = rendered(&templates, &event(json!({"text": "x".repeat(2_000)})), "ko");
+    assert!(made.message.title.is_some_and(|title| title.len() <= MAX_TITLE_BYTES));
+}
+
+#[test]
 fn what_comes_out_has_its_limits() {
     let templates = compile(comment());
     let body =

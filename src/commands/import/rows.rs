@@ -3,7 +3,7 @@
 //! Read line by line; a line is bounded, so a file of any size takes no more memory than its longest line.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -59,9 +59,37 @@ pub struct Lines {
     file: PathBuf,
 }
 
-enum Source {
-    Csv { reader: Box<csv::Reader<File>>, record: csv::StringRecord, headers: Vec<String> },
-    Ndjson { reader: BufReader<File>, number: u64, line: Vec<u8> },
+/// Any bytes: a file, but for tests.
+pub type Bytes = Box<dyn Read + Send>;
+
+pub enum Source {
+    Csv {
+        reader: Box<csv::Reader<Bytes>>,
+        record: csv::StringRecord,
+        headers: Vec<String>,
+        /// Of the row before; the header's at first.
+        number: u64,
+    },
+    Ndjson {
+        reader: BufReader<Bytes>,
+        number: u64,
+        line: Vec<u8>,
+    },
+}
+
+impl Source {
+    pub fn open(format: Format, bytes: Bytes, columns: &[&str]) -> anyhow::Result<Self> {
+        if format == Format::Ndjson {
+            let reader = BufReader::with_capacity(64 * 1024, bytes);
+            return Ok(Self::Ndjson { reader, number: 0, line: Vec::new() });
+        }
+        let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(bytes);
+        let headers: Vec<String> = reader.headers()?.iter().map(str::to_owned).collect();
+        for name in &headers {
+            anyhow::ensure!(columns.contains(&name.as_str()) || is_label(name, columns), "{}", unknown(name, columns));
+        }
+        Ok(Self::Csv { reader: Box::new(reader), record: csv::StringRecord::new(), headers, number: 1 })
+    }
 }
 
 impl Table {
@@ -73,33 +101,20 @@ impl Table {
     pub fn lines(&self) -> anyhow::Result<Lines> {
         let reading = || format!("reading {}", self.file.display());
         let file = File::open(&self.file).with_context(reading)?;
-        let source = match self.format {
-            Format::Ndjson => {
-                Source::Ndjson { reader: BufReader::with_capacity(64 * 1024, file), number: 0, line: Vec::new() }
-            }
-            Format::Csv => {
-                let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(file);
-                let headers: Vec<String> = reader.headers().with_context(reading)?.iter().map(str::to_owned).collect();
-                for name in &headers {
-                    anyhow::ensure!(
-                        self.columns.contains(&name.as_str()) || is_label(name, self.columns),
-                        "{}: {}",
-                        self.file.display(),
-                        unknown(name, self.columns)
-                    );
-                }
-                Source::Csv { reader: Box::new(reader), record: csv::StringRecord::new(), headers }
-            }
-        };
-        Ok(Lines { source, columns: self.columns, observed_at: self.observed_at, file: self.file.clone() })
+        let source = Source::open(self.format, Box::new(file), self.columns).with_context(reading)?;
+        Ok(Lines::of(source, self.columns, self.observed_at, self.file.clone()))
     }
 }
 
 impl Lines {
+    pub fn of(source: Source, columns: &'static [&'static str], observed_at: Option<Timestamp>, file: PathBuf) -> Self {
+        Self { source, columns, observed_at, file }
+    }
+
     /// Leaves out the rows up to and with this line.
     pub fn skip_to(&mut self, number: u64) -> anyhow::Result<()> {
         let at = |line: &Self| match &line.source {
-            Source::Csv { reader, .. } => reader.position().line().saturating_sub(1),
+            Source::Csv { reader, number, .. } => reader.position().line().saturating_sub(1).max(*number),
             Source::Ndjson { number, .. } => *number,
         };
         while at(self) < number {
@@ -114,18 +129,26 @@ impl Lines {
     pub fn next(&mut self) -> anyhow::Result<Option<Line>> {
         let reading = || format!("reading {}", self.file.display());
         match &mut self.source {
-            Source::Csv { reader, record, headers } => {
+            Source::Csv { reader, record, headers, number: before } => {
+                // The reader counts line feeds, and some spreadsheets end lines without: every row is one line at least.
+                let mut number = |position: Option<&csv::Position>| {
+                    *before = position.map_or(0, csv::Position::line).max(*before + 1);
+                    *before
+                };
                 match reader.read_record(record) {
                     Ok(false) => return Ok(None),
                     Ok(true) => {}
-                    Err(error) => match (error.kind(), error.position().map(csv::Position::line)) {
-                        (csv::ErrorKind::Utf8 { .. }, Some(number)) => {
-                            return Ok(Some(Line { number, row: wrong("line", "is not UTF-8") }));
-                        }
-                        _ => return Err(error).with_context(reading),
-                    },
+                    Err(error) => {
+                        return match error.kind() {
+                            csv::ErrorKind::Utf8 { .. } => {
+                                let number = number(error.position());
+                                Ok(Some(Line { number, row: wrong("line", "is not UTF-8") }))
+                            }
+                            _ => Err(error).with_context(reading),
+                        };
+                    }
                 }
-                let number = record.position().map_or(0, csv::Position::line);
+                let number = number(record.position());
                 let row = if record.len() == headers.len() {
                     Ok(Row::of_record(headers, record, self.observed_at))
                 } else {
@@ -365,6 +388,19 @@ mod tests {
         assert_eq!(read[1], (3, second.clone(), Err(1)));
         assert_eq!(read[2], (1, first, Ok(())));
         assert_eq!(read[3], (3, second, Err(1)));
+    }
+
+    #[test]
+    fn lines_end_as_they_like() {
+        for end in ["\n", "\r\n", "\r"] {
+            let text = ["user_id", "a", "b", "c", ""].join(end);
+            let numbers: Vec<u64> = lines(Format::Csv, &text).into_iter().map(|(number, _)| number).collect();
+            assert_eq!(numbers, [2, 3, 4], "{end:?}");
+            let mut rest = open(Format::Csv, &text);
+            rest.skip_to(3).unwrap();
+            assert_eq!(rest.next().unwrap().unwrap().number, 4, "{end:?}");
+            assert!(rest.next().unwrap().is_none());
+        }
     }
 
     #[test]

@@ -76,7 +76,9 @@ pub(in crate::senders) trait Wire: Send + 'static {
 /// `Retry-After` as seconds or as an HTTP date.
 pub(in crate::senders) fn retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(secs) = text.parse::<u64>() {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // What does not fit is long all the same.
+        let secs = text.parse().unwrap_or(u64::MAX);
         return Some(Duration::from_secs(secs).min(MAX_RETRY_AFTER));
     }
     if planted::is("retry-after-date-as-seconds") {
@@ -119,6 +121,8 @@ mod tests {
         assert_eq!(parse("Tue, 24 Nov 2026 00:01:30 GMT"), Some(Duration::from_secs(90)));
         assert_eq!(parse("Mon, 23 Nov 2026 00:00:00 GMT"), Some(Duration::ZERO), "the past");
         assert_eq!(parse("99999999"), Some(MAX_RETRY_AFTER));
+        assert_eq!(parse("99999999999999999999999"), Some(MAX_RETRY_AFTER), "no number of ours holds it");
+        assert_eq!(parse("+5"), None);
         assert_eq!(parse("soon"), None);
         assert_eq!(parse("-1"), None);
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
