@@ -15,6 +15,7 @@
 #   make torture       kill -9 of the release binary under load: STORE=sqlite, postgres or postgres-itself (Postgres is killed),
 #                      KILLS=100 EVENTS=10000 (between kills) SEED= (LEDGER=yes: into docs/ledger.tsv); part of make test
 #                      with 45 kills
+#   make fuzz          attacks every parser (src/fuzzing) for SECONDS=60 or HOURS= each; TARGET= one of them; INPUT=file that again
 #   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
 #                      it (not part of CI; ARGS='NAME…': only those)
 #   make faults        every provider fault × platform × store × moment, held to the table in docs/reliability.md; over real TLS
@@ -29,7 +30,7 @@ CARGO ?= cargo
 ARGS ?=
 FAULT ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples powercut sim sim-cluster torture planted faults demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples fuzz powercut sim sim-cluster torture planted faults demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -108,6 +109,11 @@ SHOW ?=
 sim-cluster:
 	NUDGED_SIM_CLUSTER_HISTORIES='$(HISTORIES)' NUDGED_SIM_CLUSTER_FROM='$(SEED_FROM)' NUDGED_SIM_CLUSTER_SHOW='$(SHOW)' \
 		$(CARGO) test --locked --test sim $(ARGS) -- --nocapture cluster::
+
+# Seconds for each target.
+fuzz:
+	CARGO='$(CARGO)' SECONDS_EACH=$$(( $(or $(SECONDS),60) + 3600 * $(or $(HOURS),0) )) \
+		TARGET='$(TARGET)' INPUT='$(INPUT)' ENGINE='$(ENGINE)' scripts/fuzz.sh
 
 planted:
 	CARGO='$(CARGO)' scripts/with-postgres.sh scripts/planted.sh $(ARGS)

@@ -7,6 +7,8 @@ pub mod commands;
 pub mod config;
 pub mod delivery;
 pub mod domain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod planted;
 pub mod render;
 pub mod runtime;

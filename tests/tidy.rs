@@ -33,6 +33,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sandbox", &["domain", "runtime", "telemetry"]),
     ("app", ALL),
     ("commands", ALL),
+    // Compiled for tests and fuzzing only.
+    ("fuzzing", ALL),
     ("main", &["commands"]),
 ];
 
@@ -69,7 +71,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
 ];
 
 /// Who puts concrete types together.
-const COMPOSERS: &[&str] = &["app", "commands"];
+const COMPOSERS: &[&str] = &["app", "commands", "fuzzing"];
 
 /// Neighbours that must not know each other.
 const APART: &[(&str, &str)] = &[("storage::sqlite", "storage::postgres"), ("senders::apns", "senders::fcm")];
@@ -81,8 +83,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tonic_health", &["api", "app", "commands"]),
     ("tonic_reflection", &["api"]),
     ("tonic_types", &["api"]),
-    ("prost", &["api", "commands"]),
-    ("prost_types", &["api", "commands"]),
+    ("prost", &["api", "commands", "fuzzing"]),
+    ("prost_types", &["api", "commands", "fuzzing"]),
     ("diesel", &["storage"]),
     ("diesel_async", &["storage"]),
     ("diesel_migrations", &["storage"]),

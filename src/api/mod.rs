@@ -28,6 +28,14 @@ pub mod catalogue {
     pub use super::convert::{declared, definition};
 }
 
+/// What messages are read by.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing {
+    pub use super::convert::{
+        data, declared, definition, notify_event, read_data, register_device, set_opt_in, set_subscription,
+    };
+}
+
 #[cfg(test)]
 mod tests;
 

@@ -320,6 +320,33 @@ fn shown(value: &str) -> String {
     value.chars().take(MAX_SHOWN - 1).chain(['…']).collect()
 }
 
+/// What files are read by, for [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing {
+    use super::Catalogue;
+
+    /// A file that was understood, in both of its written forms.
+    #[derive(PartialEq, Eq, Debug)]
+    pub struct Read {
+        pub toml: String,
+        pub json: String,
+        pub types: usize,
+        pub violations: usize,
+    }
+
+    #[must_use]
+    pub fn read(text: &str, json: bool) -> Option<Read> {
+        let catalogue = Catalogue::parse(text, json).ok()?;
+        let written = |json| catalogue.write(json).expect("texts, numbers and flags can be written");
+        Some(Read {
+            toml: written(false),
+            json: written(true),
+            types: catalogue.event_types.len(),
+            violations: catalogue.check().len(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -161,7 +161,7 @@ impl Service {
 }
 
 /// What the caller left to the type's defaults.
-struct Given {
+pub(super) struct Given {
     /// Inline content, which may leave fields to the templates.
     content: bool,
     priority: bool,
@@ -171,7 +171,7 @@ struct Given {
 }
 
 /// Fills in what the caller left open: from the declared type, else our own defaults.
-fn complete(
+pub(super) fn complete(
     event: &mut NewEvent,
     given: &Given,
     declared: Option<(TypeVersionId, &Templates)>,
@@ -234,7 +234,7 @@ fn standing(app: &App, event_type: &EventType, declared: DeclaredType) -> Result
 }
 
 /// Everything that can be said without the store. What the event type decides is filled in by [`complete`].
-fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(Arc<App>, NewEvent, Given)> {
+pub(super) fn check(mut call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<(Arc<App>, NewEvent, Given)> {
     let may_broadcast = call.may_broadcast;
     let violations = &mut call.violations;
     let event_type = violations.take(EventType::parse("event_type", &input.event_type));

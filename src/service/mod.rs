@@ -12,6 +12,8 @@ pub mod event_types;
 pub mod events;
 pub mod explain;
 mod fields;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod imports;
 mod limits;
 pub mod notifications;

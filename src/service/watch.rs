@@ -158,7 +158,7 @@ fn seal(identity: &IdentityKey, app: AppKey, sealed: &[u8]) -> [u8; SEAL_BYTES] 
     identity.seal(&bytes).to_be_bytes()
 }
 
-fn issue(identity: &IdentityKey, app: AppKey, position: &WatchPosition) -> String {
+pub(super) fn issue(identity: &IdentityKey, app: AppKey, position: &WatchPosition) -> String {
     let mut bytes = Vec::with_capacity(SEALED_BYTES + SEAL_BYTES);
     bytes.push(VERSION);
     for number in [position.epoch, position.transaction, position.row] {
@@ -172,13 +172,13 @@ fn issue(identity: &IdentityKey, app: AppKey, position: &WatchPosition) -> Strin
 }
 
 /// A cursor of the right shape, not yet trusted.
-struct RawCursor {
+pub(super) struct RawCursor {
     sealed: [u8; SEALED_BYTES],
     seal: [u8; SEAL_BYTES],
 }
 
 impl RawCursor {
-    fn read(text: &str) -> Option<Self> {
+    pub(super) fn read(text: &str) -> Option<Self> {
         if text.len() > MAX_CURSOR_BYTES {
             return None;
         }
@@ -188,7 +188,7 @@ impl RawCursor {
         (cursor.sealed[0] == VERSION).then_some(cursor)
     }
 
-    fn open(&self, identity: &IdentityKey, app: AppKey) -> Result<WatchPosition> {
+    pub(super) fn open(&self, identity: &IdentityKey, app: AppKey) -> Result<WatchPosition> {
         if !bool::from(seal(identity, app, &self.sealed).ct_eq(&self.seal)) {
             return Err(ServiceError::CursorForeign);
         }

@@ -21,4 +21,6 @@ pub use opt_ins::{opt_in, set_opt_in, set_subscription, subscription};
 pub use pauses::{pause, pause_delivery, resume_delivery};
 pub use providers::{provider_status, redrive, route_choice};
 pub use values::time;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use values::{data, read_data};
 pub use watch::{watch_deliveries, watched};

@@ -9,6 +9,8 @@
 //! [`WINDOW`] lines are unacknowledged, and going on begins that much earlier, because answers may have been lost with
 //! the process that waited for them: so whatever is refused is in the report, once.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod report;
 mod rows;
 mod wire;

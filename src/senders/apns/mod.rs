@@ -6,6 +6,8 @@
 mod auth;
 mod classify;
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 #[cfg(test)]
 mod tests;
 mod wire;

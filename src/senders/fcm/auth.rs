@@ -161,8 +161,8 @@ type Fetch = Pin<Box<dyn Future<Output = Result<Grant, Refused>> + Send>>;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Grant {
-    access_token: String,
-    life: Duration,
+    pub(super) access_token: String,
+    pub(super) life: Duration,
 }
 
 /// The access token of one service account.
@@ -290,7 +290,7 @@ fn unreadable(why: &str) -> Refused {
 }
 
 /// RFC 6749 section 5, with Google's liberties: `expires_in` may be a string.
-fn read(reply: &TokenReply, now: UnixMs) -> Result<Grant, Refused> {
+pub(super) fn read(reply: &TokenReply, now: UnixMs) -> Result<Grant, Refused> {
     let body = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
     let after = retry_after(&reply.headers, now);
     match reply.status {

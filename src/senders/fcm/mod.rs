@@ -3,6 +3,8 @@
 mod auth;
 mod classify;
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod template;
 #[cfg(test)]
 mod tests;

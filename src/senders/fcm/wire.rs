@@ -49,6 +49,13 @@ pub(super) fn inspect(prepared: &Prepared, ttl: Duration) -> Inspection {
     Inspection { headers: Vec::new(), body: String::from_utf8_lossy(&body).into_owned(), size: prepared.size }
 }
 
+/// The body for one device.
+pub(super) fn fill(prepared: &Prepared, token: &str, nudged_id: uuid::Uuid, ttl: Duration) -> Bytes {
+    let mut id = [0; Hyphenated::LENGTH];
+    let id = nudged_id.hyphenated().encode_lower(&mut id);
+    prepared.template.fill(token, id, ttl.min(MAX_TTL).as_secs())
+}
+
 /// A JSON object of texts (and numbers, in Android's block).
 type Texts = Map<String, Value>;
 
@@ -281,11 +288,8 @@ impl Wire for FcmWire {
             .get(usize::from(target.variant))
             .and_then(Encoded::get::<Prepared>)
             .ok_or_else(|| unsendable("the message was not encoded for FCM"))?;
-        let mut id = [0; Hyphenated::LENGTH];
-        let id = target.nudged_id.hyphenated().encode_lower(&mut id);
         // What is left of the TTL, in whole seconds; 0 is FCM's "now or never".
-        let ttl_secs = batch.expires_at.since(now).min(MAX_TTL).as_secs();
-        let body = prepared.template.fill(target.token.expose(), id, ttl_secs);
+        let body = fill(prepared, target.token.expose(), target.nudged_id, batch.expires_at.since(now));
         let mut headers = self.headers.clone();
         for (name, value) in &mut headers {
             if *name == AUTHORIZATION
