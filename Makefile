@@ -16,6 +16,8 @@
 #                      KILLS=100 EVENTS=10000 (between kills) SEED= (LEDGER=yes: into docs/ledger.tsv); part of make test
 #                      with 45 kills
 #   make fuzz          attacks every parser (src/fuzzing) for SECONDS=60 or HOURS= each; TARGET= one of them; INPUT=file that again
+#   make consent       nothing forbidden later than a second: TARGETS=20000 queued, SECS=10, on both stores; part of make test
+#   make soak          a steady mixed load with faults on the release binary for MINUTES=10; red when anything rises
 #   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
 #                      it (not part of CI; ARGS='NAME…': only those)
 #   make faults        every provider fault × platform × store × moment, held to the table in docs/reliability.md; over real TLS
@@ -30,7 +32,7 @@ CARGO ?= cargo
 ARGS ?=
 FAULT ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples fuzz powercut sim sim-cluster torture planted faults demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench examples fuzz powercut sim sim-cluster torture consent soak planted faults demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -117,6 +119,16 @@ fuzz:
 
 planted:
 	CARGO='$(CARGO)' scripts/with-postgres.sh scripts/planted.sh $(ARGS)
+
+consent:
+	NUDGED_CONSENT_TARGETS='$(TARGETS)' NUDGED_CONSENT_SECS='$(SECS)' NUDGED_CONSENT_SEED='$(SEED)' \
+		$(CARGO) test --locked --release --test it consent:: -- --nocapture --test-threads=1
+
+MINUTES ?= 10
+
+soak:
+	NUDGED_SOAK_SECS=$$(( $(MINUTES) * 60 )) NUDGED_SOAK_SEED='$(SEED)' \
+		$(CARGO) test --locked --release --test it soak::nothing -- --nocapture
 
 export STORE KILLS EVENTS SEED REPLICAS BREAK LEDGER
 

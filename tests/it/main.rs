@@ -24,6 +24,7 @@ mod proxy;
 mod reload;
 mod restore;
 mod server;
+mod soak;
 mod tables;
 mod torture;
 mod tour;

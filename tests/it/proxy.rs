@@ -1,8 +1,9 @@
-//! The network between a server and its database, which a test may cut.
+//! The network between a server and what it talks to, which a test may cut or stall.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -10,6 +11,7 @@ pub struct Proxy {
     pub port: u16,
     down: Arc<AtomicBool>,
     cuts: watch::Sender<u64>,
+    stalled: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -18,24 +20,32 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (down, cuts) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
-        let (is_down, cut) = (Arc::clone(&down), cuts.subscribe());
+        let stalled = watch::Sender::new(false);
+        let (is_down, cut, stall) = (Arc::clone(&down), cuts.subscribe(), stalled.subscribe());
         tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
+            while let Ok((client, _)) = listener.accept().await {
                 if is_down.load(Ordering::SeqCst) {
                     continue;
                 }
-                let (server, mut cut) = (server.clone(), cut.clone());
+                let (server, mut cut, stall) = (server.clone(), cut.clone(), stall.clone());
                 cut.mark_unchanged();
                 tokio::spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(server).await else { return };
+                    let Ok(server) = TcpStream::connect(server).await else { return };
+                    let (mut from_client, mut to_client) = client.into_split();
+                    let (mut from_server, mut to_server) = server.into_split();
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = async {
+                            tokio::join!(
+                                pass(&mut from_client, &mut to_server, stall.clone()),
+                                pass(&mut from_server, &mut to_client, stall)
+                            )
+                        } => {}
                         _ = cut.changed() => {}
                     }
                 });
             }
         });
-        Self { port, down, cuts }
+        Self { port, down, cuts, stalled }
     }
 
     /// Ends every connection and takes no new ones until [`Proxy::mend`].
@@ -46,5 +56,32 @@ impl Proxy {
 
     pub fn mend(&self) {
         self.down.store(false, Ordering::SeqCst);
+    }
+
+    /// Passes nothing on until [`Proxy::flow`]; connections stay.
+    pub fn stall(&self) {
+        self.stalled.send_replace(true);
+    }
+
+    pub fn flow(&self) {
+        self.stalled.send_replace(false);
+    }
+}
+
+/// One direction, to its end.
+async fn pass(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    mut stalled: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let _ = stalled.wait_for(|stalled| !stalled).await;
+        let read = from.read(&mut buffer).await?;
+        let _ = stalled.wait_for(|stalled| !stalled).await;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..read]).await?;
     }
 }

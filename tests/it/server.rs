@@ -192,8 +192,9 @@ pub async fn metric(admin: &str, name: &str) -> Option<f64> {
     line.parse().ok()
 }
 
+/// The one built with these tests; another build's by `NUDGED_TEST_BINARY`.
 pub fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_nudged"))
+    Command::new(std::env::var_os("NUDGED_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_nudged").into()))
 }
 
 fn spawn(arguments: &[&str], config: &Path, environment: &[(&str, String)]) -> Child {

@@ -1,0 +1,306 @@
+//! "No means no" under load (`make consent`): a queue full of broadcasts, people who change their minds, phones that change
+//! hands, devices that leave and events that are cancelled, in many histories at once, while pushes stall at the providers and,
+//! on Postgres, one of two replicas is cut off from the database again and again. Nothing forbidden reaches a provider
+//! connection later than one second after the "no" was answered.
+
+mod history;
+mod model;
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nudged::api::proto::push_service_client::PushServiceClient;
+use nudged::api::proto::{Content, NotifyEventRequest, device};
+use nudged::sandbox::{Action, Fault};
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use tonic::transport::Channel;
+
+use super::postgres::Postgres;
+use super::proxy::Proxy;
+use super::server::{PATIENCE, World, event, free_port, opt_in, register};
+use super::tables::count;
+use history::History;
+use model::{Model, Push};
+
+/// Histories at once, each with people of its own.
+const HISTORIES: usize = 12;
+/// People of a history, and a tablet that changes hands among them.
+const OWN: usize = 5;
+/// Pushes that the providers remember between two looks.
+const RECORD: usize = 300_000;
+/// A connection without progress for 500 ms gets nothing more; what a slow machine needs on top.
+const STALL_NOTICED_MS: i64 = 600;
+/// How long what a stalled link had taken takes to arrive when it flows again.
+const STALL_DRAIN_MS: i64 = 300;
+/// An answer of the providers takes so long: the queue is to last.
+const ANSWER_MS: u64 = 50;
+
+struct Parameters {
+    targets: u64,
+    secs: u64,
+    seed: u64,
+    falsify: bool,
+    /// Stall the link to Apple again and again. What arrives afterwards was handed over before, which the providers' record
+    /// tells apart only roughly: for looking, not for a verdict.
+    stalls: bool,
+}
+
+/// `NUDGED_CONSENT_…`.
+fn parameter<T: FromStr<Err: std::fmt::Debug>>(name: &str) -> Option<T> {
+    let text = std::env::var(format!("NUDGED_CONSENT_{name}")).ok()?;
+    (!text.is_empty()).then(|| text.parse().expect(name))
+}
+
+impl Parameters {
+    fn read() -> Self {
+        Self {
+            targets: parameter("TARGETS").unwrap_or(20_000),
+            secs: parameter("SECS").unwrap_or(10),
+            seed: parameter("SEED").unwrap_or_else(rand::random),
+            falsify: parameter("FALSIFY").unwrap_or(false),
+            stalls: parameter("STALLS").unwrap_or(false),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite() {
+    consent(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres() {
+    consent(Some(Postgres::start())).await;
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+fn name(person: u64) -> String {
+    format!("person-{person}")
+}
+
+fn phone(person: u64) -> String {
+    format!("{person:064x}")
+}
+
+fn android(person: u64) -> String {
+    format!("fcm-{person}:APA91b")
+}
+
+fn tablet(history: u64) -> String {
+    format!("{:064x}", (1_u64 << 40) + history)
+}
+
+/// The event says its key.
+fn keyed(key: &str, users: &[&str]) -> NotifyEventRequest {
+    let content = Content { title: Some("새 댓글".into()), body: Some(format!("<{key}>")), ..Content::default() };
+    NotifyEventRequest { content: Some(content), ..event(key, users) }
+}
+
+async fn consent(postgres: Option<Postgres>) {
+    let Parameters { targets, secs, seed, falsify, stalls: stalling } = Parameters::read();
+    println!("consent: {targets} targets, {secs} s, seed {seed}");
+    let world = World::recording(RECORD).await;
+    let apple = Proxy::new(world.sandbox.apns_endpoint().trim_start_matches("https://").to_owned()).await;
+    let apple = Arc::new(apple);
+    let mut environment = vec![
+        ("NUDGED_APPS__IFRIENDSPET__APNS__ENDPOINT", format!("https://127.0.0.1:{}", apple.port)),
+        ("NUDGED_DELIVERY__MAX_STREAMS", "50".to_owned()),
+        ("NUDGED_DELIVERY__MAX_CONNECTIONS", "2".to_owned()),
+    ];
+    let (mut servers, mut cut_off) = (Vec::new(), None);
+    if let Some(postgres) = &postgres {
+        environment.push(("NUDGED_DATABASE__URL", postgres.url()));
+        let proxy = Proxy::new(postgres.host()).await;
+        let second = [
+            ("NUDGED_DATABASE__URL", format!("postgres://nudged@127.0.0.1:{}/postgres", proxy.port)),
+            ("NUDGED_GRPC__LISTEN", format!("127.0.0.1:{}", free_port())),
+            ("NUDGED_ADMIN__LISTEN", format!("127.0.0.1:{}", free_port())),
+        ];
+        servers.push(world.start_with(&environment));
+        world.client().await;
+        servers.push(world.start_with(&environment.iter().cloned().chain(second).collect::<Vec<_>>()));
+        cut_off = Some(proxy);
+    } else {
+        servers.push(world.start_with(&environment));
+    }
+    let client = world.client().await;
+
+    // Histories' people lie among the others, so that every part of a broadcast has some.
+    let deciders = (HISTORIES * OWN) as u64;
+    let people = (targets / 40).clamp(2 * deciders, 10_000);
+    let every = people / deciders;
+    register_all(&client, people).await;
+    world.sandbox.add_fault(Fault::new(Action::Stall {}).probability(0.001, seed)).unwrap();
+    world.sandbox.add_fault(Fault::new(Action::Delay { ms: ANSWER_MS }).times(u32::MAX)).unwrap();
+    let mut caller = client.clone();
+    for number in 0..targets.div_ceil(2 * people) {
+        let everyone =
+            NotifyEventRequest { user_ids: Vec::new(), everyone: true, ..keyed(&format!("all-{number}"), &[]) };
+        caller.notify_event(everyone).await.unwrap();
+    }
+    let queued = queued(&world, postgres.as_ref(), targets / 2).await;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut received = Record::default();
+    let links = tokio::spawn(trouble(stalling.then(|| Arc::clone(&apple)), cut_off, Arc::clone(&stop)));
+    let histories: Vec<_> = (0..HISTORIES as u64)
+        .map(|number| {
+            let own = (0..OWN as u64).map(|one| (number * OWN as u64 + one) * every).collect::<Vec<u64>>();
+            let random = SmallRng::seed_from_u64(seed ^ number);
+            tokio::spawn(History::new(client.clone(), number, own, random).run(Arc::clone(&stop)))
+        })
+        .collect();
+    let load = tokio::spawn(load(client.clone(), every, deciders, Arc::clone(&stop)));
+    received.follow(&world, Duration::from_secs(secs)).await;
+    stop.store(true, Ordering::Relaxed);
+    // Their last words and what follows them are seen as well.
+    received.follow(&world, Duration::from_secs(1)).await;
+    let (mut model, mut changes) = (Model::default(), 0);
+    for history in histories {
+        let (theirs, made) = history.await.unwrap();
+        model.merge(theirs);
+        changes += made;
+    }
+    let events = load.await.unwrap();
+    let stalls = links.await.unwrap();
+    received.follow(&world, Duration::from_millis(2_500)).await;
+    let mut pushes = received.pushes;
+    let last_seq = pushes.len();
+    assert!(last_seq > 200, "the load was real: {last_seq}");
+    for (from, until) in &stalls {
+        for push in pushes.iter_mut().filter(|push| !push.token.starts_with("fcm-")) {
+            // It was in the link before: nothing is given to one that does not move.
+            if *from < push.at && push.at <= until + STALL_DRAIN_MS {
+                push.at = push.at.min(from + STALL_NOTICED_MS);
+            }
+        }
+    }
+    // People without a history never said no.
+    pushes.retain(|push| model.knows(&push.token));
+    if falsify {
+        model.shift(30_000);
+    }
+    let judged = model.judge(&pushes);
+    let (of_deciders, stalled) = (pushes.len(), stalls.len());
+    println!(
+        "consent: {queued} targets queued, {events} more events, {changes} changes in {HISTORIES} histories, {last_seq} pushes, \
+         {of_deciders} of them to who decides, {stalled} stalls: {judged}"
+    );
+    println!(
+        "ledger:{queued} queued targets, {changes} changes, {last_seq} pushes, {} forbidden",
+        judged.forbidden.len()
+    );
+    assert!(of_deciders > 100, "enough to see something: {of_deciders}");
+    let some = &judged.forbidden[..judged.forbidden.len().min(9)];
+    assert!(some.is_empty(), "seed {seed}: {} forbidden: {some:?}", judged.forbidden.len());
+}
+
+async fn register_all(client: &PushServiceClient<Channel>, people: u64) {
+    let next = Arc::new(AtomicU64::new(0));
+    let workers: Vec<_> = (0..32)
+        .map(|_| {
+            let (mut client, next) = (client.clone(), Arc::clone(&next));
+            tokio::spawn(async move {
+                loop {
+                    let person = next.fetch_add(1, Ordering::Relaxed);
+                    if person >= people {
+                        return;
+                    }
+                    register(&mut client, &name(person), device::Platform::Apns, &phone(person)).await;
+                    register(&mut client, &name(person), device::Platform::Fcm, &android(person)).await;
+                    opt_in(&mut client, &name(person), true).await;
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+}
+
+/// Waits until so many targets are open, or no more come; how many there are.
+async fn queued(world: &World, postgres: Option<&Postgres>, wanted: u64) -> u64 {
+    const OPEN: &str = "SELECT CAST(COALESCE(sum(target_count), 0) AS BIGINT) AS count FROM job";
+    const EXPANDING: &str = "SELECT count(*) AS count FROM fanout";
+    let ask = async |query: &str| match postgres {
+        Some(postgres) => {
+            u64::try_from(postgres.client().await.query_one(query, &[]).await.unwrap().get::<_, i64>(0)).unwrap()
+        }
+        None => tokio::task::block_in_place(|| count(&world.database(), query)),
+    };
+    let deadline = Instant::now() + 10 * PATIENCE;
+    loop {
+        let open = ask(OPEN).await;
+        if open >= wanted || ask(EXPANDING).await == 0 || Instant::now() > deadline {
+            return open;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What the providers received.
+#[derive(Default)]
+struct Record {
+    pushes: Vec<Push>,
+    last: u64,
+}
+
+impl Record {
+    /// Takes over what comes in the meantime.
+    async fn follow(&mut self, world: &World, period: Duration) {
+        let until = Instant::now() + period;
+        while Instant::now() < until {
+            for push in world.sandbox.received_since(self.last, RECORD) {
+                assert!(self.last == 0 || push.seq == self.last + 1, "the record has forgotten pushes");
+                self.last = push.seq;
+                let text = String::from_utf8_lossy(&push.body);
+                let key = text.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(key, _)| key);
+                self.pushes.push(Push { token: push.token.clone(), key: key.to_owned(), at: push.at.0 });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Events for those who change their minds, beside the broadcasts: how many.
+async fn load(mut client: PushServiceClient<Channel>, every: u64, deciders: u64, stop: Arc<AtomicBool>) -> u64 {
+    let names: Vec<String> = (0..deciders).map(|number| name(number * every)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        client.notify_event(keyed(&format!("event-{number}"), &names)).await.unwrap();
+        number += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    number
+}
+
+/// Stalls a link, and cuts the second replica off, again and again. When the link stood still, from and until.
+async fn trouble(apple: Option<Arc<Proxy>>, cut_off: Option<Proxy>, stop: Arc<AtomicBool>) -> Vec<(i64, i64)> {
+    let mut stalls = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let from = now_ms();
+        if let Some(apple) = &apple {
+            apple.stall();
+        }
+        if let Some(proxy) = &cut_off {
+            proxy.cut();
+        }
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        if let Some(apple) = &apple {
+            apple.flow();
+            stalls.push((from, now_ms()));
+        }
+        if let Some(proxy) = &cut_off {
+            proxy.mend();
+        }
+    }
+    stalls
+}

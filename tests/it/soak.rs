@@ -1,0 +1,313 @@
+//! `make soak MINUTES=…`: a steady mixed load on the real binary, with one push in a hundred going wrong, while its memory,
+//! files, threads, log and latency are sampled. After a warm-up nothing may rise: the slope of each series is tested for
+//! being above zero.
+
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nudged::api::proto::push_service_client::PushServiceClient;
+use nudged::api::proto::{NotifyEventRequest, SubscribeRequest, WatchDeliveriesRequest, device};
+use nudged::sandbox::{Action, Fault};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use tonic::transport::Channel;
+
+use super::server::{APP, World, event, opt_in, register};
+
+const PEOPLE: u64 = 500;
+const CALLERS: u64 = 6;
+/// Between two calls of a caller: a load that a small machine carries for days.
+const PAUSE: Duration = Duration::from_millis(10);
+/// A broadcast to everyone, so often.
+const BROADCAST_EVERY: Duration = Duration::from_secs(5);
+/// Shorter runs end without a verdict on memory: it settles for minutes.
+const VERDICT_AFTER: Duration = Duration::from_secs(300);
+/// The share of a run that is warm-up.
+const WARM_UP: f64 = 0.4;
+
+struct Parameters {
+    run: Duration,
+    every: Duration,
+    seed: u64,
+    /// Leaks on purpose: connections that are opened and kept.
+    leak: bool,
+}
+
+/// `NUDGED_SOAK_…`.
+fn parameter<T: FromStr<Err: std::fmt::Debug>>(name: &str) -> Option<T> {
+    let text = std::env::var(format!("NUDGED_SOAK_{name}")).ok()?;
+    (!text.is_empty()).then(|| text.parse().expect(name))
+}
+
+impl Parameters {
+    fn read() -> Self {
+        let run = Duration::from_secs(parameter("SECS").unwrap_or(20));
+        Self {
+            run,
+            every: (run / 60).clamp(Duration::from_millis(500), Duration::from_secs(10)),
+            seed: parameter("SEED").unwrap_or_else(rand::random),
+            leak: parameter("LEAK").unwrap_or(false),
+        }
+    }
+}
+
+/// One look at the process.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: f64,
+    rss_kib: f64,
+    files: f64,
+    threads: f64,
+    wal_kib: f64,
+    p99_ms: f64,
+}
+
+#[derive(Default)]
+struct Calls {
+    made: AtomicU64,
+    /// Of the calls since the last sample, in microseconds.
+    took: Mutex<Vec<u64>>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_grows_under_a_steady_load() {
+    let Parameters { run, every, seed, leak } = Parameters::read();
+    println!("soak: {run:.0?}, a sample every {every:.1?}, seed {seed}");
+    let world = World::recording(10_000).await;
+    // A small page cache is full after the warm-up; a large one grows for an hour.
+    let server = world.start_with(&[("NUDGED_DATABASE__SQLITE__CACHE_MIB", "2".to_owned())]);
+    let client = world.client().await;
+    people(&client).await;
+    let fault = |action, chance: f64| Fault::new(action).times(u32::MAX).probability(chance, seed);
+    world.sandbox.add_fault(fault(Action::Reset { code: 8 }, 0.004)).unwrap();
+    world.sandbox.add_fault(fault(Action::RefuseStream {}, 0.004)).unwrap();
+    world.sandbox.add_fault(fault(Action::Garbage { status: 400 }, 0.002)).unwrap();
+
+    let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(Calls::default()));
+    let mut tasks: Vec<_> = (0..CALLERS)
+        .map(|number| {
+            let random = SmallRng::seed_from_u64(seed ^ number);
+            tokio::spawn(call(client.clone(), number, random, Arc::clone(&calls), Arc::clone(&stop)))
+        })
+        .collect();
+    tasks.push(tokio::spawn(broadcast(client.clone(), Arc::clone(&stop))));
+    tasks.push(tokio::spawn(watch(client.clone(), Arc::clone(&stop))));
+
+    let (began, mut samples, mut leaked) = (Instant::now(), Vec::new(), Vec::new());
+    while began.elapsed() < run {
+        tokio::time::sleep(every).await;
+        if leak {
+            leaked.push(tokio::net::TcpStream::connect(world.address.trim_start_matches("http://")).await.unwrap());
+        }
+        let sample = sample(&world, server.id(), &calls, began);
+        let Sample { at, rss_kib, files, threads, wal_kib, p99_ms } = sample;
+        println!(
+            "{at:6.0} s  RSS {rss_kib:8.0} KiB  {files:3.0} files  {threads:3.0} threads  WAL {wal_kib:6.0} KiB  p99 {p99_ms:7.1} ms"
+        );
+        samples.push(sample);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    drop(leaked);
+    let (made, pushes) = (calls.made.load(Ordering::Relaxed), world.sandbox.totals().received);
+    assert!(made > 100 && pushes > 100, "the load was real: {made} calls, {pushes} pushes");
+    let rising = verdict(&samples, run);
+    println!("ledger:{} seconds, {made} calls, {pushes} pushes", run.as_secs());
+    assert!(rising.is_empty(), "seed {seed}: rising: {}", rising.join(", "));
+    assert!(server.terminate().success());
+}
+
+/// Prints every trend; the names of those that rise.
+fn verdict(samples: &[Sample], run: Duration) -> Vec<String> {
+    let settled: Vec<Sample> =
+        samples.iter().copied().filter(|sample| sample.at > WARM_UP * run.as_secs_f64()).collect();
+    // By how much of itself a series may rise in the whole run, beyond its noise, before it counts.
+    let series: [(&str, fn(&Sample) -> f64, f64, bool); 5] = [
+        ("RSS in KiB", |sample| sample.rss_kib, 0.05, true),
+        ("files", |sample| sample.files, 0.1, false),
+        ("threads", |sample| sample.threads, 0.1, false),
+        ("WAL in KiB", |sample| sample.wal_kib, 0.2, true),
+        ("p99 in ms", |sample| sample.p99_ms, 0.5, true),
+    ];
+    let mut rising = Vec::new();
+    for (name, of, share, needs_time) in series {
+        let points: Vec<(f64, f64)> = settled.iter().map(|sample| (sample.at, of(sample))).collect();
+        let trend = Trend::of(&points);
+        let length = settled.last().map_or(0.0, |last| last.at) - settled.first().map_or(0.0, |first| first.at);
+        let rises = trend.low > 0.0 && trend.slope * length > share * trend.mean;
+        let judged = !needs_time || run >= VERDICT_AFTER;
+        println!(
+            "{name}: mean {:.1}, slope {:+.2} an hour (95 %: {:+.2} to {:+.2}){}",
+            trend.mean,
+            trend.slope * 3600.0,
+            trend.low * 3600.0,
+            trend.high * 3600.0,
+            if !judged {
+                ": too short for a verdict"
+            } else if rises {
+                ": RISES"
+            } else {
+                ""
+            },
+        );
+        if judged && rises {
+            rising.push(name.to_owned());
+        }
+    }
+    rising
+}
+
+/// A straight line through a series.
+#[derive(Clone, Copy, Debug)]
+struct Trend {
+    mean: f64,
+    /// Per second, with its 95 % interval.
+    slope: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Trend {
+    /// Least squares; neighbouring samples resemble each other, so the interval is widened by their correlation.
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand samples")]
+    fn of(points: &[(f64, f64)]) -> Self {
+        let count = points.len() as f64;
+        let mean_of = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count.max(1.0);
+        let (at, mean) = (mean_of(|point| point.0), mean_of(|point| point.1));
+        let spread: f64 = points.iter().map(|point| (point.0 - at).powi(2)).sum();
+        if points.len() < 4 || spread == 0.0 {
+            return Self { mean, slope: 0.0, low: f64::NEG_INFINITY, high: f64::INFINITY };
+        }
+        let slope = points.iter().map(|point| (point.0 - at) * (point.1 - mean)).sum::<f64>() / spread;
+        let left: Vec<f64> = points.iter().map(|point| point.1 - mean - slope * (point.0 - at)).collect();
+        let square: f64 = left.iter().map(|rest| rest * rest).sum();
+        let neighbours: f64 = left.windows(2).map(|pair| pair[0] * pair[1]).sum();
+        let alike = if square > 0.0 { (neighbours / square).clamp(0.0, 0.9) } else { 0.0 };
+        let error = (square / (count - 2.0) / spread * (1.0 + alike) / (1.0 - alike)).sqrt();
+        Self { mean, slope, low: slope - 2.0 * error, high: slope + 2.0 * error }
+    }
+}
+
+fn sample(world: &World, pid: u32, calls: &Calls, began: Instant) -> Sample {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| -> f64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
+        line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let wal = world.database().with_file_name("nudged.db-wal");
+    let mut took = std::mem::take(&mut *calls.took.lock().unwrap());
+    took.sort_unstable();
+    let p99 = took.get(took.len() * 99 / 100).copied().unwrap_or(0);
+    #[expect(clippy::cast_precision_loss, reason = "small figures")]
+    Sample {
+        at: began.elapsed().as_secs_f64(),
+        rss_kib: field("VmRSS"),
+        files: files as f64,
+        threads: field("Threads"),
+        wal_kib: std::fs::metadata(wal).map_or(0, |metadata| metadata.len() / 1024) as f64,
+        p99_ms: p99 as f64 / 1000.0,
+    }
+}
+
+fn name(person: u64) -> String {
+    format!("person-{person}")
+}
+
+async fn people(client: &PushServiceClient<Channel>) {
+    let mut client = client.clone();
+    for person in 0..PEOPLE {
+        register(&mut client, &name(person), device::Platform::Apns, &format!("{person:064x}")).await;
+        register(&mut client, &name(person), device::Platform::Fcm, &format!("fcm-{person}:APA91b")).await;
+        opt_in(&mut client, &name(person), true).await;
+    }
+}
+
+/// Mostly events, some of each other call that writes.
+async fn call(
+    mut client: PushServiceClient<Channel>,
+    caller: u64,
+    mut random: SmallRng,
+    calls: Arc<Calls>,
+    stop: Arc<AtomicBool>,
+) {
+    let mut number = 0_u64;
+    while !stop.load(Ordering::Relaxed) {
+        let person = random.random_range(0..PEOPLE);
+        let begun = Instant::now();
+        match random.random_range(0..10) {
+            0 => {
+                let token = format!("{:064x}", person + PEOPLE * random.random_range(1..3));
+                register(&mut client, &name(person), device::Platform::Apns, &token).await;
+            }
+            1 => opt_in(&mut client, &name(person), random.random_ratio(9, 10)).await,
+            2 => {
+                let topic = format!("post:{}", random.random_range(0..100));
+                let request = SubscribeRequest {
+                    app_id: APP.into(),
+                    user_id: name(person),
+                    topic,
+                    ..SubscribeRequest::default()
+                };
+                client.subscribe(request).await.unwrap();
+            }
+            _ => {
+                client.notify_event(event(&format!("event-{caller}-{number}"), &[&name(person)])).await.unwrap();
+                number += 1;
+            }
+        }
+        calls.made.fetch_add(1, Ordering::Relaxed);
+        calls.took.lock().unwrap().push(u64::try_from(begun.elapsed().as_micros()).unwrap());
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn broadcast(mut client: PushServiceClient<Channel>, stop: Arc<AtomicBool>) {
+    let mut at = Instant::now();
+    for number in 0.. {
+        while at.elapsed() < BROADCAST_EVERY {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        at = Instant::now();
+        let everyone =
+            NotifyEventRequest { user_ids: Vec::new(), everyone: true, ..event(&format!("all-{number}"), &[]) };
+        client.notify_event(everyone).await.unwrap();
+    }
+}
+
+/// Somebody who follows everything.
+async fn watch(mut client: PushServiceClient<Channel>, stop: Arc<AtomicBool>) {
+    let request = WatchDeliveriesRequest { app_id: APP.into(), ..WatchDeliveriesRequest::default() };
+    let mut results = client.watch_deliveries(request).await.unwrap().into_inner();
+    while !stop.load(Ordering::Relaxed) {
+        tokio::select! {
+            result = results.message() => assert!(result.unwrap().is_some(), "a watcher is served"),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(of: impl Fn(u32) -> f64) -> Vec<(f64, f64)> {
+        (0..100).map(|at| (f64::from(at), of(at))).collect()
+    }
+
+    #[test]
+    fn a_leak_is_seen_in_noise_and_noise_is_none() {
+        let noise = |at: u32| f64::from((at.wrapping_mul(2_654_435_761) >> 16) % 100);
+        let flat = Trend::of(&series(|at| 10_000.0 + noise(at)));
+        assert!(flat.low < 0.0 && flat.high > 0.0, "{flat:?}");
+        let leak = Trend::of(&series(|at| 10_000.0 + noise(at) + 5.0 * f64::from(at)));
+        assert!(leak.low > 0.0 && (4.0..6.0).contains(&leak.slope), "{leak:?}");
+    }
+}
