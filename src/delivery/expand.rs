@@ -66,9 +66,19 @@ impl Expander {
         }
     }
 
+    /// Again and again where the store refuses: its lease would be held for as long as this process lives.
     async fn give_back(&self, fanout: &Fanout) {
-        if let Err(error) = self.shared.store.release_fanout(fanout.notification.id, fanout.fence).await {
-            tracing::warn!(%error, "a fan-out could not be given back; whoever finds it without an owner frees it");
+        let shared = &self.shared;
+        let mut last_tries = super::outcomes::LAST_TRIES;
+        while let Err(error) = shared.store.release_fanout(fanout.notification.id, fanout.fence).await {
+            if shared.stopping.is_cancelled() {
+                last_tries -= 1;
+                if last_tries == 0 {
+                    tracing::warn!(%error, "a fan-out could not be given back; whoever finds it without an owner frees it");
+                    return;
+                }
+            }
+            shared.runtime.sleep(STORE_PAUSE / 2).await;
         }
     }
 
