@@ -92,9 +92,10 @@ impl DiskWatch {
         }
         let is = room.full();
         if is != self.was {
-            match is {
-                Some(full) => tracing::warn!(reason = full.name(), "no event is taken while {}", full.words()),
-                None => tracing::info!("there is room for events again"),
+            if let Some(full) = is {
+                tracing::warn!(reason = full.name(), "no event is taken while {}", full.words());
+            } else {
+                tracing::info!("there is room for events again");
             }
             self.was = is;
         }

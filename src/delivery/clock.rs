@@ -80,6 +80,7 @@ impl ClockWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Runtime;
 
     const START: UnixMs = UnixMs(1_790_000_000_000);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -87,7 +88,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn jumps_are_told_from_time_that_passes() {
-        let origin = Instant::now();
+        let origin = Runtime::simulated(1, START).instant();
         let mut clock = ClockWatch::new(START, origin);
         let mut at = origin;
         let mut wall = START;
@@ -110,7 +111,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn history_is_kept_for_a_day_after_a_jump_forward_or_until_it_is_taken_back() {
-        let origin = Instant::now();
+        let origin = Runtime::simulated(1, START).instant();
         let day = 24 * 3_600_000;
         let mut clock = ClockWatch::new(START, origin);
         assert!(clock.is_trusted(START, origin));

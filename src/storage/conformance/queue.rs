@@ -151,7 +151,9 @@ pub async fn a_checkpoint_asked_again_is_written_once(fixture: &Fixture) {
     let claimed = world.claim_one().await;
     let checkpoint = |finished: &[usize], told: usize, code| {
         let mut progress = Progress::none(3);
-        finished.iter().for_each(|index| progress.finish(*index));
+        for index in finished {
+            progress.finish(*index);
+        }
         let mut update = world.update(&claimed, entries(&claimed.job.targets[told..=told], code));
         update.progress = Some(progress);
         update

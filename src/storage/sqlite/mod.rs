@@ -146,7 +146,7 @@ impl SqliteStore {
     pub async fn is_disk_full(&self) -> bool {
         if self.context.disk_full.load(Ordering::Relaxed) {
             // The schema cookie's neighbour, which nobody reads: it is written whatever it was.
-            let probe = |tx: &mut Tx<'_>| Ok(tx.execute(constant!((); "PRAGMA user_version = 0"))?);
+            let probe = |tx: &mut Tx<'_>| tx.execute(constant!((); "PRAGMA user_version = 0"));
             let _ = self.write(Class::Outcome, 0, "trying to write", probe).await;
         }
         self.context.disk_full.load(Ordering::Relaxed)

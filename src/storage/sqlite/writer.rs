@@ -77,6 +77,7 @@ struct Queue {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts, not one state")]
 struct State {
     queues: [Queue; QUEUES],
     /// Groups since the last batch of an import.

@@ -128,7 +128,7 @@ impl Player {
         let event = self.cell.event("hit", &users, ttl_secs);
         let id = self.client.notify_event(event).await.unwrap().into_inner().notification_id;
         let (ended, route) = self.watch(&id).await;
-        self.expect("route", row.route, route);
+        self.expect("route", &row.route, &route);
         let Some(ended) = ended else {
             self.findings.push(format!("it does not end within {} s", PATIENCE.as_secs()));
             return;
@@ -144,9 +144,9 @@ impl Player {
         } else {
             Token::Kept
         };
-        self.expect("token", row.token, found);
+        self.expect("token", &row.token, &found);
         if row.connection == Connection::None {
-            self.expect("pushes", 0, self.pushes(VICTIM).len());
+            self.expect("pushes", &0, &self.pushes(VICTIM).len());
         } else {
             self.sent("after", WITNESS).await;
             let first = before.or_else(|| self.pushes(VICTIM).first().map(|push| push.connection));
@@ -154,12 +154,12 @@ impl Player {
             // A draining connection is replaced in any case.
             if moment != Moment::Draining {
                 let found = if first == last { Connection::Kept } else { Connection::Replaced };
-                self.expect("connection", row.connection, found);
+                self.expect("connection", &row.connection, &found);
             }
         }
     }
 
-    fn expect<T: PartialEq + fmt::Debug>(&mut self, what: &str, wanted: T, found: T) {
+    fn expect<T: PartialEq + fmt::Debug>(&mut self, what: &str, wanted: &T, found: &T) {
         if wanted != found {
             self.findings.push(format!("{what}: {found:?} instead of {wanted:?}"));
         }

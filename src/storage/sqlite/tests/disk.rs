@@ -132,10 +132,11 @@ async fn a_damaged_page_met_by_a_reader_stops_the_store() {
             tokio::task::yield_now().await;
         }
     };
+    let runtime = crate::runtime::Runtime::production();
     let why = tokio::select! {
         why = store.fatal() => why,
         () = stopped => unreachable!("it has no end"),
-        () = tokio::time::sleep(std::time::Duration::from_secs(30)) => panic!("nobody noticed"),
+        () = runtime.sleep(std::time::Duration::from_secs(30)) => panic!("nobody noticed"),
     };
     assert!(store.is_damaged(), "{why}");
     assert!(matches!(world.store().open_targets().await, Err(StoreError::Unavailable { .. })));
