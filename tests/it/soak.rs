@@ -121,12 +121,15 @@ async fn nothing_grows_under_a_steady_load() {
     assert!(server.terminate().success());
 }
 
+/// One figure of a sample.
+type Of = fn(&Sample) -> f64;
+
 /// Prints every trend; the names of those that rise.
 fn verdict(samples: &[Sample], run: Duration) -> Vec<String> {
     let settled: Vec<Sample> =
         samples.iter().copied().filter(|sample| sample.at > WARM_UP * run.as_secs_f64()).collect();
     // By how much of itself a series may rise in the whole run, beyond its noise, before it counts.
-    let series: [(&str, fn(&Sample) -> f64, f64, bool); 5] = [
+    let series: [(&str, Of, f64, bool); 5] = [
         ("RSS in KiB", |sample| sample.rss_kib, 0.05, true),
         ("files", |sample| sample.files, 0.1, false),
         ("threads", |sample| sample.threads, 0.1, false),
