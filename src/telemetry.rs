@@ -2,6 +2,8 @@
 //!
 //! Metric names are constants in [`names`].
 
+#[cfg(test)]
+pub mod capture;
 pub mod names;
 pub mod traces;
 

@@ -147,15 +147,7 @@ mod tests {
 
     #[tokio::test]
     async fn log_lines_of_the_call_carry_the_trace() {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_writer(move || writer.clone())
-            .finish();
-        let _default = tracing::subscriber::set_default(subscriber);
+        let captured = crate::telemetry::capture::capture();
         let mut service = TraceLayer.layer(tower::service_fn(|_: Request<()>| {
             Box::pin(async {
                 tracing::info!("inside");
@@ -166,32 +158,12 @@ mod tests {
         let traced = Request::builder().uri("/x").header(TRACEPARENT, header).body(()).expect("a request");
         service.call(traced).await.expect("it answers");
         service.call(Request::new(())).await.expect("it answers");
-        let text = log.text();
+        let text = captured.text();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert!(lines[0].contains(r#""trace_id":"4bf92f3577b34da6a3ce929d0e0e4736""#), "{text}");
         assert!(lines[0].contains(r#""parent_id":"00f067aa0ba902b7""#), "{text}");
         assert!(!lines[1].contains("trace_id"), "{text}");
-    }
-
-    #[derive(Clone, Default)]
-    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-    impl Log {
-        fn text(&self) -> String {
-            String::from_utf8(self.0.lock().expect("no panic while held").clone()).expect("UTF-8")
-        }
-    }
-
-    impl std::io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("no panic while held").extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
     }
 
     #[test]

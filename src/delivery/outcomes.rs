@@ -261,8 +261,7 @@ impl Writer {
                 }
                 // Not alone in flight while it waits for its gate: another claim counts it anew.
                 Next::Regate if flight.is_suspect() && !flight.looks_elsewhere() => {
-                    let pending = flight.take_pending().len();
-                    flight.put_back(pending);
+                    flight.put_back_pending();
                     later.insert(ticket);
                 }
                 Next::Regate => {

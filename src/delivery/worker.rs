@@ -1,5 +1,9 @@
 //! One route and lane: claim, gate, render, hand to the sender.
 
+mod encoding;
+mod gating;
+mod suspects;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,27 +11,23 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use self::encoding::EncodedKey;
 use super::flight::Flight;
-use super::holds;
 use super::shared::{Link, RouteLanes, Shared, Work};
-use crate::domain::consent::{self, DeviceFacts};
 use crate::domain::deny::DenyPosition;
 use crate::domain::device::Labels;
 use crate::domain::event_type::{Definition, LocaleTemplate};
-use crate::domain::ids::{Locale, NotificationId, RouteId, UserId};
+use crate::domain::ids::{RouteId, UserId};
 use crate::domain::notification::{HandedOver, Notification, Permit, TargetFacts};
 use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
-use crate::domain::sending::SendOptions;
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::render::{self, Templates, Variant};
+use crate::render::Templates;
 use crate::runtime::Instant;
-use crate::senders::{Batch, EncodeError, Encoded, SendTarget, Sink};
-use crate::storage::{ClaimRequest, Claimed, GateFacts, GateQuestion, SUSPECT_CLAIMS, StoreError};
+use crate::senders::{Batch, Encoded, SendTarget, Sink};
+use crate::storage::{ClaimRequest, Claimed, GateQuestion, StoreError};
 
-/// Encoded variants kept per lane: a broadcast's jobs share theirs.
-const ENCODED_KEPT: usize = 64;
 /// How long a worker leaves the store alone after it failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How exactly our clock is known to be the store's.
@@ -36,9 +36,6 @@ const CLOCK_GRAIN: Duration = Duration::from_millis(5);
 const SENDER_PAUSE: Duration = Duration::from_millis(100);
 /// How long a worker waits while another one's probe is under way.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
-/// A suspect job runs alone, and is halved when the process went down with it all the same. A single target that was alone
-/// in flight at three crashes is given up.
-const POISON_CLAIMS: u32 = SUSPECT_CLAIMS + 3;
 
 pub struct Worker {
     shared: Arc<Shared>,
@@ -52,9 +49,6 @@ pub struct Worker {
     /// What is claimed now asks whether a paused route works again.
     is_probe: bool,
 }
-
-/// A notification, and its variant as `render::Variant` names it.
-type EncodedKey = (NotificationId, Option<String>, Option<usize>);
 
 /// The names and labels of a job's targets, where they are asked for.
 type Known = Option<Vec<Option<(UserId, Labels)>>>;
@@ -254,35 +248,6 @@ impl Worker {
         }
     }
 
-    /// To be held while jobs are in flight that are not suspect. One for all that are sent together: to wait for a second
-    /// one while holding the first could be for ever, with a suspect job waiting in between.
-    async fn beside_others(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        self.unless_over(self.shared.isolation.clone().read_owned()).await
-    }
-
-    /// To be held while a suspect job is in flight.
-    ///
-    /// Nobody waits for ever: whoever holds a guard is at a sender, at the writer of outcomes or on the way between its
-    /// worker's gate and its sender, and needs neither a guard nor room in the engine to come to its end. A flight that
-    /// comes back to its worker for another gate has let its guard go before ([`Flight::let_go`]), for that worker may be
-    /// the one that waits here.
-    async fn alone(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        self.unless_over(self.shared.isolation.clone().write_owned()).await
-    }
-
-    /// `None`: the worker is to end.
-    async fn unless_over<T: Send + Sync + 'static>(
-        &self,
-        guard: impl Future<Output = T>,
-    ) -> Option<Arc<dyn Any + Send + Sync>> {
-        tokio::select! {
-            biased;
-            () = self.shared.stopping.cancelled() => None,
-            () = self.lanes.removed.cancelled() => None,
-            guard = guard => Some(Arc::new(guard)),
-        }
-    }
-
     /// To be called before the first of a group is prepared: all of a group goes out through one sender, for another
     /// cannot read what the one before encoded.
     fn refresh_link(&mut self) {
@@ -393,87 +358,6 @@ impl Worker {
         Ok(self.submit(batches))
     }
 
-    /// Templates and facts of each flight; of each target also the name and labels where there is an allow-list.
-    async fn ask_gates(
-        &self,
-        questions: Vec<GateQuestion>,
-        notifications: Vec<Arc<Notification>>,
-    ) -> Result<(Vec<Option<Arc<Templates>>>, Vec<(GateFacts, Known)>), StoreError> {
-        let mut templates = Vec::with_capacity(notifications.len());
-        for notification in notifications {
-            templates.push(self.templates(&notification).await?);
-        }
-        let has_list = self.shared.table().allow_lists.contains_key(&self.lanes.route.spec.app);
-        let mut known = Vec::with_capacity(questions.len());
-        for asked in &questions {
-            known.push(if has_list { Some(self.shared.store.names_and_labels(&asked.targets).await?) } else { None });
-        }
-        let facts = self.shared.store.gates(questions).await?;
-        Ok((templates, facts.into_iter().zip(known).collect()))
-    }
-
-    /// Ends what the gate forbids; the rest with what sending needs.
-    fn gate(
-        &self,
-        mut flight: Flight,
-        pending: Vec<u32>,
-        (read, known): (GateFacts, Known),
-    ) -> (Flight, Vec<(u32, TargetFacts)>) {
-        let shared = &self.shared;
-        let table = shared.table();
-        let allow_list = table.allow_lists.get(&flight.notification.app);
-        let known = known.unwrap_or_default();
-        let mut rules = flight.notification.rules();
-        rules.cancelled |= read.cancelled;
-        let (now, instant) = (shared.runtime.now(), shared.runtime.instant());
-        let mut allowed = Vec::with_capacity(pending.len());
-        for (at, (index, facts)) in pending.into_iter().zip(read.facts).enumerate() {
-            let Some(facts) = facts else {
-                flight.conclude(index, ResultCode::DeviceRetired, instant);
-                continue;
-            };
-            let device = DeviceFacts {
-                state: facts.state,
-                route: facts.route,
-                route_known: table.routes.contains_key(&facts.route),
-                allowed_here: allow_list.is_none_or(|list| {
-                    let known = known.get(at).and_then(Option::as_ref);
-                    known.is_some_and(|(user, labels)| list.allows(user, labels))
-                }),
-                choice: facts.device_choice,
-            };
-            let verdict = consent::gates(&rules, facts.target.user, facts.user_choice, &device, now);
-            match verdict.filter(|_| !planted::is("gate-not-asked-before-sending")) {
-                Some(code) => flight.conclude(index, code, instant),
-                // It registered through another one since; what would go out here is not for this platform's ears.
-                None if facts.route != self.route => flight.forward(index, facts.route, now, instant),
-                None => allowed.push((index, facts)),
-            }
-        }
-        (flight, allowed)
-    }
-
-    /// Whether an operator holds it: then all of it goes back to the queue.
-    fn hold(&self, flight: &mut Flight) -> bool {
-        let spec = &self.lanes.route.spec;
-        let now = self.shared.runtime.now();
-        if flight.notification.expires_at <= now {
-            // It waits for nothing: the gate ends it.
-            return false;
-        }
-        if flight.job.attempt > 0 && planted::is("pause-forgets-retries") {
-            return false;
-        }
-        let pauses = self.shared.holds.now();
-        match pauses.of(spec.app, spec.platform, &flight.notification.event_type) {
-            None => false,
-            Some(pause) => {
-                flight.hold(holds::until(pause, now));
-                true
-            }
-        }
-    }
-
     /// The templates of the version that the notification was accepted with.
     async fn templates(&self, notification: &Notification) -> Result<Option<Arc<Templates>>, StoreError> {
         let Some(version) = notification.type_version else { return Ok(None) };
@@ -489,27 +373,6 @@ impl Worker {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// A job that was alone in flight when the process went down: halve it until the one target is alone, then give it up.
-    /// Whether it was dealt with.
-    fn isolate(&self, flight: &mut Flight) -> bool {
-        if flight.job.claims <= SUSPECT_CLAIMS {
-            return false;
-        }
-        let pending = flight.pending();
-        let instant = self.shared.runtime.instant();
-        if let [only] = pending[..] {
-            if flight.job.claims < POISON_CLAIMS {
-                return false;
-            }
-            tracing::error!(job_id = %flight.job.id, notification_id = %self.shared.public_id(flight.notification.id),
-                "one delivery was in flight at every crash; it is given up");
-            flight.conclude(only, ResultCode::DeadPoison, instant);
-            return true;
-        }
-        flight.split(&pending, SUSPECT_CLAIMS - 1, self.shared.runtime.now(), instant);
-        true
     }
 
     /// Renders and encodes; the flight is then known by the batch's ticket. `None`: there is nothing to send.
@@ -616,55 +479,10 @@ impl Worker {
         }
     }
 
-    /// Renders and encodes for each target; what cannot be is concluded.
-    fn encode_for(
-        &mut self,
-        flight: &mut Flight,
-        notification: &Arc<Notification>,
-        templates: Option<&Templates>,
-        allowed: Vec<(u32, TargetFacts)>,
-        link: &Link,
-    ) -> (Vec<Encoded>, Vec<SendTarget>) {
-        let shared = Arc::clone(&self.shared);
-        let now = shared.runtime.instant();
-        let identity = shared.store.identity();
-        let mut encoded: Vec<Encoded> = Vec::new();
-        let mut variants: Vec<(Variant<'_>, Result<u16, ResultCode>)> = Vec::new();
-        let app_default = templates.and_then(|_| shared.types.default_locale(notification.app));
-        let renamed = if planted::is("identity-changes-on-retry") { i64::from(flight.job.attempt) } else { 0 };
-        let mut targets = Vec::with_capacity(allowed.len());
-        for (index, facts) in allowed {
-            let content = &notification.body.content;
-            let named = render::choose(content, templates, facts.locale.as_ref(), app_default.as_ref());
-            let found = variants.iter().find(|(known, _)| *known == named).map(|(_, variant)| *variant);
-            let variant = found.unwrap_or_else(|| {
-                let made = self.encode(link, notification, templates, named, app_default.as_ref()).map(|one| {
-                    encoded.push(one);
-                    u16::try_from(encoded.len() - 1).expect("no more variants than targets")
-                });
-                variants.push((named, made));
-                made
-            });
-            match variant {
-                Err(code) => flight.conclude(index, code, now),
-                Ok(variant) => targets.push(SendTarget {
-                    index,
-                    user: facts.target.user,
-                    device: facts.target.device,
-                    token: facts.token,
-                    nudged_id: identity.nudged_id(NotificationId(notification.id.0 + renamed), facts.target.device),
-                    variant,
-                }),
-            }
-        }
-        (encoded, targets)
-    }
-
     /// They go back to the queue as they are.
     fn put_back_all(&self, mut flights: Vec<Flight>) {
         for flight in &mut flights {
-            let pending = flight.take_pending().len();
-            flight.put_back(pending);
+            flight.put_back_pending();
         }
         self.settle_all(flights);
     }
@@ -682,46 +500,6 @@ impl Worker {
         self.shared.settled.notify_one();
     }
 
-    fn encode(
-        &mut self,
-        link: &Link,
-        notification: &Notification,
-        templates: Option<&Templates>,
-        variant: Variant<'_>,
-        app_default: Option<&Locale>,
-    ) -> Result<Encoded, ResultCode> {
-        let key = (notification.id, variant.inline.map(str::to_owned), variant.entry);
-        if let Some(known) = self.encoded.get(&key) {
-            return known.clone();
-        }
-        let event_type = notification.event_type.as_str();
-        let rendered = render::render(&notification.body, event_type, templates, variant, app_default);
-        if let Some(templates) = templates {
-            templates.report(&rendered.problems);
-        }
-        let message = rendered.message;
-        let options = SendOptions {
-            priority: notification.priority,
-            collapse_key: notification.collapse_key.clone(),
-            expires_at: notification.expires_at,
-            push_id: link.push_id,
-        };
-        let platform = self.lanes.route.spec.platform;
-        let made = link.sender.encode(&self.lanes.route, &message, &options).map_err(|error| {
-            tracing::info!(notification_id = %self.shared.public_id(notification.id), %platform, %error,
-                "a notification cannot be sent on this platform");
-            match error {
-                EncodeError::TooLarge { .. } => ResultCode::PayloadTooLarge,
-                EncodeError::Invalid(_) => ResultCode::NotEncodable,
-            }
-        });
-        if self.encoded.len() >= ENCODED_KEPT {
-            self.encoded.clear();
-        }
-        self.encoded.insert(key, made.clone());
-        made
-    }
-
     /// What was handed over and not begun goes back, without an attempt.
     async fn give_back(&mut self) {
         self.work.close();
@@ -732,11 +510,7 @@ impl Worker {
                     jobs.extend(handed.into_iter().map(|handed| (handed.job.id, handed.job.fence)));
                 }
                 // Some of its targets have answers that must be written first.
-                Work::Regate(mut flight) => {
-                    let pending = flight.take_pending().len();
-                    flight.put_back(pending);
-                    self.settle(*flight);
-                }
+                Work::Regate(flight) => self.put_back_all(vec![*flight]),
             }
         }
         if !jobs.is_empty()

@@ -5,26 +5,20 @@ use std::time::Duration;
 
 use nudged::delivery::{self, Engine, Pacing, Routing};
 use nudged::domain::deny::DenyFeed;
-use nudged::domain::ids::AppId;
-use nudged::domain::platform::{Environment, Platform, Route, RouteSpec};
+use nudged::domain::platform::Platform;
 use nudged::domain::retry::RetryPolicy;
 use nudged::render::Types;
 use nudged::runtime::Runtime;
-use nudged::senders::apns::ApnsSender;
-use nudged::senders::fcm::FcmSender;
-use nudged::senders::http2::{self, SendingThreads};
-use nudged::senders::{Registry as Senders, Sender};
-use nudged::service::{App, AppDirectory, AppLimits, AppSetup, CredentialSetup, Service};
+use nudged::senders::Registry as Senders;
+use nudged::senders::http2::{Connect, SendingThreads};
+use nudged::service::{App, AppDirectory, Service};
 use nudged::storage::sqlite::SqliteStore;
 use nudged::storage::{Registry, Store};
 
-use super::credentials::{self, BUNDLE};
+use super::app;
 use super::database::{self, Database, Weather};
 use super::history::Setup;
-use super::provider::{Connector, Endpoint, Exchange, Provider};
-
-const APP: &str = "simulated";
-const CREDENTIAL: &str = "default";
+use super::provider::{Connector, Exchange, Provider};
 
 pub struct Life {
     pub store: Arc<SqliteStore>,
@@ -70,20 +64,8 @@ impl Life {
         let store = Arc::new(database::open(runtime, database, &deny, weather)?);
         provider.learn_identity(store.identity());
         let threads = SendingThreads::new(runtime, 1).map_err(|error| error.to_string())?;
-        let key = store.ensure_app(&app_id(), runtime.now()).await.map_err(text)?;
-        let spec = |platform, environment, bundle: &str| RouteSpec {
-            app: key,
-            platform,
-            credential: CREDENTIAL.into(),
-            environment,
-            bundle: bundle.into(),
-        };
-        let specs = [
-            spec(Platform::Apns, Environment::Production, BUNDLE),
-            spec(Platform::Apns, Environment::Sandbox, BUNDLE),
-            spec(Platform::Fcm, Environment::None, ""),
-        ];
-        let routes = store.ensure_routes(&specs, runtime.now()).await.map_err(text)?;
+        let key = store.ensure_app(&app::id(), runtime.now()).await.map_err(text)?;
+        let routes = store.ensure_routes(&app::routes(key), runtime.now()).await.map_err(text)?;
         let (apns, fcm) = senders(runtime, setup, &threads, &deny, provider)?;
         let mut registry = Senders::default();
         let mut routing = Routing::default();
@@ -107,8 +89,8 @@ impl Life {
         })
         .await
         .map_err(text)?;
-        let apps = Arc::new(AppDirectory::new(vec![app_setup(key, routes)], None));
-        let app = Arc::clone(apps.get(APP).expect("it was just made"));
+        let apps = Arc::new(AppDirectory::new(vec![app::setup(key, routes)], None));
+        let app = Arc::clone(apps.get(app::APP).expect("it was just made"));
         let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone()).with_types(types);
         Ok(Self { store, service: Arc::new(service), app, engine, threads })
     }
@@ -121,67 +103,18 @@ impl Life {
     }
 }
 
-type AnySender = Arc<dyn Sender>;
-
 fn senders(
     runtime: &Runtime,
     setup: &Setup,
     threads: &SendingThreads,
     deny: &Arc<DenyFeed>,
     provider: &Arc<Provider>,
-) -> Result<(AnySender, AnySender), String> {
-    let http2 = http2::Settings {
-        max_connections: 2,
-        max_streams: setup.max_streams as usize,
-        request_timeout: Duration::from_millis(setup.request_timeout_ms.into()),
-        ..http2::Settings::default()
-    };
+) -> Result<app::Senders, String> {
     let connector = |endpoint| {
         let (provider, runtime) = (Arc::clone(provider), runtime.clone());
-        Arc::new(Connector { provider, runtime, endpoint }) as Arc<dyn http2::Connect>
+        Arc::new(Connector { provider, runtime, endpoint }) as Arc<dyn Connect>
     };
-    let apns = ApnsSender::with_connectors(
-        runtime,
-        threads,
-        deny,
-        &credentials::apns(setup.with_token, http2),
-        connector(Endpoint::ApnsProduction),
-        connector(Endpoint::ApnsSandbox),
-    );
-    let exchange = Arc::new(Exchange { provider: Arc::clone(provider), runtime: runtime.clone() });
-    let fcm = FcmSender::with_connectors(
-        runtime,
-        threads,
-        deny,
-        &credentials::fcm(http2),
-        connector(Endpoint::Fcm),
-        exchange,
-    );
-    let apns = apns.map_err(|error| error.to_string())?;
-    let fcm = fcm.map_err(|error| error.to_string())?;
-    Ok((Arc::new(apns), Arc::new(fcm)))
-}
-
-fn app_id() -> AppId {
-    AppId::parse("app_id", APP).unwrap_or_else(|_| unreachable!("a slug"))
-}
-
-fn app_setup(key: nudged::domain::ids::AppKey, routes: Vec<Route>) -> AppSetup {
-    let credential = |platform, default_environment, bundle: &str| CredentialSetup {
-        platform,
-        name: CREDENTIAL.into(),
-        default_environment,
-        default_bundle: bundle.into(),
-    };
-    AppSetup {
-        id: app_id(),
-        key,
-        allow_undeclared_types: true,
-        limits: AppLimits::default(),
-        credentials: vec![
-            credential(Platform::Apns, Environment::Production, BUNDLE),
-            credential(Platform::Fcm, Environment::None, ""),
-        ],
-        routes,
-    }
+    let exchange = Exchange { provider: Arc::clone(provider), runtime: runtime.clone() };
+    let http2 = app::http2(setup.max_streams, setup.request_timeout_ms);
+    app::senders(runtime, threads, deny, (setup.with_token, http2), connector, exchange)
 }

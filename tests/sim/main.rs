@@ -4,6 +4,7 @@
 //! `make sim` runs many, or one: `make sim SEED=7` prints it.
 #![expect(clippy::unwrap_used, reason = "a test, whose set-up must work")]
 
+mod app;
 mod callers;
 mod canary;
 mod checker;

@@ -551,27 +551,9 @@ async fn a_real_thread_sends_and_is_joined() {
     server.await.expect("served");
 }
 
-/// Collects what is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic while held").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_goaways_reason_is_logged() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let captured = crate::telemetry::capture::capture();
     let mut bench = Bench::new(one_connection());
     bench.submit(bench.batch(1, Lane::Interactive, 0..1));
     let mut peer = bench.accept(10).await;
@@ -581,6 +563,6 @@ async fn a_goaways_reason_is_logged() {
     peer.goaway(stream).await;
     drop(peer);
     bench.pause(200).await;
-    let text = String::from_utf8_lossy(&log.0.lock().expect("no panic while held")).into_owned();
+    let text = captured.text();
     assert!(text.contains("Shutdown"), "{text}");
 }

@@ -10,7 +10,7 @@ use super::query::RunQuery;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
-use super::devices;
+use super::device_reads;
 use super::fail::{Attempt, Fail};
 use super::fanout;
 use super::ids;
@@ -279,7 +279,7 @@ pub(super) async fn person(
     history.open = open_targets(conn, id, user).await?;
     history.blocks = blocks_of(conn, id, user).await?;
     history.attempts = attempts(conn, id, &[user]).await?;
-    history.devices = devices::of_user(conn, user).await?;
+    history.devices = device_reads::of_user(conn, user).await?;
     history.choices = opt_in::history(conn, user).await?;
     history.expansion_pending = fanout::is_pending(conn, app, id, user).await?;
     Ok(history)

@@ -5,7 +5,7 @@ use diesel::OptionalExtension;
 use diesel::sql_types::{BigInt, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
-use super::devices;
+use super::device_reads;
 use super::fail::Attempt;
 use super::people::{ensure_user, lock_user, user_key};
 use super::rows::flag;
@@ -53,7 +53,7 @@ impl ChoiceRow {
 /// The device's own user must be the one who chooses.
 async fn check_device(conn: &mut AsyncPgConnection, new: &NewOptIn) -> Attempt<()> {
     let Some(device) = new.device else { return Ok(()) };
-    match devices::by_id(conn, device).await? {
+    match device_reads::by_id(conn, device).await? {
         Some(row) if row.app == new.app.0 && row.user == new.user.as_str() => Ok(()),
         _ => Err(StoreError::DeviceNotFound { devices: vec![device] }.into()),
     }

@@ -1,7 +1,14 @@
 //! The shared suite on a real server, each case in a database of its own.
 
+use diesel_async::SimpleAsyncConnection as _;
+
+use super::query::RunQuery as _;
+use super::statement::constant;
 use super::*;
+use crate::domain::ids::{JobId, NotificationId};
+use crate::domain::notification::NewEvent;
 use crate::storage::conformance::Fixture;
+use crate::storage::{ClaimRequest, Claimed, JobUpdate, PageWrite, Queue as _, Registry as _};
 use crate::store_conformance;
 
 /// A database that is dropped at the end.

@@ -12,9 +12,10 @@ use nudged::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
-use super::replica::{APP, Door};
+use super::replica::Door;
 use super::story::{Call, To};
 use super::wire::Wire;
+use crate::app::APP;
 use crate::clock::Clock;
 use crate::facts::{Answer, Ask, Fact, Facts, Notify};
 use crate::history::{is_apns, token_text};

@@ -9,17 +9,14 @@ use nudged::api::limits::ServerLimits;
 use nudged::api::server::Server;
 use nudged::delivery::{self, Engine, Pacing, Routing};
 use nudged::domain::deny::DenyFeed;
-use nudged::domain::ids::{AppId, AppKey};
-use nudged::domain::platform::{Environment, Platform, Route, RouteSpec};
+use nudged::domain::platform::Platform;
 use nudged::domain::retry::RetryPolicy;
 use nudged::domain::time::UnixMs;
 use nudged::render::Types;
 use nudged::runtime::Runtime;
-use nudged::senders::apns::ApnsSender;
-use nudged::senders::fcm::FcmSender;
-use nudged::senders::http2::{self, Connect, ConnectError, ConnectFuture, SendingThreads};
-use nudged::senders::{Registry as Senders, Sender};
-use nudged::service::{AppDirectory, AppLimits, AppSetup, CredentialSetup, Service};
+use nudged::senders::Registry as Senders;
+use nudged::senders::http2::{Connect, ConnectError, ConnectFuture, SendingThreads};
+use nudged::service::{AppDirectory, Service};
 use nudged::storage::Store;
 use nudged::storage::sqlite::shared::{Hub, Link, SharedStore};
 use tokio::sync::mpsc;
@@ -29,11 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::story::Setup;
 use super::wire::{End, StoreLink, Wire};
-use crate::credentials::{self, BUNDLE};
-use crate::provider::{Connector, Endpoint, Exchange, Provider};
-
-pub const APP: &str = "simulated";
-const CREDENTIAL: &str = "default";
+use crate::app;
+use crate::provider::{Connector, Exchange, Provider};
 
 /// The least wait before any retry, on every platform.
 pub const FLOOR: Duration = Duration::from_secs(1);
@@ -95,8 +89,8 @@ impl Replica {
             lie(&runtime, &deny);
         }
         let dyn_store = Arc::clone(&store) as Arc<dyn Store>;
-        let key = dyn_store.ensure_app(&app_id(), runtime.now()).await.map_err(text)?;
-        let routes = dyn_store.ensure_routes(&specs(key), runtime.now()).await.map_err(text)?;
+        let key = dyn_store.ensure_app(&app::id(), runtime.now()).await.map_err(text)?;
+        let routes = dyn_store.ensure_routes(&app::routes(key), runtime.now()).await.map_err(text)?;
         place.provider.learn_identity(dyn_store.identity());
         let threads = SendingThreads::new(&runtime, 1).map_err(|error| error.to_string())?;
         let (apns, fcm) = senders(&runtime, setup, &threads, &deny, place)?;
@@ -121,7 +115,7 @@ impl Replica {
         })
         .await
         .map_err(text)?;
-        let apps = Arc::new(AppDirectory::new(vec![app_setup(key, routes)], None));
+        let apps = Arc::new(AppDirectory::new(vec![app::setup(key, routes)], None));
         let service = Service::new(dyn_store, apps, engine.hand_off(), runtime.clone()).with_types(types);
         let limits = ServerLimits { drain: Duration::from_secs(3), ..ServerLimits::default() };
         let keys = Arc::new(KeyRing::new(Vec::new()));
@@ -189,84 +183,20 @@ impl Connect for Through {
     }
 }
 
-type AnySender = Arc<dyn Sender>;
-
 fn senders(
     runtime: &Runtime,
     setup: &Setup,
     threads: &SendingThreads,
     deny: &Arc<DenyFeed>,
     place: &Place,
-) -> Result<(AnySender, AnySender), String> {
-    let http2 = http2::Settings {
-        max_connections: 2,
-        max_streams: setup.max_streams as usize,
-        request_timeout: Duration::from_millis(setup.request_timeout_ms.into()),
-        ..http2::Settings::default()
-    };
+) -> Result<app::Senders, String> {
     let connector = |endpoint| {
         let (provider, runtime) = (Arc::clone(&place.provider), place.outside.clone());
         let inner = Connector { provider, runtime, endpoint };
         let (wire, outside) = (Arc::clone(&place.to_providers), place.outside.clone());
         Arc::new(Through { wire, inner, outside }) as Arc<dyn Connect>
     };
-    let apns = ApnsSender::with_connectors(
-        runtime,
-        threads,
-        deny,
-        &credentials::apns(true, http2),
-        connector(Endpoint::ApnsProduction),
-        connector(Endpoint::ApnsSandbox),
-    );
-    let exchange = Arc::new(Exchange { provider: Arc::clone(&place.provider), runtime: place.outside.clone() });
-    let fcm = FcmSender::with_connectors(
-        runtime,
-        threads,
-        deny,
-        &credentials::fcm(http2),
-        connector(Endpoint::Fcm),
-        exchange,
-    );
-    let apns = apns.map_err(|error| error.to_string())?;
-    let fcm = fcm.map_err(|error| error.to_string())?;
-    Ok((Arc::new(apns), Arc::new(fcm)))
-}
-
-fn app_id() -> AppId {
-    AppId::parse("app_id", APP).unwrap_or_else(|_| unreachable!("a slug"))
-}
-
-fn specs(app: AppKey) -> [RouteSpec; 3] {
-    let spec = |platform, environment, bundle: &str| RouteSpec {
-        app,
-        platform,
-        credential: CREDENTIAL.into(),
-        environment,
-        bundle: bundle.into(),
-    };
-    [
-        spec(Platform::Apns, Environment::Production, BUNDLE),
-        spec(Platform::Apns, Environment::Sandbox, BUNDLE),
-        spec(Platform::Fcm, Environment::None, ""),
-    ]
-}
-
-fn app_setup(key: AppKey, routes: Vec<Route>) -> AppSetup {
-    let credential = |platform, default_environment, bundle: &str| CredentialSetup {
-        platform,
-        name: CREDENTIAL.into(),
-        default_environment,
-        default_bundle: bundle.into(),
-    };
-    AppSetup {
-        id: app_id(),
-        key,
-        allow_undeclared_types: true,
-        limits: AppLimits::default(),
-        credentials: vec![
-            credential(Platform::Apns, Environment::Production, BUNDLE),
-            credential(Platform::Fcm, Environment::None, ""),
-        ],
-        routes,
-    }
+    let exchange = Exchange { provider: Arc::clone(&place.provider), runtime: place.outside.clone() };
+    let http2 = app::http2(setup.max_streams, setup.request_timeout_ms);
+    app::senders(runtime, threads, deny, (true, http2), connector, exchange)
 }

@@ -3,10 +3,10 @@
 
 use super::*;
 use crate::domain::content::Content;
+use crate::domain::device::Retirement;
 use crate::domain::notification::Audience;
 use crate::domain::outcome::ResultCode;
 use crate::domain::plan::plan;
-use crate::storage::Retirement;
 use crate::storage::conformance::{Engine, START, World, entries, topic, user};
 
 const PEOPLE: i64 = 1_000_000;

@@ -3,8 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use diesel::RunQueryDsl as _;
+
+use super::readers::snapshot;
 use super::*;
+use crate::domain::ids::{AppKey, DeviceId, EventType, NotificationId, RouteId};
+use crate::domain::notification::{Accepted, HandOff};
+use crate::domain::platform::Lane;
 use crate::storage::conformance::{Fixture, START};
+use crate::storage::{Queue as _, Registry as _};
 use crate::store_conformance;
 
 /// A store, the feed it publishes to, and the directory that it lives in.
