@@ -5,9 +5,18 @@ use std::collections::BTreeSet;
 
 use diesel::sql_types::{Bool, Text};
 
-const POSTGRES_UP: &str = include_str!("../migrations/postgres/2026-11-24-000000_foundation/up.sql");
-const POSTGRES_DOWN: &str = include_str!("../migrations/postgres/2026-11-24-000000_foundation/down.sql");
-const SQLITE_UP: &str = include_str!("../migrations/sqlite/2026-11-24-000000_foundation/up.sql");
+const POSTGRES_UP: &str = concat!(
+    include_str!("../migrations/postgres/2026-11-24-000000_foundation/up.sql"),
+    include_str!("../migrations/postgres/2026-11-24-000001_handed/up.sql")
+);
+const POSTGRES_DOWN: &str = concat!(
+    include_str!("../migrations/postgres/2026-11-24-000001_handed/down.sql"),
+    include_str!("../migrations/postgres/2026-11-24-000000_foundation/down.sql")
+);
+const SQLITE_UP: &str = concat!(
+    include_str!("../migrations/sqlite/2026-11-24-000000_foundation/up.sql"),
+    include_str!("../migrations/sqlite/2026-11-24-000001_handed/up.sql")
+);
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[expect(clippy::struct_field_names, reason = "`table` and `column` are words of SQL")]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nudged::domain::notification::Audience;
-use nudged::storage::{Queue as _, Registry as _};
+use nudged::storage::{Counts, Queue as _, Registry as _};
 
 use super::disk::{Event, Image, Loss, Replay};
 use super::eye::{Eye, difference};
@@ -108,6 +108,10 @@ pub fn check(directory: &Path, life: &Life, cut: Cut, image: &Image) -> Result<S
 }
 
 fn look(directory: &Path, life: &Life, cut: Cut, image: &Image) -> Result<Start, String> {
+    // Before the next start changes it: it frees what was in flight.
+    let mounted = Mounted::new(directory, image, cut.seed);
+    let dump = Arc::new(Eye::open(&directory.join("nudged.db"), life.synchronous).dump());
+    drop(mounted);
     let _mounted = Mounted::new(directory, image, cut.seed);
     block_on(async {
         let store = open_store(directory, life.synchronous, cut.seed, life.now);
@@ -116,7 +120,6 @@ fn look(directory: &Path, life: &Life, cut: Cut, image: &Image) -> Result<Start,
         if !damage.is_empty() {
             return Err(format!("the file is damaged: {}", damage.join("; ")));
         }
-        let dump = Arc::new(eye.dump());
         let (before, after) = life.around(cut.at);
         let is_made = !life.is_being_made(cut.at);
         let facts = if *dump == *before.dump || !is_made {
@@ -143,7 +146,7 @@ fn look(directory: &Path, life: &Life, cut: Cut, image: &Image) -> Result<Start,
 async fn remembers(world: &mut World, facts: &[Fact]) -> Result<(), String> {
     for fact in facts {
         let stands = match fact {
-            Fact::Accepted { id, key, hash } => {
+            Fact::Accepted { id, key, hash, .. } => {
                 world.store.get_notification(world.app, *id).await.is_ok() && world.is_repeat(*id, key, *hash).await
             }
             Fact::Chose { user: name, opted_in } => {
@@ -185,6 +188,14 @@ async fn works(world: &mut World, facts: &[Fact]) -> Result<(), String> {
     let id = world.accept(audience, 0).await;
     for job in world.claim_all().await {
         world.finish(&job).await;
+    }
+    for fact in facts {
+        let Fact::Accepted { id, planned, .. } = fact else { continue };
+        let counts = world.store.get_notification(world.app, *id).await.unwrap().counts;
+        let Counts { open, sent, suppressed, expired, cancelled, dead } = counts;
+        if open + sent + suppressed + expired + cancelled + dead < *planned {
+            return Err(format!("of {planned} deliveries of {id:?} only these are left: {counts:?}"));
+        }
     }
     let counts = world.store.get_notification(world.app, id).await.unwrap().counts;
     if (counts.sent, counts.open) == (1, 0) { Ok(()) } else { Err(format!("a new event ends as {counts:?}")) }

@@ -1,15 +1,15 @@
 //! A life of the store between two power cuts: every kind of hot transaction, and a note of what was answered when.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nudged::domain::content::Content;
 use nudged::domain::deny::DenyFeed;
 use nudged::domain::device::{DeviceDetails, Registration, Retirement};
 use nudged::domain::event_type::OnMaybe;
 use nudged::domain::ids::{AppId, AppKey, EventType, IdempotencyKey, JobId, NotificationId, RouteId, Topic, UserId};
-use nudged::domain::notification::{Audience, Body, HandOff, HandedOver, Job, NewEvent, NewJob, Permit};
+use nudged::domain::notification::{Audience, Body, Job, NewEvent, NewJob};
 use nudged::domain::outcome::{Entry, ResultCode};
 use nudged::domain::plan::plan;
 use nudged::domain::platform::{DeviceKind, DeviceToken, Environment, Lane, Platform, RouteSpec};
@@ -24,6 +24,7 @@ use nudged::storage::{
 use super::disk::{Event, Image};
 use super::eye::{Dump, Eye};
 use super::random::Random;
+use super::room::Room;
 use super::vfs::Mounted;
 
 const START: i64 = 1_790_000_000_000;
@@ -35,11 +36,29 @@ const TOPICS: [&str; 2] = ["author:choco", "pets"];
 /// Something that was answered, and so must be there for good.
 #[derive(Clone, Debug)]
 pub enum Fact {
-    Accepted { id: NotificationId, key: String, hash: u8 },
-    Chose { user: String, opted_in: bool },
-    Registered { user: String, token: String },
-    Sent { id: NotificationId, sent: u64 },
-    Fence { job: JobId, fence: i64 },
+    /// `planned`: the deliveries that were planned at once.
+    Accepted {
+        id: NotificationId,
+        key: String,
+        hash: u8,
+        planned: u64,
+    },
+    Chose {
+        user: String,
+        opted_in: bool,
+    },
+    Registered {
+        user: String,
+        token: String,
+    },
+    Sent {
+        id: NotificationId,
+        sent: u64,
+    },
+    Fence {
+        job: JobId,
+        fence: i64,
+    },
 }
 
 /// From this position of the disk's record on, all of this was answered.
@@ -77,28 +96,6 @@ impl Start {
     pub fn empty() -> Self {
         Self { base: Image::new(), is_made: false, dump: Arc::default(), facts: Vec::new(), now: START }
     }
-}
-
-/// An engine with room for some targets.
-#[derive(Default)]
-struct Room {
-    room: AtomicUsize,
-    handed_over: Mutex<Vec<HandedOver>>,
-}
-
-impl HandOff for Room {
-    fn try_permit(&self, _: RouteId, _: Lane, targets: usize) -> Option<Permit> {
-        let taken = self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |room| room.checked_sub(targets));
-        taken.ok().map(|_| Permit::new(Box::new(())))
-    }
-
-    fn deliver(&self, job: HandedOver) {
-        self.handed_over.lock().unwrap().push(job);
-    }
-
-    fn wake_jobs(&self, _: RouteId, _: Lane) {}
-
-    fn wake_fanout(&self) {}
 }
 
 pub fn settings(path: &Path, synchronous: Synchronous) -> Settings {
@@ -416,12 +413,13 @@ impl World {
     /// The id, and how it was keyed.
     pub async fn accept(&mut self, audience: Audience, room: usize) -> NotificationId {
         let (key, hash) = (format!("event-{}", self.now), self.random.byte());
-        self.room.room.store(room, Ordering::SeqCst);
+        self.room.free.store(room, Ordering::SeqCst);
         let event = self.event(audience, &key, hash);
         let hand_off = Arc::<Room>::clone(&self.room);
         let accepted = self.store.accept(event, hand_off, self.at()).await.unwrap();
         assert!(!accepted.duplicate);
-        self.facts.push(Fact::Accepted { id: accepted.notification, key, hash });
+        let planned = self.room.planned.swap(0, Ordering::SeqCst) as u64;
+        self.facts.push(Fact::Accepted { id: accepted.notification, key, hash, planned });
         self.accepted.push(accepted.notification);
         for handed in self.room.handed_over.lock().unwrap().drain(..) {
             self.facts.push(Fact::Fence { job: handed.job.id, fence: handed.job.fence });
@@ -632,7 +630,7 @@ impl World {
             Deed::AcceptRepeat => {
                 let known: Vec<Fact> =
                     self.facts.iter().filter(|fact| matches!(fact, Fact::Accepted { .. })).cloned().collect();
-                let Some(Fact::Accepted { id, key, hash }) = known.last().cloned() else { return "no repeat" };
+                let Some(Fact::Accepted { id, key, hash, .. }) = known.last().cloned() else { return "no repeat" };
                 assert!(self.is_repeat(id, &key, hash).await, "the key is remembered");
                 "a repeat"
             }

@@ -13,6 +13,7 @@ mod disk;
 mod eye;
 mod life;
 mod random;
+mod room;
 mod vfs;
 
 use std::collections::BTreeSet;

@@ -20,8 +20,10 @@ use crate::runtime::Runtime;
 use crate::storage::moving::{Arrival, SEAL};
 
 /// Version and text of every migration, in order. Versions are as diesel's tools write them.
-pub(super) const MIGRATIONS: &[(&str, &str)] =
-    &[("20261124000000", include_str!("../../../migrations/postgres/2026-11-24-000000_foundation/up.sql"))];
+pub(super) const MIGRATIONS: &[(&str, &str)] = &[
+    ("20261124000000", include_str!("../../../migrations/postgres/2026-11-24-000000_foundation/up.sql")),
+    ("20261124000001", include_str!("../../../migrations/postgres/2026-11-24-000001_handed/up.sql")),
+];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.
 const MIGRATION_LOCK: i64 = 0x6e75_6467_6564;

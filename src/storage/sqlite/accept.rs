@@ -11,14 +11,15 @@ use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{OptionalExtension, RunQueryDsl};
 
-use super::fail::Attempt;
+use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::handed::{self, Handed};
 use super::jobs::{self, Lease};
 use super::people::{People, device_owners, insert_user, names_and_labels, topic_key, user_key};
 use super::rows::{json_ids, priority_code};
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
-use crate::domain::ids::{AppKey, DeviceId, NotificationId, Topic, UserId, UserKey};
+use crate::domain::ids::{AppKey, DeviceId, JobId, NotificationId, Topic, UserId, UserKey};
 use crate::domain::notification::{
     Accepted, Audience, HandOff, HandedOver, IDEMPOTENCY_KEPT_MS, Job, NewEvent, NewJob, Notification, SMALL_AUDIENCE,
 };
@@ -27,7 +28,7 @@ use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::{BootId, ResolvedAudience, StoreError};
+use crate::storage::{ResolvedAudience, StoreError};
 
 /// How the stored hash was made; the first byte of a later way would differ.
 const HASH_VERSION: i16 = 1;
@@ -191,38 +192,22 @@ struct Resolved<'a> {
     large: bool,
     /// Distinct people of a small audience.
     people: usize,
+    /// Already read: one named person and nothing else.
+    found: Option<People>,
 }
 
 pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attempt<Accepted> {
     let event = &prepared.event;
-    if let Some((key, hash)) = &event.idempotency {
-        let known: Option<(Vec<u8>, i64)> = constant!(
-            (Binary, BigInt);
-            "SELECT hash, notification_id FROM idempotency WHERE app = ?1 AND key = ?2 AND expires_at > ?3",
-            BigInt => event.app.0, Text => key.as_str(), BigInt => now.0,
-        )
-        .get_result(tx.conn)
-        .optional()?;
-        if let Some((known, notification)) = known {
-            let notification = NotificationId(notification);
-            if known == hash || planted::is("idempotency-without-hash") {
-                return Ok(Accepted { notification, duplicate: true });
-            }
-            return Err(StoreError::IdempotencyKeyReused { notification }.into());
-        }
-    }
-    if event.expires_at <= now {
-        return Err(StoreError::AlreadyExpired.into());
-    }
     let id = NotificationId(tx.next_id(now));
-    let resolved = resolve(tx, prepared, now)?;
-    if resolved.large && !event.may_broadcast {
-        return Err(StoreError::BroadcastNotAllowed.into());
-    }
-    if let Some(limit) = event.max_audience
-        && (prepared.too_many || (limit as usize <= SMALL_AUDIENCE && resolved.people > limit as usize))
-    {
-        return Err(StoreError::AudienceTooLarge { limit: u64::from(limit) }.into());
+    let resolved = match admit(tx, prepared, now) {
+        Ok(resolved) => resolved,
+        // A repeat gets its first answer, whatever would be said of the event now.
+        Err(refusal @ Fail::Refused(_)) => return known(tx, event, now)?.ok_or(refusal),
+        Err(fail) => return Err(fail),
+    };
+    if !take_key(tx, event, id, now)? {
+        let gone = || Fail::corrupt("an idempotency key that is taken and is not there");
+        return known(tx, event, now)?.ok_or_else(gone);
     }
 
     // Only writes from here on.
@@ -256,31 +241,86 @@ pub(super) fn accept(tx: &mut Tx<'_>, prepared: &Prepared, now: UnixMs) -> Attem
         cancelled_at: None,
     };
     let people = (!resolved.large).then(|| i64::try_from(resolved.people).unwrap_or(i64::MAX));
-    insert_notification(tx, &notification, &prepared.body, people)?;
-    if let Some((key, hash)) = &event.idempotency
-        && !planted::is("idempotency-not-stored")
-    {
-        tx.execute(constant!(
-            ();
-            "INSERT OR REPLACE INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            BigInt => event.app.0, Text => key.as_str(), SmallInt => HASH_VERSION, Binary => &hash[..],
-            BigInt => id.0, BigInt => now.0 + IDEMPOTENCY_KEPT_MS,
-        ))?;
-    }
-    if planted::is("event-ahead-of-its-jobs") {
-        tx.commit_early()?;
-    }
     if resolved.large {
+        insert_notification(tx, &notification, &prepared.body, people, None)?;
+        if planted::is("event-ahead-of-its-jobs") {
+            tx.commit_early()?;
+        }
         begin_fanout(tx, prepared, &notification, resolved, now)?;
     } else {
-        plan_now(tx, prepared, notification, &resolved, now)?;
+        plan_now(tx, prepared, notification, resolved, people, now)?;
     }
     Ok(Accepted { notification: id, duplicate: false })
 }
 
+/// Who it is for, or why it is refused. Reads only.
+fn admit<'a>(tx: &mut Tx<'_>, prepared: &'a Prepared, now: UnixMs) -> Attempt<Resolved<'a>> {
+    let event = &prepared.event;
+    if event.expires_at <= now {
+        return Err(StoreError::AlreadyExpired.into());
+    }
+    let resolved = resolve(tx, prepared, now)?;
+    if resolved.large && !event.may_broadcast {
+        return Err(StoreError::BroadcastNotAllowed.into());
+    }
+    if let Some(limit) = event.max_audience
+        && (prepared.too_many || (limit as usize <= SMALL_AUDIENCE && resolved.people > limit as usize))
+    {
+        return Err(StoreError::AudienceTooLarge { limit: u64::from(limit) }.into());
+    }
+    Ok(resolved)
+}
+
+/// What was answered to the event's idempotency key before.
+fn known(tx: &mut Tx<'_>, event: &NewEvent, now: UnixMs) -> Attempt<Option<Accepted>> {
+    let Some((key, hash)) = &event.idempotency else { return Ok(None) };
+    let known: Option<(Vec<u8>, i64)> = constant!(
+        (Binary, BigInt);
+        "SELECT hash, notification_id FROM idempotency WHERE app = ?1 AND key = ?2 AND expires_at > ?3",
+        BigInt => event.app.0, Text => key.as_str(), BigInt => now.0,
+    )
+    .get_result(tx.conn)
+    .optional()?;
+    let Some((known, notification)) = known else { return Ok(None) };
+    let notification = NotificationId(notification);
+    if known == hash || planted::is("idempotency-without-hash") {
+        Ok(Some(Accepted { notification, duplicate: true }))
+    } else {
+        Err(StoreError::IdempotencyKeyReused { notification }.into())
+    }
+}
+
+/// The first write of an accepted event, if it has a key. `false`: the key is taken, and nothing was written. To look
+/// first would cost every event a second way down the tree for the sake of the few repeats.
+fn take_key(tx: &mut Tx<'_>, event: &NewEvent, id: NotificationId, now: UnixMs) -> Attempt<bool> {
+    let Some((key, hash)) = &event.idempotency else { return Ok(true) };
+    if planted::is("idempotency-not-stored") {
+        return Ok(true);
+    }
+    let rows = constant!(
+        ();
+        "INSERT INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (app, key) DO UPDATE SET hash_version = excluded.hash_version, \
+         hash = excluded.hash, notification_id = excluded.notification_id, expires_at = excluded.expires_at \
+         WHERE expires_at <= ?7",
+        BigInt => event.app.0, Text => key.as_str(), SmallInt => HASH_VERSION, Binary => &hash[..],
+        BigInt => id.0, BigInt => now.0 + IDEMPOTENCY_KEPT_MS, BigInt => now.0,
+    )
+    .execute(tx.conn)?;
+    let taken = rows > 0;
+    if taken {
+        tx.writes();
+    }
+    Ok(taken)
+}
+
 fn resolve<'a>(tx: &mut Tx<'_>, prepared: &'a Prepared, now: UnixMs) -> Attempt<Resolved<'a>> {
     let event = &prepared.event;
+    if let ([user], [], [], false) =
+        (&prepared.users[..], &prepared.topics[..], &prepared.devices[..], event.audience.everyone)
+    {
+        return resolve_one(tx, event, user, now);
+    }
     let (mut users, unknown) = prepared.known_users(tx.conn)?;
     let new_users: Vec<_> = unknown.into_iter().map(|user| (UserKey(tx.next_id(now)), user)).collect();
     users.extend(new_users.iter().map(|(key, _)| *key));
@@ -316,19 +356,38 @@ fn resolve<'a>(tx: &mut Tx<'_>, prepared: &'a Prepared, now: UnixMs) -> Attempt<
             reached.dedup();
             devices.retain(|target| reached.binary_search(&target.user).is_err());
             let people = distinct.len();
-            return Ok(Resolved { users: reached, devices, topics, new_users, large, people });
+            return Ok(Resolved { users: reached, devices, topics, new_users, large, people, found: None });
         }
     }
     devices.retain(|target| users.binary_search(&target.user).is_err());
-    Ok(Resolved { users, devices, topics, new_users, large, people: SMALL_AUDIENCE + 1 })
+    Ok(Resolved { users, devices, topics, new_users, large, people: SMALL_AUDIENCE + 1, found: None })
 }
 
-fn insert_notification(tx: &mut Tx<'_>, new: &Notification, body: &str, people: Option<i64>) -> Attempt<()> {
+fn resolve_one<'a>(tx: &mut Tx<'_>, event: &NewEvent, user: &'a UserId, now: UnixMs) -> Attempt<Resolved<'a>> {
+    let mut new_users = Vec::new();
+    let mut found = People::of_name(tx.conn, event.app, &event.event_type, user)?;
+    if found.people.is_empty() {
+        let key = UserKey(tx.next_id(now));
+        new_users.push((key, user));
+        found = People::stranger(key);
+    }
+    let users = found.people.iter().map(|person| person.user).collect();
+    let (devices, topics) = (Vec::new(), Vec::new());
+    Ok(Resolved { users, devices, topics, new_users, large: false, people: 1, found: Some(found) })
+}
+
+fn insert_notification(
+    tx: &mut Tx<'_>,
+    new: &Notification,
+    body: &str,
+    people: Option<i64>,
+    handed: Option<Vec<u8>>,
+) -> Attempt<()> {
     tx.execute(constant!(
         ();
         "INSERT INTO notification (id, app, event_type, default_opt_in, lane, priority, collapse_key, actor, subject, \
-         content, event_at, accepted_at, not_before, expires_at, people, type_version, on_maybe) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+         content, event_at, accepted_at, not_before, expires_at, people, type_version, on_maybe, handed) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
         BigInt => new.id.0, BigInt => new.app.0, Text => new.event_type.as_str(),
         SmallInt => i16::from(new.default_opt_in), SmallInt => new.lane.code(),
         SmallInt => priority_code(new.priority),
@@ -337,6 +396,7 @@ fn insert_notification(tx: &mut Tx<'_>, new: &Notification, body: &str, people: 
         Text => body, BigInt => new.event_at.0, BigInt => new.accepted_at.0,
         Nullable<BigInt> => new.not_before.map(|at| at.0), BigInt => new.expires_at.0, Nullable<BigInt> => people,
         Nullable<BigInt> => new.type_version.map(|version| version.0), SmallInt => new.on_maybe.code(),
+        Nullable<Binary> => handed,
     ))?;
     Ok(())
 }
@@ -368,12 +428,16 @@ fn plan_now(
     tx: &mut Tx<'_>,
     prepared: &Prepared,
     notification: Notification,
-    resolved: &Resolved<'_>,
+    resolved: Resolved<'_>,
+    people: Option<i64>,
     now: UnixMs,
 ) -> Attempt<()> {
     let (app, id, lane) = (notification.app, notification.id, notification.lane);
     let engine = &prepared.engine;
-    let mut found = People::of_users(tx.conn, &notification.event_type, &resolved.users)?;
+    let mut found = match resolved.found {
+        Some(found) => found,
+        None => People::of_users(tx.conn, &notification.event_type, &resolved.users)?,
+    };
     found.add_devices(tx.conn, &notification.event_type, &resolved.devices)?;
     for (_, device) in found.people.iter_mut().flat_map(|person| &mut person.devices) {
         device.route_known = engine.knows_route(device.route);
@@ -385,28 +449,48 @@ fn plan_now(
     }
     let due_at = due_at(&notification, now);
     let plan = plan(&found.people, &notification.rules(), now);
-    let targets = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
-    let notification = Arc::new(notification);
+    let planned: usize = plan.jobs.iter().map(|(_, targets)| targets.len()).sum();
+    let is_small = planned <= handed::MAX_TARGETS && !planted::is("event-ahead-of-its-jobs");
+    let (mut free, mut leased, mut rowless) = (Vec::new(), Vec::new(), Vec::new());
     for (route, targets) in plan.jobs {
-        let permit = if due_at <= now { engine.try_permit(route, lane, targets.len()) } else { None };
-        let job = NewJob {
-            notification: id,
-            route,
-            lane,
-            attempt: 0,
-            claims: u32::from(permit.is_some()),
-            ready_at: due_at,
-            due_at,
-            first_attempt_at: None,
-            targets,
-        };
-        let Some(permit) = permit else {
-            jobs::insert(tx, app, &job, Lease::FREE, now)?;
-            tx.wake_jobs(engine, route, lane);
+        let Some(permit) = (due_at <= now).then(|| engine.try_permit(route, lane, targets.len())).flatten() else {
+            free.push((route, targets));
             continue;
         };
-        let owner: BootId = tx.context.boot();
-        let job_id = jobs::insert(tx, app, &job, Lease::first(owner), now)?;
+        let job = JobId(tx.next_id(now));
+        if is_small {
+            rowless.push(Handed { job, route, targets: targets.clone() });
+        }
+        leased.push((job, route, targets, permit));
+    }
+    let packed = (!rowless.is_empty()).then(|| handed::pack(&rowless));
+    insert_notification(tx, &notification, &prepared.body, people, packed)?;
+    if planted::is("event-ahead-of-its-jobs") {
+        tx.commit_early()?;
+    }
+    handed::born(tx, &notification, due_at, rowless);
+    let new_job = |route, claims, targets| NewJob {
+        notification: id,
+        route,
+        lane,
+        attempt: 0,
+        claims,
+        ready_at: due_at,
+        due_at,
+        first_attempt_at: None,
+        targets,
+    };
+    for (route, targets) in free {
+        jobs::insert(tx, app, &new_job(route, 0, targets), Lease::FREE, now)?;
+        tx.wake_jobs(engine, route, lane);
+    }
+    let notification = Arc::new(notification);
+    for (job_id, route, targets, permit) in leased {
+        let mut job = new_job(route, 1, targets);
+        if !is_small {
+            let lease = Lease::first(tx.context.boot());
+            jobs::insert_row(tx.writes(), job_id, app, &job, lease)?;
+        }
         let facts = job.targets.iter().filter_map(|target| found.facts_of(*target).cloned()).collect();
         let job = Job {
             id: job_id,
@@ -414,10 +498,10 @@ fn plan_now(
             route,
             lane,
             progress: Progress::none(job.targets.len()),
-            targets: job.targets,
+            targets: std::mem::take(&mut job.targets),
             attempt: 0,
             claims: 1,
-            fence: 1,
+            fence: handed::FENCE,
             ready_at: due_at,
             first_attempt_at: None,
         };
@@ -428,6 +512,6 @@ fn plan_now(
     if !planted::is("suppressed-not-recorded") {
         jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)?;
     }
-    tx.planned(engine, targets, plan.suppressed);
+    tx.planned(engine, planned, plan.suppressed);
     Ok(())
 }

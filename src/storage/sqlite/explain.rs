@@ -14,6 +14,7 @@ use diesel::sqlite::SqliteConnection;
 use super::devices;
 use super::fail::{Attempt, Fail};
 use super::fanout;
+use super::handed;
 use super::notifications;
 use super::opt_in;
 use super::people::{user_key, user_names};
@@ -81,7 +82,7 @@ pub(super) fn deliveries(
     after: Option<DeliveryKey>,
     limit: usize,
 ) -> Attempt<Page<Delivery, DeliveryKey>> {
-    notifications::read(conn, app, id)?;
+    let (notification, _) = notifications::read(conn, app, id)?;
     let empty = Page { items: Vec::new(), next: None };
     let (first, last) = match &filter.user {
         None => (after.map_or(0, |after| after.user.0), i64::MAX),
@@ -93,6 +94,13 @@ pub(super) fn deliveries(
     let limit = limit.max(1);
     let window = if filter.states.is_empty() { limit } else { limit.max(FILTERED_WINDOW) };
     let mut smallest = Smallest { after, most: window + 1, keys: BTreeMap::new() };
+    let at = notification.accepted_at;
+    for handed in handed::of(conn, id)? {
+        let known = Known { block: 0, code: None, route: Some(handed.route), at };
+        for target in handed.targets.iter().filter(|target| (first..=last).contains(&target.user.0)) {
+            smallest.add(DeliveryKey { user: target.user, device: target.device }, known);
+        }
+    }
     fold_jobs(conn, id, first, last, &mut smallest)?;
     fold_blocks(conn, id, first, last, &mut smallest)?;
 
@@ -270,6 +278,15 @@ pub(super) fn person(
     history.user = Some(user);
     history.open = open_targets(conn, id, user)?;
     history.blocks = blocks_of(conn, id, user)?;
+    let accepted_at = history.notification.accepted_at;
+    for handed in handed::of(conn, id)? {
+        let is_named = |target: &Target| {
+            history.blocks.iter().flat_map(|block| &block.entries).any(|entry| entry.device == target.device)
+        };
+        let theirs = handed.targets.into_iter().filter(|target| target.user == user && !is_named(target));
+        let open: Vec<_> = theirs.map(|target| (target, handed.route, 0, accepted_at)).collect();
+        history.open.extend(open);
+    }
     history.attempts = attempts(conn, id, &[user])?;
     history.devices = devices::of_user(conn, user)?;
     history.choices = opt_in::history(conn, user)?;

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use super::cache::NotificationCache;
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, is_busy, is_damaged, is_disk_full, is_io_error, unavailable};
+use super::handed;
 use super::statement::constant;
 use super::watching::Horizon;
 use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
@@ -50,6 +51,8 @@ pub(super) struct Context {
     pub horizon: Horizon,
     /// The last transaction that wrote anything found the disk full.
     pub disk_full: AtomicBool,
+    /// Open jobs without rows.
+    pub handed: handed::Open,
 }
 
 impl Context {
@@ -68,6 +71,9 @@ pub(super) struct Tx<'a> {
     /// Of the deny feed, taken before this transaction's first read.
     pub gated: DenyPosition,
     pub gated_at: Instant,
+    pub handed: handed::Changes,
+    /// The newest id before any step of the group took one.
+    pub before: i64,
     ids: Ids,
     effects: Effects,
     wrote: bool,
@@ -240,6 +246,19 @@ impl Stop {
     }
 }
 
+impl Fault {
+    /// What the group does for itself failed.
+    fn of_whole(fail: Fail) -> Self {
+        if let Some(stop) = Stop::after_fail(&fail) {
+            return Self::Stop(stop);
+        }
+        match fail {
+            Fail::Database(error) => Self::Whole(error),
+            other => Self::Whole(diesel::result::Error::DeserializationError(format!("{other:?}").into())),
+        }
+    }
+}
+
 /// The writing connection and what belongs to it.
 pub(super) struct Core {
     pub conn: SqliteConnection,
@@ -279,11 +298,13 @@ impl Core {
     pub fn run(&mut self, group: Vec<Box<dyn Step>>) -> Result<(), Stop> {
         metrics::histogram!(names::WRITER_GROUP_SIZE).record(group.len() as f64);
         let mut waiting = VecDeque::from([group]);
+        // Of steps that run again in this call, too.
+        let before = self.context.ids.newest();
         while let Some(mut group) = waiting.pop_front() {
             if group.is_empty() {
                 continue;
             }
-            match self.attempt(&mut group) {
+            match self.attempt(&mut group, before) {
                 Ok(effects) => {
                     effects.apply(&self.context.deny, &self.context.runtime);
                     for step in group {
@@ -330,7 +351,8 @@ impl Core {
         Ok(())
     }
 
-    fn attempt(&mut self, group: &mut [Box<dyn Step>]) -> Result<Effects, Fault> {
+    /// `before`: see [`Tx::before`].
+    fn attempt(&mut self, group: &mut [Box<dyn Step>], before: i64) -> Result<Effects, Fault> {
         let gated = self.context.deny.position();
         let gated_at = self.context.runtime.instant().into_std();
         if planted::is("answer-before-commit") {
@@ -346,12 +368,18 @@ impl Core {
             last_fanout_app: &mut self.last_fanout_app,
             gated,
             gated_at,
+            handed: handed::Changes::default(),
+            before,
             ids: Ids::default(),
             effects: Effects::default(),
             wrote: false,
             wrote_any: false,
             number: None,
         };
+        if let Err(fail) = handed::age(&mut tx, gated_at, None) {
+            drop(tx);
+            return Err(self.roll_back(Fault::of_whole(fail)));
+        }
         for (index, step) in group.iter_mut().enumerate() {
             let fault = match catch_unwind(AssertUnwindSafe(|| step.run(&mut tx))) {
                 Ok(Ok(())) => continue,
@@ -371,9 +399,14 @@ impl Core {
             drop(tx);
             return Err(self.roll_back(fault));
         }
-        let (effects, number, wrote) = (tx.effects, tx.number, tx.wrote_any);
+        if let Err(fail) = handed::raise_floor(&mut tx, gated_at) {
+            drop(tx);
+            return Err(self.roll_back(Fault::of_whole(fail)));
+        }
+        let (effects, number, wrote, changes) = (tx.effects, tx.number, tx.wrote_any, tx.handed);
         match self.commit() {
             Ok(()) => {
+                self.context.handed.apply(changes, gated_at);
                 if wrote && self.context.disk_full.swap(false, Ordering::Relaxed) {
                     tracing::info!("the disk takes writes again");
                 }

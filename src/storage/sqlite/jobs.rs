@@ -10,6 +10,7 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::devices;
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::handed;
 use super::providers;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, json_ids, stored_count};
@@ -38,28 +39,45 @@ impl Lease {
 
     /// Leased from birth: counts as the first claim.
     pub const fn first(owner: BootId) -> Self {
-        Self { owner: owner.0, fence: 1 }
+        Self { owner: owner.0, fence: handed::FENCE }
+    }
+
+    /// Free again after a lease with this fence.
+    pub const fn freed(fence: i64) -> Self {
+        Self { owner: 0, fence: fence + 1 }
     }
 }
 
 pub(super) fn insert(tx: &mut Tx<'_>, app: AppKey, job: &NewJob, lease: Lease, now: UnixMs) -> Attempt<JobId> {
+    let id = JobId(tx.next_id(now));
+    insert_row(tx.writes(), id, app, job, lease)?;
+    Ok(id)
+}
+
+pub(super) fn insert_row(
+    conn: &mut SqliteConnection,
+    id: JobId,
+    app: AppKey,
+    job: &NewJob,
+    lease: Lease,
+) -> Attempt<()> {
     let (Some(first), Some(last)) = (job.targets.first(), job.targets.last()) else {
         return Err(Fail::corrupt("a job without targets"));
     };
-    let id = tx.next_id(now);
-    tx.execute(constant!(
+    constant!(
         ();
         "INSERT INTO job (id, app, notification_id, route, lane, format, ready_at, due_at, owner, fence, attempt, \
          claims, first_attempt_at, first_user, last_user, target_count, targets) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
-        BigInt => id, BigInt => app.0, BigInt => job.notification.0, BigInt => job.route.0,
+        BigInt => id.0, BigInt => app.0, BigInt => job.notification.0, BigInt => job.route.0,
         SmallInt => job.lane.code(), SmallInt => targets::NEWEST, BigInt => job.ready_at.0, BigInt => job.due_at.0,
         BigInt => lease.owner, BigInt => lease.fence, Integer => stored_count(job.attempt),
         Integer => stored_count(job.claims), Nullable<BigInt> => job.first_attempt_at.map(|at| at.0),
         BigInt => first.user.0, BigInt => last.user.0,
         Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(targets::NEWEST, &job.targets),
-    ))?;
-    Ok(JobId(id))
+    )
+    .execute(conn)?;
+    Ok(())
 }
 
 /// Appends blocks with these entries, which ascend by (user, device). None for none.
@@ -278,11 +296,15 @@ pub(super) fn next_due(conn: &mut SqliteConnection, route: RouteId, lane: Lane) 
 }
 
 pub(super) fn record(tx: &mut Tx<'_>, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
-    updates.iter().map(|update| record_one(tx, update, now)).collect()
+    let mut blocks = Vec::new();
+    let held = updates.iter().map(|update| record_one(tx, update, &mut blocks, now)).collect::<Attempt<_>>()?;
+    write_blocks(tx, &blocks, now)?;
+    Ok(held)
 }
 
-fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool> {
+fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, blocks: &mut Vec<Block>, now: UnixMs) -> Attempt<bool> {
     let held = match &update.progress {
+        _ if handed::finish(tx, update)? => 1,
         None => tx.execute(constant!(
             (); "DELETE FROM job WHERE id = ?1 AND fence = ?2", BigInt => update.job.0, BigInt => update.fence,
         ))?,
@@ -324,6 +346,7 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, now: UnixMs) -> Attempt<bool>
 }
 
 pub(super) fn run_alone(tx: &mut Tx<'_>, job: JobId, fence: i64) -> Attempt<bool> {
+    handed::row_of(tx, job)?;
     let held = tx.execute(constant!(
         (); "UPDATE job SET claims = claims + 1 WHERE id = ?1 AND fence = ?2 AND owner <> 0",
         BigInt => job.0, BigInt => fence,
@@ -343,6 +366,7 @@ fn is_held(tx: &mut Tx<'_>, update: &JobUpdate) -> Attempt<bool> {
 /// An orderly return is no crash: the claim does not count.
 pub(super) fn release(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], now: UnixMs) -> Attempt<()> {
     for (job, fence) in jobs {
+        handed::row_of(tx, *job)?;
         tx.execute(constant!(
             ();
             "UPDATE job SET owner = 0, fence = fence + 1, claims = max(claims - 1, 0), due_at = min(due_at, ?3) \
@@ -359,6 +383,7 @@ pub(super) fn release(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], now: UnixMs) -> At
 /// As [`release`], but not due before `until`. `ready_at` keeps when it truly is.
 pub(super) fn put_off(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], until: UnixMs) -> Attempt<()> {
     for (job, fence) in jobs {
+        handed::row_of(tx, *job)?;
         tx.execute(constant!(
             ();
             "UPDATE job SET owner = 0, fence = fence + 1, claims = max(claims - 1, 0), due_at = max(due_at, ?3) \

@@ -81,6 +81,8 @@ impl Source {
         let lock = open::lock_file(path)?;
         let mut conn = open::connect(&settings, settings.cache_kib)?;
         open::migrate(&mut conn, true)?;
+        // What is open goes with the rows of `job`; the destination does not read the column.
+        super::handed::recover(&mut conn)?;
         Ok(Self { conn, _lock: lock })
     }
 

@@ -12,6 +12,7 @@ mod event_types;
 mod explain;
 mod fanout;
 mod group;
+mod handed;
 mod imports;
 mod jobs;
 mod leaving;
@@ -92,6 +93,7 @@ impl SqliteStore {
             identity: opened.identity,
             horizon,
             disk_full: AtomicBool::new(false),
+            handed: handed::Open::default(),
         });
         let core = Core::new(opened.writer, Arc::clone(&context));
         let writer = Writer::start(&context.runtime, settings, core)?;

@@ -1,18 +1,21 @@
 //! Notifications as callers ask about them.
 
+use std::collections::HashSet;
+
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{OptionalExtension, RunQueryDsl};
 
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::handed;
 use super::rows::{NotificationRow, NotificationTypes, notification_columns};
 use super::statement::constant;
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, EventType, NotificationId};
 use crate::domain::notification::Notification;
 use crate::domain::outcome::{self, ResultCode, State};
-use crate::domain::targets::Progress;
+use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
 use crate::planted;
 use crate::storage::{Counts, NotificationView, Page, StoreError};
@@ -64,7 +67,7 @@ pub(super) fn cancel(tx: &mut Tx<'_>, app: AppKey, id: NotificationId, now: Unix
                 tx.cache.forget(id);
             }
             tx.deny(DenyKey::Notification(id));
-            Ok(open != 0)
+            Ok(open != 0 || handed::is_open(tx, id))
         }
         _ => Err(StoreError::NotificationNotFound { notification: id }.into()),
     }
@@ -99,11 +102,13 @@ fn counts(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Counts> {
         let finished = Progress::from_bytes(progress.as_deref().unwrap_or_default(), targets).count();
         counts.open += targets.saturating_sub(finished) as u64;
     }
+    let mut handed: HashSet<Target> = handed::of(conn, id)?.into_iter().flat_map(|job| job.targets).collect();
     // outcome_block_by_notification
     let blocks = constant!(Binary; "SELECT entries FROM outcome_block WHERE notification_id = ?1", BigInt => id.0)
         .load_iter::<Vec<u8>, diesel::connection::DefaultLoadingMode>(conn)?;
     for entries in blocks {
         for entry in outcome::unpack(&entries?)? {
+            handed.remove(&Target { user: entry.user, device: entry.device });
             match entry.code.state() {
                 // It died before, and is counted where it waits or ends now.
                 State::Open if entry.code == ResultCode::Redriven => redriven += 1,
@@ -117,6 +122,7 @@ fn counts(conn: &mut SqliteConnection, id: NotificationId) -> Attempt<Counts> {
             }
         }
     }
+    counts.open += handed.len() as u64;
     counts.dead = counts.dead.saturating_sub(redriven);
     Ok(counts)
 }

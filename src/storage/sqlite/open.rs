@@ -174,6 +174,10 @@ fn open_all(runtime: &Runtime, settings: &Settings) -> Result<Opened, OpenError>
         return Err(OpenError::Moved { path: settings.path.display().to_string(), done: seal.done });
     }
     let identity = identity(&mut writer, runtime)?;
+    let recovered = super::handed::recover(&mut writer)?;
+    if recovered > 0 {
+        tracing::info!(jobs = recovered, "jobs that were handed over when the process before ended are free again");
+    }
     let ids = id_maker(&mut writer)?;
     if !settings.is_memory() {
         // Nobody else writes, so its map stands, and what is not in the WAL is read without a call or a copy.
@@ -309,7 +313,7 @@ fn id_maker(conn: &mut SqliteConnection) -> Result<IdMaker, OpenError> {
          UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement \
          UNION ALL SELECT max(b.xid) FROM app a, outcome_block b WHERE b.app = a.id AND b.xid = \
          (SELECT max(xid) FROM outcome_block WHERE app = a.id) \
-         UNION ALL SELECT value FROM watermark WHERE name = 'history')"
+         UNION ALL SELECT value FROM watermark WHERE name IN ('history', 'handed'))"
     )
     .get_result(conn)?;
     let newest_device: Option<i64> = constant!(Nullable<BigInt>; "SELECT max(id) FROM device").get_result(conn)?;

@@ -266,6 +266,25 @@ impl People {
         Self::collect(rows)
     }
 
+    /// The person with this name, as [`People::of_users`]; nobody when there is no such row. What a comment's event asks
+    /// for: one statement, without JSON.
+    pub fn of_name(conn: &mut SqliteConnection, app: AppKey, event_type: &EventType, user: &UserId) -> Attempt<Self> {
+        // app_user_by_name; device_by_user
+        let rows = constant!(
+            PersonTypes;
+            concat!(
+                "SELECT e.id, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                choices!(),
+                " FROM app_user e LEFT JOIN device d ON d.user_key = e.id AND d.state = 1",
+                choice_joins!("e.id"),
+                " WHERE e.app = ?1 AND e.external_id = ?3"
+            ),
+            BigInt => app.0, Text => event_type.as_str(), Text => user.as_str(),
+        )
+        .load_iter::<PersonRow, diesel::connection::DefaultLoadingMode>(conn)?;
+        Self::collect(rows)
+    }
+
     /// The next `limit` subscribers of a topic after `after`, as [`People::of_users`].
     pub fn of_topic(
         conn: &mut SqliteConnection,
@@ -373,6 +392,12 @@ impl People {
     pub fn facts_of(&self, target: Target) -> Option<&TargetFacts> {
         let at = self.facts.binary_search_by_key(&target, |facts| facts.target).ok()?;
         self.facts.get(at)
+    }
+
+    /// Somebody who has no row yet, and so neither devices nor choices.
+    pub fn stranger(user: UserKey) -> Self {
+        let choice = UserChoice { all: None, this_type: None };
+        Self { people: vec![Person { user, choice, devices: Vec::new() }], facts: Vec::new() }
     }
 
     fn person(&mut self, user: UserKey, choice: UserChoice) -> &mut Person {

@@ -79,7 +79,13 @@ impl Queue for SqliteStore {
     }
 
     async fn open_targets(&self) -> Result<BTreeMap<AppKey, u64>> {
-        self.read(Asker::Caller, "counting open targets", retain::open_targets).await
+        // Before the rows: what gets one meanwhile is counted twice rather than not at all.
+        let handed = self.context.handed.summary();
+        let mut open = self.read(Asker::Caller, "counting open targets", retain::open_targets).await?;
+        for (app, targets) in handed.by_app {
+            *open.entry(app).or_default() += targets;
+        }
+        Ok(open)
     }
 
     async fn release_others(&self, owner: BootId, _now: UnixMs) -> Result<u64> {
@@ -130,7 +136,9 @@ impl Queue for SqliteStore {
     }
 
     async fn backlog(&self, now: UnixMs) -> Result<Backlog> {
-        self.read(Asker::Caller, "counting what waits", move |conn| retain::backlog(conn, now)).await
+        let handed = self.context.handed.summary();
+        let backlog = self.read(Asker::Caller, "counting what waits", move |conn| retain::backlog(conn, now)).await?;
+        Ok(handed.add_to(backlog))
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {

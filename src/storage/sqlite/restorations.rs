@@ -6,6 +6,7 @@ use diesel::sqlite::SqliteConnection;
 
 use super::fail::Attempt;
 use super::group::Tx;
+use super::handed;
 use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::ids::{NotificationId, first_id_at};
@@ -38,6 +39,7 @@ pub(super) fn cancel_open(
     limit: usize,
     now: UnixMs,
 ) -> Attempt<(Option<NotificationId>, u64)> {
+    handed::age(tx, tx.gated_at, Some(NotificationId(first_id_at(before))))?;
     // job_by_notification, and the primary key of fanout.
     let found: Vec<i64> = constant!(
         BigInt;

@@ -60,6 +60,8 @@ macro_rules! range {
 pub(super) fn retain(tx: &mut Tx<'_>, from: Sweep, history_before: UnixMs, now: UnixMs) -> Attempt<(Deleted, Sweep)> {
     let (end, batch) = (first_id_at(history_before), RETAIN_BATCH.cast_signed());
     let (mut deleted, mut next) = (Deleted::default(), from);
+    // Open work without rows would not be seen below.
+    super::handed::end_before(tx, end)?;
     // idempotency_by_expiry
     let rows = tx.execute(constant!(
         ();

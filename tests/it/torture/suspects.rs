@@ -72,16 +72,23 @@ async fn a_suspect_job_and_one_that_is_gated_again_do_not_wait_for_each_other() 
         register(&mut client, &name(person), device::Platform::Apns, &format!("{person:064x}")).await;
         opt_in(&mut client, &name(person), true).await;
     }
-    world.sandbox.add_fault(Fault::new(Action::Stall {})).unwrap();
+    world.sandbox.add_fault(Fault::new(Action::Stall {}).times(u32::MAX)).unwrap();
+    let mut accepted = Vec::new();
     for person in 0..PEOPLE {
-        client.notify_event(event(&format!("event-{person}"), &[&name(person)])).await.unwrap();
+        let answer = client.notify_event(event(&format!("event-{person}"), &[&name(person)])).await.unwrap();
+        accepted.push(answer.into_inner().notification_id);
     }
     server.kill();
+    // What was handed over has a row from the next start on.
+    let between = world.start_with(&narrow);
+    drop(world.client().await);
+    between.kill();
     // As after four crashes, for a third of them.
     let mut database = SqliteConnection::establish(world.database().to_str().unwrap()).unwrap();
     let suspects = sql_query("UPDATE job SET claims = 4 WHERE id % 3 = 0 OR first_user % 3 = 0").execute(&mut database);
     drop(database);
     let suspects = suspects.unwrap();
+    assert!(suspects > 0, "there are jobs to suspect");
     world.sandbox.clear_faults();
     world.sandbox.clear();
     world.sandbox.add_fault(Fault::new(Action::Delay { ms: 100 }).times(10_000)).unwrap();
@@ -99,7 +106,13 @@ async fn a_suspect_job_and_one_that_is_gated_again_do_not_wait_for_each_other() 
         if reached.len() as u64 == PEOPLE {
             break;
         }
-        assert!(Instant::now() < deadline, "{suspects} suspects, {} of {PEOPLE} people reached", reached.len());
+        if Instant::now() >= deadline {
+            let mut ends = Vec::new();
+            for id in &accepted {
+                ends.extend(deliveries(&mut client, id).await.into_iter().map(|one| (one.state(), one.reason)));
+            }
+            panic!("{suspects} suspects, {} of {PEOPLE} people reached: {ends:?}", reached.len());
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(server.terminate().success());

@@ -6,11 +6,13 @@ use diesel::sql_types::{BigInt, Text};
 
 use super::super::fail::Attempt;
 use super::super::group::Tx;
+use super::super::handed;
 use super::super::rows::json_ids;
 use super::super::statement::constant;
 use super::super::writer::Class;
 use super::super::{SMALL, SqliteStore};
 use super::{Replica, inline};
+use crate::domain::ids::NotificationId;
 use crate::storage::Result;
 
 /// A call that may take leases. Unless it is told what became of them, they are looked for: also when its caller went away
@@ -91,7 +93,11 @@ pub(super) fn release_unknown(store: &SqliteStore, owner: i64, known: Vec<i64>) 
 fn free(
     store: &SqliteStore,
     doing: &'static str,
-    step: impl FnMut(&mut Tx<'_>) -> Attempt<u64> + Send + 'static,
+    mut step: impl FnMut(&mut Tx<'_>) -> Attempt<u64> + Send + 'static,
 ) -> Result<u64> {
-    inline(store.write(Class::Outcome, SMALL, doing, step))
+    inline(store.write(Class::Outcome, SMALL, doing, move |tx| {
+        // Whose a job without a row is, only a row can tell.
+        handed::age(tx, tx.gated_at, Some(NotificationId(i64::MAX)))?;
+        step(tx)
+    }))
 }

@@ -77,6 +77,7 @@ mod inline {
 mod consent_model;
 mod disk;
 mod groups;
+mod handed;
 mod opening;
 mod retention;
 mod statements;
