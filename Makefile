@@ -20,8 +20,9 @@
 #   make soak          a steady mixed load with faults on the release binary for MINUTES=10; red when anything rises
 #   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
 #                      it (not part of CI; ARGS='NAME…': only those)
-#   make faults        every provider fault × platform × store × moment, held to the table in docs/reliability.md; over real TLS
-#                      (FAULT='REFUSED_STREAM': only rows that contain it)
+#   make faults        every provider fault × platform × store × moment in simulated time, held to the table in docs/reliability.md
+#                      (FAULT='REFUSED_STREAM': only rows that contain it; SEED=7: another order of things); TLS=yes: against the
+#                      real binary over real TLS, on both stores; both part of make test, over TLS one moment of each row
 #   make demo          the whole story against fake providers, in a minute
 
 SHELL := bash
@@ -81,8 +82,11 @@ tidy:
 bench:
 	CARGO='$(CARGO)' scripts/performance.sh $(ARGS)
 
+TLS ?=
+
 faults:
-	NUDGED_TEST_FAULT='$(FAULT)' scripts/with-postgres.sh $(CARGO) test --locked --test it faults:: -- --nocapture $(ARGS)
+	NUDGED_TEST_FAULT='$(FAULT)' NUDGED_TEST_FAULT_SEED='$(SEED)' NUDGED_TEST_FAULT_MOMENTS=all \
+		$(if $(TLS),scripts/with-postgres.sh) $(CARGO) test --locked --test $(if $(TLS),it,sim) faults:: -- --nocapture $(ARGS)
 
 examples:
 	examples/run.sh $(ARGS)

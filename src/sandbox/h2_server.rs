@@ -1,4 +1,4 @@
-//! The HTTP/2-over-TLS server that both fake providers share: accept loop, one task per connection, answers and faults.
+//! The HTTP/2 server that both fake providers share: accept loop over TLS, one task per connection, answers and faults.
 //!
 //! One task owns one connection and everything on it. A request is handled where it was read, synchronously, as soon as
 //! its body is complete; only delays and slow bodies become futures. So the answers of all requests that arrived
@@ -103,22 +103,35 @@ pub(super) struct Counters {
 /// Counts a connection as open for as long as it lives, panics included.
 struct Open(Arc<Counters>);
 
+impl Open {
+    fn new(counters: &Arc<Counters>) -> Self {
+        counters.open.fetch_add(1, Ordering::Relaxed);
+        counters.opened.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counters))
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A listener with what its accept loop needs.
-pub(super) struct Server<S> {
+/// One provider, whatever its connections come over.
+pub(super) struct Host<S> {
     pub runtime: Runtime,
     pub service: Arc<S>,
-    pub tls: TlsAcceptor,
     pub counters: Arc<Counters>,
     /// Numbers connections across listeners.
     pub next_connection: Arc<AtomicU64>,
     /// The most streams a connection can ever be allowed.
     pub max_streams: u32,
+}
+
+/// A listener with what its accept loop needs.
+pub(super) struct Server<S> {
+    pub host: Host<S>,
+    pub tls: TlsAcceptor,
     pub tracker: TaskTracker,
     pub cancel: CancellationToken,
 }
@@ -127,6 +140,7 @@ impl<S: Service> Server<S> {
     /// Accepts until cancelled. Cancelling ends its connections as well, wherever they are.
     pub(super) async fn run(self, listener: TcpListener) {
         let server = Arc::new(self);
+        let Host { runtime, counters, .. } = &server.host;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -135,17 +149,14 @@ impl<S: Service> Server<S> {
             };
             let Ok((tcp, _)) = accepted else {
                 // Out of file descriptors, most likely: accepting again at once would spin.
-                server.runtime.sleep(Duration::from_millis(50)).await;
+                runtime.sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            if server.counters.open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
+            if counters.open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
                 continue;
             }
-            server.counters.open.fetch_add(1, Ordering::Relaxed);
-            server.counters.opened.fetch_add(1, Ordering::Relaxed);
-            let open = Open(Arc::clone(&server.counters));
-            let task = Arc::clone(&server).connection(tcp, open);
-            server.runtime.spawn(server.tracker.track_future(task));
+            let task = Arc::clone(&server).connection(tcp, Open::new(counters));
+            runtime.spawn(server.tracker.track_future(task));
         }
     }
 
@@ -161,15 +172,27 @@ impl<S: Service> Server<S> {
     async fn converse(&self, tcp: TcpStream) {
         // Answers are gathered here already; Nagle would only add the peer's delayed ACK.
         let _ = tcp.set_nodelay(true);
-        let Some(Ok(tls)) = self.runtime.timeout(HANDSHAKE_TIMEOUT, self.tls.accept(tcp)).await else {
+        let Some(Ok(tls)) = self.host.runtime.timeout(HANDSHAKE_TIMEOUT, self.tls.accept(tcp)).await else {
             return;
         };
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return;
         }
-        let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
+        self.host.converse(tls, certificate.as_ref().map(AsRef::as_ref)).await;
+    }
+}
+
+impl<S: Service> Host<S> {
+    /// A connection over a byte stream that nobody else watches, to its end.
+    pub(super) async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send>(&self, io: T) {
+        let _open = Open::new(&self.counters);
+        self.converse(io, None).await;
+    }
+
+    async fn converse<T: AsyncRead + AsyncWrite + Unpin + Send>(&self, io: T, certificate: Option<&[u8]>) {
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed) + 1;
-        let peer = self.service.peer(id, certificate.map(AsRef::as_ref));
+        let peer = self.service.peer(id, certificate);
         let limit = self.service.initial_streams(&peer);
         let wire = Wire::new(limit);
         let handshake = h2::server::Builder::new()
@@ -181,7 +204,7 @@ impl<S: Service> Server<S> {
             // A sender that gives up on many streams at once is being tested, not attacking.
             .max_concurrent_reset_streams(10_000)
             .max_pending_accept_reset_streams(10_000)
-            .handshake(FrameIo::new(tls, Arc::clone(&wire)));
+            .handshake(FrameIo::new(io, Arc::clone(&wire)));
         let Some(Ok(h2)) = self.runtime.timeout(HANDSHAKE_TIMEOUT, handshake).await else {
             return;
         };

@@ -21,6 +21,7 @@ mod h2_server;
 mod jwt;
 mod oauth;
 mod options;
+mod pipes;
 mod play;
 mod record;
 mod tally;
@@ -45,10 +46,11 @@ use tokio_util::task::TaskTracker;
 pub use credentials::{Credentials, KEY_ID, TEAM_ID};
 pub use faults::{Action, Fault, MAX_FAULTS, MAX_TOKEN_STATES, Target, TokenState};
 pub use options::Options;
+pub use pipes::{Keys, Pipes};
 pub use record::{AuthKind, Platform, Received, Totals};
 pub use tally::token_hash;
 
-use self::h2_server::{Counters, Server};
+use self::h2_server::{Counters, Host, Server};
 use crate::runtime::Runtime;
 
 /// How long [`Sandbox::shutdown`] waits for open control requests.
@@ -115,6 +117,20 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(runtime: &Runtime, options: Options) -> Arc<Self> {
+        Arc::new(Self {
+            runtime: runtime.clone(),
+            record: record::Record::new(options.record_limit),
+            tally: options.tally.then(tally::Tally::default),
+            faults: faults::Faults::default(),
+            tokens: faults::TokenStates::default(),
+            access_tokens: oauth::AccessTokens::default(),
+            apns: Arc::default(),
+            fcm: Arc::default(),
+            options,
+        })
+    }
+
     /// APNs tokens are hex and mean the same in both cases; FCM's are not and do not.
     fn token_key(token: &str) -> std::borrow::Cow<'_, str> {
         let hex = token.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -206,53 +222,18 @@ impl Sandbox {
         let (for_keys, key_options, token_uri) = (runtime.clone(), options.clone(), token_endpoint.clone());
         let identity = runtime.blocking(move || credentials::prepare(&for_keys, &key_options, &token_uri)).await?;
 
-        let shared = Arc::new(Shared {
-            runtime: runtime.clone(),
-            record: record::Record::new(options.record_limit),
-            tally: options.tally.then(tally::Tally::default),
-            faults: faults::Faults::default(),
-            tokens: faults::TokenStates::default(),
-            access_tokens: oauth::AccessTokens::default(),
-            apns: Arc::default(),
-            fcm: Arc::default(),
-            options,
-        });
-        let options = &shared.options;
+        let shared = Shared::new(runtime, options);
         let tracker = TaskTracker::new();
         let cancel = CancellationToken::new();
-        let next_connection = Arc::new(AtomicU64::new(0));
-        let apns = Server {
-            runtime: runtime.clone(),
-            service: Arc::new(apns::Apns {
-                shared: Arc::clone(&shared),
-                public_key: identity.apns_public_key.clone(),
-                bundles: options.bundles(),
-            }),
-            tls: tls::apns(&identity)?,
-            counters: Arc::clone(&shared.apns),
-            next_connection: Arc::clone(&next_connection),
-            max_streams: options.max_concurrent_streams,
-            tracker: tracker.clone(),
-            cancel: cancel.clone(),
-        };
+        let (apns, fcm) = hosts(&shared, &identity);
+        let apns = Server { host: apns, tls: tls::apns(&identity)?, tracker: tracker.clone(), cancel: cancel.clone() };
         let fcm = Server {
-            runtime: runtime.clone(),
-            service: Arc::new(fcm::Fcm { shared: Arc::clone(&shared) }),
+            host: fcm,
             tls: tls::google(&identity, &["h2"])?,
-            counters: Arc::clone(&shared.fcm),
-            next_connection,
-            max_streams: options.max_concurrent_streams,
             tracker: tracker.clone(),
             cancel: cancel.clone(),
         };
-        let oauth = Arc::new(oauth::Oauth {
-            shared: Arc::clone(&shared),
-            token_uri: token_endpoint.clone(),
-            client_email: identity.credentials.client_email.clone(),
-            private_key_id: identity.credentials.private_key_id.clone(),
-            public_key: identity.service_account_public_key.clone(),
-            open: AtomicU64::new(0),
-        });
+        let oauth = Arc::new(oauth::Oauth::new(&shared, &identity, token_endpoint.clone()));
         let token_tls = tls::google(&identity, &["h2", "http/1.1"])?;
         let control = axum::serve(control_listener, control::router(Arc::clone(&shared)))
             .with_graceful_shutdown(cancel.clone().cancelled_owned());
@@ -400,6 +381,32 @@ impl Sandbox {
         // Only a control request in the middle of its body can take longer, and it is not worth waiting for.
         let _ = shared.runtime.timeout(SHUTDOWN_TIMEOUT, tracker.wait()).await;
     }
+}
+
+/// Both providers, which number their connections together.
+fn hosts(shared: &Arc<Shared>, identity: &credentials::Identity) -> (Host<apns::Apns>, Host<fcm::Fcm>) {
+    let next_connection = Arc::new(AtomicU64::new(0));
+    let max_streams = shared.options.max_concurrent_streams;
+    let apns = apns::Apns {
+        shared: Arc::clone(shared),
+        public_key: identity.apns_public_key.clone(),
+        bundles: shared.options.bundles(),
+    };
+    let apns = Host {
+        runtime: shared.runtime.clone(),
+        service: Arc::new(apns),
+        counters: Arc::clone(&shared.apns),
+        next_connection: Arc::clone(&next_connection),
+        max_streams,
+    };
+    let fcm = Host {
+        runtime: shared.runtime.clone(),
+        service: Arc::new(fcm::Fcm { shared: Arc::clone(shared) }),
+        counters: Arc::clone(&shared.fcm),
+        next_connection,
+        max_streams,
+    };
+    (apns, fcm)
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), SandboxError> {

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Shared;
+use super::credentials::Identity;
 use super::faults::{Action, Target};
 use super::jwt::Jws;
 use super::play;
@@ -89,14 +90,14 @@ impl AccessTokens {
 
 /// The endpoint and who may use it.
 pub(super) struct Oauth {
-    pub shared: Arc<Shared>,
+    shared: Arc<Shared>,
     /// What an assertion's `aud` says, unless it is [`GOOGLE_AUDIENCE`].
-    pub token_uri: String,
-    pub client_email: String,
-    pub private_key_id: String,
+    token_uri: String,
+    client_email: String,
+    private_key_id: String,
     /// DER RSAPublicKey.
-    pub public_key: Vec<u8>,
-    pub open: AtomicU64,
+    public_key: Vec<u8>,
+    open: AtomicU64,
 }
 
 struct Refusal {
@@ -109,6 +110,17 @@ fn invalid_grant(description: &'static str) -> Refusal {
 }
 
 impl Oauth {
+    pub(super) fn new(shared: &Arc<Shared>, identity: &Identity, token_uri: String) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            token_uri,
+            client_email: identity.credentials.client_email.clone(),
+            private_key_id: identity.credentials.private_key_id.clone(),
+            public_key: identity.service_account_public_key.clone(),
+            open: AtomicU64::new(0),
+        }
+    }
+
     /// Accepts until cancelled; cancelling ends its connections as well.
     pub(super) async fn run(
         self: Arc<Self>,
@@ -157,7 +169,6 @@ impl Oauth {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let runtime = &self.shared.runtime;
         let (head, body) = request.into_parts();
         if head.uri.path() != PATH {
             return respond(404, &json!({ "error": "not_found" }));
@@ -168,7 +179,13 @@ impl Oauth {
         let Ok(form) = Limited::new(body, MAX_FORM_BYTES).collect().await else {
             return respond(413, &json!({ "error": "invalid_request" }));
         };
-        let exchange = self.exchange(&head.headers, &form.to_bytes());
+        self.post(&head.headers, &form.to_bytes()).await
+    }
+
+    /// What is answered to this form, after whatever delay a fault says.
+    pub(super) async fn post(&self, headers: &HeaderMap, form: &[u8]) -> Response<Full<Bytes>> {
+        let runtime = &self.shared.runtime;
+        let exchange = self.exchange(headers, form);
         if let Err(Refusal { error, description }) = exchange {
             return respond(400, &json!({ "error": error, "error_description": description }));
         }

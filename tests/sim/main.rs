@@ -13,6 +13,7 @@ mod cluster;
 mod credentials;
 mod database;
 mod facts;
+mod faults;
 mod history;
 mod life;
 mod minimise;

@@ -31,6 +31,11 @@ pub type Client = PushServiceClient<Channel>;
 
 /// A client of a replica, whichever life that is in.
 pub fn client(door: &Door, wire: &Arc<Wire>, outside: &Runtime) -> Client {
+    PushServiceClient::new(channel(door, wire, outside))
+}
+
+/// What clients call it over.
+pub fn channel(door: &Door, wire: &Arc<Wire>, outside: &Runtime) -> Channel {
     let (door, wire, outside) = (Arc::clone(door), Arc::clone(wire), outside.clone());
     let connector = tower::service_fn(move |_: http::Uri| {
         let (door, wire, outside) = (Arc::clone(&door), Arc::clone(&wire), outside.clone());
@@ -48,7 +53,7 @@ pub fn client(door: &Door, wire: &Arc<Wire>, outside: &Runtime) -> Client {
             }
         }
     });
-    PushServiceClient::new(Endpoint::from_static("http://replica").connect_with_connector_lazy(connector))
+    Endpoint::from_static("http://replica").connect_with_connector_lazy(connector)
 }
 
 /// What callers know.

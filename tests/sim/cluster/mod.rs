@@ -1,11 +1,11 @@
 //! The second layer: the whole service, gRPC and all, with two to four replicas on one shared store, in one simulated time.
 //! Callers, providers and the checker are those of the first; what differs is what breaks.
 
-mod callers;
+pub mod callers;
 mod replica;
 mod run;
 mod story;
-mod wire;
+pub mod wire;
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};

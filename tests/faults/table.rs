@@ -1,6 +1,7 @@
-//! The table of faults in docs/reliability.md, read: what the harness holds the server to is what is written there.
+//! The table of faults in docs/reliability.md, read: what the harnesses hold the server to is what is written there.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use nudged::api::proto::device::Platform;
 
@@ -43,6 +44,47 @@ pub enum Connection {
     None,
 }
 
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sent => f.write_str("SENT"),
+            Self::SentAgain => f.write_str("SENT again"),
+            Self::Dead(reason) => write!(f, "DEAD {reason}"),
+            Self::Expired => f.write_str("EXPIRED"),
+        }
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kept => "kept",
+            Self::Retired => "retired",
+            Self::Moved => "moved",
+        })
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Works => "works",
+            Self::Paused => "paused",
+            Self::Slowed => "slowed",
+        })
+    }
+}
+
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kept => "kept",
+            Self::Replaced => "replaced",
+            Self::None => "none",
+        })
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Row {
     /// See `script`.
@@ -52,6 +94,12 @@ pub struct Row {
     pub token: Token,
     pub route: Route,
     pub connection: Connection,
+}
+
+impl Row {
+    pub fn platform_name(&self) -> &'static str {
+        if self.platform == Platform::Apns { "APNs" } else { "FCM" }
+    }
 }
 
 /// Every row, those for both platforms twice.
@@ -75,33 +123,13 @@ fn row(line: &str) -> Vec<Row> {
         "both" => &[Platform::Apns, Platform::Fcm],
         other => panic!("{other}: {line}"),
     };
-    let ending = match delivery {
-        "SENT" => Ending::Sent,
-        "SENT again" => Ending::SentAgain,
-        "EXPIRED" => Ending::Expired,
-        other => match other.strip_prefix("DEAD ") {
-            Some(reason) => Ending::Dead(reason.to_owned()),
-            None => panic!("{other}: {line}"),
-        },
+    let ending = match delivery.strip_prefix("DEAD ") {
+        Some(reason) => Ending::Dead(reason.to_owned()),
+        None => read_as(&[Ending::Sent, Ending::SentAgain, Ending::Expired], delivery, line),
     };
-    let token = match token {
-        "kept" => Token::Kept,
-        "retired" => Token::Retired,
-        "moved" => Token::Moved,
-        other => panic!("{other}: {line}"),
-    };
-    let route = match route {
-        "works" => Route::Works,
-        "paused" => Route::Paused,
-        "slowed" => Route::Slowed,
-        other => panic!("{other}: {line}"),
-    };
-    let connection = match connection {
-        "kept" => Connection::Kept,
-        "replaced" => Connection::Replaced,
-        "none" => Connection::None,
-        other => panic!("{other}: {line}"),
-    };
+    let token = read_as(&[Token::Kept, Token::Retired, Token::Moved], token, line);
+    let route = read_as(&[Route::Works, Route::Paused, Route::Slowed], route, line);
+    let connection = read_as(&[Connection::Kept, Connection::Replaced, Connection::None], connection, line);
     let of = |platform: &Platform| Row {
         fault: fault.to_owned(),
         platform: *platform,
@@ -111,6 +139,11 @@ fn row(line: &str) -> Vec<Row> {
         connection,
     };
     platforms.iter().map(of).collect()
+}
+
+/// The one that is printed so.
+fn read_as<T: fmt::Display + Clone>(known: &[T], word: &str, line: &str) -> T {
+    known.iter().find(|one| one.to_string() == word).cloned().unwrap_or_else(|| panic!("{word}: {line}"))
 }
 
 #[test]

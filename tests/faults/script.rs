@@ -4,9 +4,10 @@
 //! HTML, `STATUS noise` bytes that are nothing. `; Retry-After: 2` adds the header, `date` the same as a date; `, twice`
 //! gives the same answer to the next attempt, too. The others are listed in [`named`].
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nudged::api::proto::device::Platform;
+use nudged::domain::time::UnixMs;
 use nudged::sandbox::Action;
 
 /// The windows in which a fault can hit.
@@ -34,35 +35,31 @@ pub struct Script {
     pub door: Door,
     /// What the pushes to the one device are answered with, in this order; then they are taken.
     pub answers: Vec<Action>,
-    /// Of the event: where waiting is the end, it need not be long.
+    /// Of the event, where waiting is the end. What cannot be tried again before ends at once.
     pub ttl_secs: Option<i64>,
 }
 
-/// The documented wait of a device whose token is in doubt, and of one behind a third party, is longer than this.
+/// Of an event that nobody can be sent: all of it is waited for.
 const SHORT: i64 = 12;
-
-impl Script {
-    pub fn moments(&self) -> &'static [Moment] {
-        match self.door {
-            Door::Open => &[Moment::First, Moment::Mid, Moment::Draining],
-            Door::Closed | Door::Untrusted => &[Moment::First],
-        }
-    }
-}
+/// Shorter than the hour in which a token is in doubt, and time enough for those beside it.
+const BELOW_THE_HOUR: i64 = 30 * 60;
+/// Shorter than the five minutes' steps of devices behind a third party.
+const BELOW_THE_STEP: i64 = 4 * 60;
 
 fn open(answers: Vec<Action>) -> Script {
     Script { door: Door::Open, answers, ttl_secs: None }
 }
 
-pub fn script(fault: &str, platform: Platform) -> Script {
-    if let Some(script) = named(fault, platform) {
+/// `now` by the clock that providers and nudged have.
+pub fn script(fault: &str, platform: Platform, now: UnixMs) -> Script {
+    if let Some(script) = named(fault, platform, now) {
         return script;
     }
     let (fault, times) = fault.strip_suffix(", twice").map_or((fault, 1), |fault| (fault, 2));
     let (fault, hint) = fault.split_once("; Retry-After: ").map_or((fault, None), |(fault, hint)| (fault, Some(hint)));
     let (status, reason) = fault.split_once(' ').unwrap_or((fault, ""));
     let status = status.parse().unwrap_or_else(|_| panic!("{fault}: no such fault"));
-    let retry_after = hint.map(|hint| if hint == "date" { in_two_seconds() } else { hint.to_owned() });
+    let retry_after = hint.map(|hint| if hint == "date" { in_two_seconds(now) } else { hint.to_owned() });
     let (reason, body) = match reason {
         "" => (None, Some(String::new())),
         "html" => return open(vec![Action::Garbage { status }; times]),
@@ -74,9 +71,10 @@ pub fn script(fault: &str, platform: Platform) -> Script {
     open(vec![Action::Status { status, reason, retry_after, body, timestamp: None }; times])
 }
 
-fn named(fault: &str, platform: Platform) -> Option<Script> {
+fn named(fault: &str, platform: Platform, now: UnixMs) -> Option<Script> {
     const INTERNAL_ERROR: u32 = 2;
     const CANCEL: u32 = 8;
+    const HOUR: i64 = 3_600_000;
     let one = |action| Some(open(vec![action]));
     let gone = |reason: &str, timestamp: i64| Action::Status {
         status: 410,
@@ -95,17 +93,17 @@ fn named(fault: &str, platform: Platform) -> Option<Script> {
         timestamp: None,
     };
     match fault {
-        "410 Unregistered, before the registration" => one(gone("Unregistered", now_ms() - 24 * 3_600_000)),
+        "410 Unregistered, before the registration" => one(gone("Unregistered", now.0 - 24 * HOUR)),
         "410 Unregistered, within the hour after it" => {
-            Some(Script { ttl_secs: Some(SHORT), ..open(vec![gone("Unregistered", now_ms() + 600_000)]) })
+            Some(Script { ttl_secs: Some(BELOW_THE_HOUR), ..open(vec![gone("Unregistered", now.0 + HOUR / 6)]) })
         }
-        "410 Unregistered, later" => one(gone("Unregistered", now_ms() + 2 * 3_600_000)),
-        "410 ExpiredToken, later" => one(gone("ExpiredToken", now_ms() + 2 * 3_600_000)),
+        "410 Unregistered, later" => one(gone("Unregistered", now.0 + 2 * HOUR)),
+        "410 ExpiredToken, later" => one(gone("ExpiredToken", now.0 + 2 * HOUR)),
         "400 INVALID_ARGUMENT about the token" => {
             one(google(400, "INVALID_ARGUMENT", "The registration token is not a valid FCM registration token", ""))
         }
         "401 THIRD_PARTY_AUTH_ERROR" => {
-            Some(Script { ttl_secs: Some(SHORT), ..script_of(401, "THIRD_PARTY_AUTH_ERROR") })
+            Some(Script { ttl_secs: Some(BELOW_THE_STEP), ..script_of(401, "THIRD_PARTY_AUTH_ERROR") })
         }
         "429 about the project" => one(google(
             429,
@@ -136,7 +134,7 @@ fn named(fault: &str, platform: Platform) -> Option<Script> {
         "TLS failure" => Some(Script { door: Door::Untrusted, ttl_secs: Some(SHORT), ..open(Vec::new()) }),
         "no fault" => Some(open(Vec::new())),
         _ if platform == Platform::Apns && fault == "400 BadDeviceToken, in both environments" => {
-            Some(script("400 BadDeviceToken, twice", platform))
+            Some(script("400 BadDeviceToken, twice", platform, now))
         }
         _ => None,
     }
@@ -152,13 +150,9 @@ fn script_of(status: u16, reason: &str) -> Script {
     open(vec![Action::Status { status, reason, retry_after: None, body: None, timestamp: None }])
 }
 
-fn now_ms() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
 /// As an HTTP date, which has whole seconds.
-fn in_two_seconds() -> String {
-    let at = jiff::Timestamp::try_from(SystemTime::now() + Duration::from_secs(2)).unwrap();
+fn in_two_seconds(now: UnixMs) -> String {
+    let at = jiff::Timestamp::from_millisecond(now.plus(Duration::from_secs(2)).0).unwrap();
     at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
