@@ -41,6 +41,8 @@ struct Gathered<S> {
     bytes_read: u64,
     bytes_written: u64,
     frames: FrameCounter,
+    /// Of the DATA, what had left when the transport's last flush was done.
+    data_bytes_left: u64,
 }
 
 /// Counts the payload of DATA frames in what h2 writes (RFC 9113 section 4.1). What was handed to h2 and is not counted
@@ -99,6 +101,7 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         }
         ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
         self.unflushed = false;
+        self.data_bytes_left = self.frames.data_bytes;
         Poll::Ready(Ok(()))
     }
 
@@ -179,6 +182,8 @@ pub struct Progress {
     pub bytes_written: u64,
     /// Payload of the DATA frames h2 wrote.
     pub data_bytes: u64,
+    /// How much of it has surely left this process.
+    pub data_bytes_left: u64,
     /// Bytes are waiting for the transport.
     pub waiting: bool,
 }
@@ -193,6 +198,7 @@ impl<S> Gauge<S> {
             bytes_read: gathered.bytes_read,
             bytes_written: gathered.bytes_written,
             data_bytes: gathered.frames.data_bytes,
+            data_bytes_left: gathered.data_bytes_left,
             waiting: gathered.unflushed,
         }
     }
@@ -256,6 +262,7 @@ pub fn gather<S>(transport: S) -> (GatherIo<S>, Gauge<S>) {
         bytes_read: 0,
         bytes_written: 0,
         frames: FrameCounter::new(),
+        data_bytes_left: 0,
     }));
     (GatherIo(Arc::clone(&gathered)), Gauge(gathered))
 }

@@ -25,6 +25,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// After it refused a stream, a connection is left alone for so long.
 const SHY_FOR: Duration = Duration::from_millis(100);
 
+/// How long bytes that wait for the transport are given to leave once a "no" touches one of them. What makes up the promised
+/// second with it: a shared deny feed goes untrusted after 600 ms, and it is looked at every 50 ms.
+const RECALL_AFTER: Duration = Duration::from_millis(200);
+
 /// The most body bytes that wait in h2 for the peer's window.
 const HELD_BACK_LIMIT: u64 = 64 * 1024;
 
@@ -93,9 +97,22 @@ pub(super) struct Link {
     written_at: Instant,
     /// Body bytes given to h2, but for those of requests that ended before they left.
     body_bytes: u64,
-    /// How many of them left h2.
-    body_bytes_out: u64,
+    /// How far they have come, when last looked at.
+    bodies: Progress,
+    /// Since when one of those that wait for the transport is not to leave any more.
+    recalled_at: Option<Instant>,
     closing_at: Option<Instant>,
+}
+
+/// How far a body has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Whereabouts {
+    /// In h2, which forgets it when its stream is reset.
+    Held,
+    /// Perhaps among the bytes that wait for the transport, which only leave together.
+    Gathered,
+    /// With the kernel, or beyond it.
+    Left,
 }
 
 /// What a look at the clock asks for.
@@ -135,7 +152,8 @@ impl Link {
             read_at: now,
             written_at: now,
             body_bytes: 0,
-            body_bytes_out: 0,
+            bodies: Progress::default(),
+            recalled_at: None,
             closing_at: None,
         }
     }
@@ -154,11 +172,15 @@ impl Link {
         }
     }
 
-    /// Requests it takes now. None while h2 holds back bodies, for want of the peer's window: what is queued with us can
-    /// still be called back.
+    /// Requests it takes now. None while h2 holds back bodies, for want of the peer's window, nor while the transport takes
+    /// less than it was given: what is queued with us can be held back without a loss.
     pub(super) fn free(&self, now: Instant) -> usize {
-        let is_clogged = self.body_bytes.saturating_sub(self.body_bytes_out) >= HELD_BACK_LIMIT;
-        if is_clogged || self.shy_until > now { 0 } else { self.capacity().saturating_sub(self.in_flight) }
+        let is_clogged = self.body_bytes.saturating_sub(self.bodies.data_bytes) >= HELD_BACK_LIMIT;
+        if is_clogged || self.bodies.waiting || self.shy_until > now {
+            0
+        } else {
+            self.capacity().saturating_sub(self.in_flight)
+        }
     }
 
     /// A request with so long a body is on its way. Returns where its body ends in the connection's sequence.
@@ -173,16 +195,36 @@ impl Link {
         self.in_flight -= 1;
         self.look_at_bodies();
         if self.in_flight == 0 {
-            self.body_bytes = self.body_bytes_out;
-        } else if body_end > self.body_bytes_out {
-            // Reset or refused before it left: it never will.
-            self.body_bytes = self.body_bytes.saturating_sub(body_len as u64).max(self.body_bytes_out);
+            self.body_bytes = self.bodies.data_bytes;
+        } else if body_end > self.bodies.data_bytes {
+            // Reset or refused before it left: the rest of it never will.
+            let rest = (body_len as u64).min(body_end - self.bodies.data_bytes);
+            self.body_bytes = self.body_bytes.saturating_sub(rest).max(self.bodies.data_bytes);
         }
         self.release();
     }
 
     fn look_at_bodies(&mut self) {
-        self.body_bytes_out = self.gauge.progress().data_bytes;
+        self.bodies = self.gauge.progress();
+        if !self.bodies.waiting {
+            self.recalled_at = None;
+        }
+    }
+
+    /// Where a body that ends there is, as far as that is known: bodies leave in the order in which they came.
+    pub(super) fn whereabouts(&self, body_end: u64) -> Whereabouts {
+        if body_end <= self.bodies.data_bytes_left {
+            Whereabouts::Left
+        } else if self.bodies.waiting {
+            Whereabouts::Gathered
+        } else {
+            Whereabouts::Held
+        }
+    }
+
+    /// Something [`Whereabouts::Gathered`] is not to leave any more. True once it had time to leave all the same.
+    pub(super) fn is_to_be_cut(&mut self, now: Instant) -> bool {
+        now >= *self.recalled_at.get_or_insert(now) + RECALL_AFTER
     }
 
     /// Drives it. Ready with the reason once it is over.

@@ -13,10 +13,13 @@
 //! - A target is sent again by itself only when the peer said that it was not processed (REFUSED_STREAM, a stream above
 //!   a GOAWAY's last id) or that the credential was stale, at most [`MAX_RESENDS`] times.
 //! - [`Lane::Bulk`](crate::domain::platform::Lane) never takes more than three quarters of the streams.
+//! - What was handed over and has not left this process (h2 holds it for want of the peer's window, or its bytes wait for
+//!   the transport) is called back when a "no" touches it: the stream is reset, or, where bytes do not leave within
+//!   200 ms, the connection is cut. Its outcome is in doubt, so that a retry asks the gate.
 //!
-//! What it does not: bytes that left h2 for the kernel cannot be called back. They are at most what is gathered (64 KiB),
-//! what the kernel holds unsent (64 KiB) and what is on its way; a connection that does not move for 500 ms gets nothing
-//! more.
+//! What it does not: bytes that the kernel took cannot be called back. They are at most what it holds unsent (64 KiB, and
+//! the write that went beyond) and what is on its way. Nothing is handed to a connection while bytes wait for it, nor to
+//! one that gives no sign of life for 500 ms.
 
 pub(super) mod connect;
 mod driver;

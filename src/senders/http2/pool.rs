@@ -65,6 +65,25 @@ impl Pool {
         self.links.get_mut(at)
     }
 
+    pub(super) fn peek(&self, at: usize) -> Option<&Link> {
+        self.links.get(at)
+    }
+
+    /// Cuts a connection that holds what is not to leave any more; its requests are in doubt.
+    pub(super) fn recall(&mut self, at: usize, now: Instant) {
+        let Some(link) = self.links.get_mut(at) else { return };
+        if link.state == State::Ended || !link.is_to_be_cut(now) {
+            return;
+        }
+        tracing::info!(driver = %self.name, in_flight = link.in_flight, "a stalled connection is cut for what a \"no\" recalls");
+        let has_answered = link.has_answered;
+        link.end();
+        if !has_answered {
+            self.failed("it takes no bytes".into(), now);
+        }
+        self.remove_if_over(at);
+    }
+
     /// Connections that can be used.
     pub(super) fn open_count(&self) -> usize {
         self.links.iter().filter(|(_, link)| link.state == State::Open).count()

@@ -1,6 +1,7 @@
 //! The driver against a server of raw frames, on a paused clock.
 
 mod harness;
+mod recall;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -209,33 +210,6 @@ async fn a_stalled_connection_takes_no_more_than_the_buffers_hold() {
     assert!(!seen.contains(&100), "handed over after the stall");
     let outcomes = bench.outcomes(80).await;
     assert!(outcomes[40..].iter().all(is_transport), "given back within 5 s");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_the_peers_window_holds_back_stays_with_us() {
-    let settings = Settings { max_streams: 1000, ..one_connection() };
-    let mut bench = Bench::with_wire(settings, 1 << 20, || TestWire { padding: 4000, ..TestWire::default() });
-    bench.submit(bench.batch(1, Lane::Interactive, 0..200));
-    let mut peer = bench.accept(1000).await;
-    // It answers PINGs and reads everything, but opens its window of 65 535 bytes no further.
-    let first = peer.requests_within(&bench.runtime, 300).await;
-    assert_eq!(first.len(), 16);
-    bench.deny.publish(
-        &(0..200).map(|user| DenyKey::User(UserKey(user))).collect::<Vec<_>>(),
-        bench.runtime.instant().into_std(),
-    );
-    for (stream, _) in &first {
-        peer.answer(*stream).await;
-    }
-    peer.open_window(1 << 20).await;
-    let late = peer.requests_within(&bench.runtime, 1000).await;
-    assert!(late.len() <= 17, "{} left after the no: no more than 64 KiB", late.len());
-    for (stream, _) in late {
-        peer.answer(stream).await;
-    }
-    let outcomes = bench.outcomes(200).await;
-    let held = outcomes.iter().filter(|outcome| **outcome == SendOutcome::Held).count();
-    assert!(held >= 200 - 33, "{held}");
 }
 
 #[tokio::test(start_paused = true)]

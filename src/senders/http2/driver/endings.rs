@@ -8,8 +8,10 @@ use tokio::time::Instant;
 
 use super::{Command, Core, Hand, Shared, Stopping, TICK};
 use crate::domain::sending::SendOutcome;
+use crate::planted;
 use crate::senders::http2::exchange::{End, Exchange};
 use crate::senders::http2::lanes::Pick;
+use crate::senders::http2::link::Whereabouts;
 use crate::senders::http2::pool::Load;
 use crate::senders::http2::wire::{Answer, Wire, maybe_sent, not_sent};
 
@@ -43,6 +45,7 @@ impl<W: Wire> Core<W> {
             self.effort.since = Some(now);
             self.effort.worked = Duration::ZERO;
         }
+        self.recall(now);
         let load = Load { waiting: self.waiting(), in_flight: self.exchanges.len(), is_busy: self.effort.is_busy };
         self.pool.care(now, load, &self.wakes);
         if self.pool.has_usable() {
@@ -65,6 +68,36 @@ impl<W: Wire> Core<W> {
                     self.time_out(key, "shut down before the answer");
                 }
             }
+        }
+    }
+
+    /// Takes back what a "no" has touched since its hand-over, as long as that is possible: as long as its bytes have not
+    /// left. What h2 holds goes with its stream; what waits for the transport only with its connection, and only when it does
+    /// not leave soon.
+    fn recall(&mut self, now: Instant) {
+        let is_complete = self.parts.deny.is_complete(now.into_std());
+        let (mut held, mut gathered) = (Vec::new(), Vec::new());
+        for (key, exchange) in self.exchanges.iter() {
+            let Some(link) = self.pool.peek(exchange.link) else { continue };
+            let list = match link.whereabouts(exchange.body_end) {
+                Whereabouts::Left => continue,
+                Whereabouts::Held => &mut held,
+                Whereabouts::Gathered => &mut gathered,
+            };
+            let Some(work) = self.works.get(exchange.pick.work) else { continue };
+            let (batch, target) = (&work.batch, &work.batch.targets[exchange.pick.at]);
+            if !is_complete || self.parts.deny.hit(batch.gated, target.user, target.device, batch.notification) {
+                list.push((key, exchange.link));
+            }
+        }
+        if planted::is("handed-over-is-gone") {
+            return;
+        }
+        for (key, _) in held {
+            self.time_out(key, "called back before it had left");
+        }
+        for (_, link) in gathered {
+            self.pool.recall(link, now);
         }
     }
 
