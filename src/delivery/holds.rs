@@ -2,10 +2,11 @@
 //!
 //! The store is asked when somebody changed a pause here, and twice a second for what was changed elsewhere: a pause
 //! takes effect within a second on every process. A new one recalls everything that was gated before ([`DenyFeed`]), so
-//! that what waits at a sender comes back to its gate, which holds it. A route that is held as a whole is not claimed
-//! from. A held event type's jobs lie among others, so they are claimed and put off: for as long as the pause has
-//! stood, a second at least and a minute at most, without spending a claim; its end pulls them forward, twice, for some
-//! may have been on their way back to the queue.
+//! that what waits at a sender comes back to its gate, which holds it. A held event type's jobs lie among others, so they
+//! are claimed and put off: for as long as the pause has stood, a second at least and a minute at most, without spending a
+//! claim; its end pulls them forward, twice, for some may have been on their way back to the queue. From a route that is
+//! held as a whole a little is claimed at a time, so that what is past its TTL ends there, too; a fan-out past its TTL is
+//! held no more.
 //!
 //! [`DenyFeed`]: crate::domain::deny::DenyFeed
 

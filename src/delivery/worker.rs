@@ -30,6 +30,8 @@ use crate::storage::{ClaimRequest, Claimed, GateQuestion, StoreError};
 
 /// How long a worker leaves the store alone after it failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// A worker looks at some jobs of a route that an operator holds so often, to end those past their TTL.
+const HELD_PAUSE: Duration = Duration::from_millis(250);
 /// How exactly our clock is known to be the store's.
 const CLOCK_GRAIN: Duration = Duration::from_millis(5);
 /// How long a worker waits after its sender took nothing, and between probes' answers.
@@ -79,11 +81,11 @@ impl Worker {
         let mut claim_at = Some(shared.runtime.instant());
         loop {
             let now = shared.runtime.instant();
-            // Nothing is claimed from a route that an operator holds.
+            // From a route that an operator holds only a little is claimed at a time, and put off: see [`Worker::claim`].
             let held = pauses.now().of_route(spec.app, spec.platform).is_some();
-            let claim_now = !held && claim_at.is_some_and(|at| at <= now);
+            let claim_now = claim_at.is_some_and(|at| at <= now);
             let pause = lanes.paused_until(self.lane, now);
-            let next = if held { None } else { pause.or(claim_at) };
+            let next = pause.or(claim_at);
             tokio::select! {
                 biased;
                 () = shared.stopping.cancelled() => break,
@@ -97,7 +99,7 @@ impl Worker {
                     }
                     None => break,
                 },
-                () = inbox.wake.notified(), if !claim_now => claim_at = Some(shared.runtime.instant()),
+                () = inbox.wake.notified(), if !claim_now && !held => claim_at = Some(shared.runtime.instant()),
                 () = shared.runtime.sleep_until(next.unwrap_or(now + shared.settings.poll)),
                     if pause.is_some() || !claim_now => claim_at = Some(shared.runtime.instant()),
                 () = std::future::ready(()), if pause.is_none() && claim_now => {
@@ -123,6 +125,9 @@ impl Worker {
         }
     }
 
+    /// What is past its TTL waits for nothing, and only a look at it tells. So a route that an operator holds is claimed
+    /// from, too, but slowly: what is still to wait is put off behind what was not looked at yet, and as long as some of a
+    /// round was past its TTL the next one follows at once.
     async fn claim(&mut self) -> Round {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
@@ -175,6 +180,9 @@ impl Worker {
             };
         }
         let mut trouble = None;
+        let spec = &self.lanes.route.spec;
+        let idles = shared.holds.now().of_route(spec.app, spec.platform).is_some()
+            && claimed.iter().all(|one| one.notification.expires_at > now);
         self.is_probe = probing;
         let mut together = Vec::with_capacity(claimed.len());
         let mut suspects = Vec::new();
@@ -198,7 +206,11 @@ impl Worker {
             // Its targets were all kept back.
             self.end_probe(probing);
         }
-        trouble.unwrap_or(if probing { Round::Trouble(SENDER_PAUSE) } else { Round::Busy })
+        trouble.unwrap_or(match (probing, idles) {
+            (true, _) => Round::Trouble(SENDER_PAUSE),
+            (false, true) => Round::Trouble(HELD_PAUSE),
+            (false, false) => Round::Busy,
+        })
     }
 
     fn end_probe(&self, probing: bool) {

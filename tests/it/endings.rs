@@ -12,6 +12,7 @@ use nudged::api::proto::{
 use nudged::sandbox::{Fault, Target};
 use tonic::transport::Channel;
 
+use super::postgres::Postgres;
 use super::server::{APP, PATIENCE, World, event, opt_in, register};
 use super::tables;
 
@@ -84,6 +85,43 @@ async fn retries_of_a_paused_type_wait_too() {
     assert_eq!(accepted(&world), 1);
     let identities: Vec<_> = world.received().iter().filter_map(|push| push.nudged_id.clone()).collect();
     assert!(identities.len() == 2 && identities[0] == identities[1], "a retry is the same notice: {identities:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pause_holds_ends_with_its_ttl() {
+    held_past_the_ttl(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pause_holds_ends_with_its_ttl_on_postgres() {
+    held_past_the_ttl(Some(Postgres::start())).await;
+}
+
+/// The whole app is paused: its routes, and audiences that are not worked out yet.
+async fn held_past_the_ttl(postgres: Option<Postgres>) {
+    let world = World::new().await;
+    let database = postgres.as_ref().map(|postgres| ("NUDGED_DATABASE__URL", postgres.url()));
+    let _server = world.start_with(&Vec::from_iter(database));
+    let mut client = world.client().await;
+    let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
+    for user in ["choco", "mina"] {
+        register(&mut client, user, device::Platform::Fcm, &format!("fcm-token-{user}:APA91b")).await;
+        opt_in(&mut client, user, true).await;
+    }
+    let all = PauseDeliveryRequest { event_type: String::new(), ..pause() };
+    admin.pause_delivery(all).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let short = |event| NotifyEventRequest { ttl: Some(prost_types::Duration { seconds: 2, nanos: 0 }), ..event };
+    let named = notify(&mut client, short(event("one", &["choco"]))).await;
+    let everyone = NotifyEventRequest { everyone: true, user_ids: Vec::new(), ..event("all", &[]) };
+    let everyone = notify(&mut client, short(everyone)).await;
+    let waits = notify(&mut client, event("two", &["mina"])).await;
+    all_end(&mut client, &named, 1, "EXPIRED").await;
+    all_end(&mut client, &everyone, 2, "EXPIRED").await;
+    assert_eq!(world.sandbox.received_count(), 0, "nobody hears of it");
+    let resume = ResumeDeliveryRequest { app_id: APP.into(), ..ResumeDeliveryRequest::default() };
+    admin.resume_delivery(resume).await.unwrap();
+    all_end(&mut client, &waits, 1, "SENT").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
