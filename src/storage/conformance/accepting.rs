@@ -152,7 +152,8 @@ pub async fn a_permit_leases_the_job_and_hands_it_over(fixture: &Fixture) {
         let [handed] = &handed_over[..] else { panic!("room for one") };
         assert_eq!((handed.job.notification, handed.notification.id), (id, id));
         assert_eq!((handed.job.fence, handed.job.claims, handed.job.route), (1, 1, world.apns));
-        assert_eq!(handed.gated, before);
+        // Where others may say no, too, a poll tells once more in the meantime what was said here.
+        assert!((before..=fixture.deny.position()).contains(&handed.gated), "{:?} after {before:?}", handed.gated);
         assert_eq!(handed.facts.len(), handed.job.targets.len());
         assert_eq!(handed.facts[0].target, handed.job.targets[0]);
         assert_eq!(handed.facts[0].user_choice.all, Some(true));

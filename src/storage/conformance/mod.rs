@@ -67,7 +67,7 @@ macro_rules! store_conformance {
             a_finished_job_leaves_only_history, a_checkpoint_survives_a_release, a_checkpoint_asked_again_is_written_once,
             claims_count_until_there_is_progress, only_being_alone_in_flight_counts_against_a_suspect,
             other_owners_jobs_are_released, a_dead_token_is_retired_unless_confirmed_since,
-            a_cancel_reaches_the_gate, the_backlog_counts_what_waits, retention_keeps_open_work_and_consent,
+            a_cancel_reaches_the_gate, nothing_is_lost_while_the_clock_jumps, the_backlog_counts_what_waits, retention_keeps_open_work_and_consent,
             gate_facts_keep_the_order_asked, a_job_is_put_off_and_pulled_forward, names_and_labels_keep_the_order_asked,
             open_targets_are_counted_by_app, pauses_are_kept_until_they_are_resumed;
             restoring: a_restore_holds_everything_until_it_is_confirmed, a_restore_cancels_what_was_open_before_it;

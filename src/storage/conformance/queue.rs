@@ -1,12 +1,16 @@
 //! Jobs under leases.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use super::*;
 use crate::domain::device::{Labels, Retirement};
-use crate::domain::ids::UserKey;
+use crate::domain::ids::{JobId, UserKey};
 use crate::domain::notification::NewJob;
 use crate::domain::pause::{Pause, PauseScope};
 use crate::domain::sending::ProviderAnswer;
 use crate::domain::targets::Progress;
+use crate::runtime::Runtime;
 use crate::storage::{Attempt, SUSPECT_CLAIMS};
 
 pub async fn claims_go_by_route_lane_and_due_time(fixture: &Fixture) {
@@ -283,6 +287,49 @@ pub async fn a_cancel_reaches_the_gate(fixture: &Fixture) {
     world.store().release(vec![(claimed.job.id, claimed.job.fence)], world.now()).await.unwrap();
     assert_eq!(world.claim_one().await.notification.cancelled_at, Some(world.now()));
     assert!(world.store().gate_facts(NotificationId(5), &comment(), &[]).await.unwrap().cancelled, "gone");
+}
+
+/// A day forward, an hour back, and back further, between any two steps: nothing open is lost, no id is used twice, and once
+/// the clock has passed the last due time everything has been claimed and ended.
+pub async fn nothing_is_lost_while_the_clock_jumps(fixture: &Fixture) {
+    const EVENTS: usize = 60;
+    let world = World::new(fixture).await;
+    let device = world.reachable("mina").await.id;
+    let jumps = [1, 24 * HOUR, -HOUR, 0, -24 * HOUR, 7, -HOUR, 25 * HOUR];
+    let (mut notifications, mut jobs, mut ended) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    let mut newest = NotificationId(0);
+    for step in 0..EVENTS {
+        world.pass(jumps[step % jumps.len()]);
+        let id = world.accept(world.to_users(&["mina"])).await;
+        assert!(notifications.insert(id) && id > newest, "ids go on");
+        newest = id;
+        if step % 3 == 0 {
+            world.pass(jumps[(step / 3) % jumps.len()]);
+            end_all(&world, &mut jobs, &mut ended).await;
+        }
+    }
+    world.pass(60 * 24 * HOUR);
+    // Postgres remembers how far a claim has looked, and looks at everything again after some seconds.
+    let runtime = Runtime::production();
+    let deadline = runtime.instant() + Duration::from_secs(20);
+    while ended.len() < EVENTS && runtime.instant() < deadline {
+        end_all(&world, &mut jobs, &mut ended).await;
+        runtime.sleep(Duration::from_millis(50)).await;
+    }
+    ended.sort_unstable();
+    assert_eq!(ended, notifications.into_iter().collect::<Vec<_>>(), "each once");
+    assert_eq!(world.store().backlog(world.now()).await.unwrap().rows(), 0);
+    assert!(world.register("jun", "bb").await.id > device);
+}
+
+/// Claims and records whatever is due.
+async fn end_all(world: &World<'_>, jobs: &mut BTreeSet<JobId>, ended: &mut Vec<NotificationId>) {
+    for claimed in world.claim(world.apns, Lane::Interactive).await {
+        assert!(jobs.insert(claimed.job.id), "no id twice, and no job after its end");
+        let update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent));
+        assert!(world.record(update).await, "its fence is its own");
+        ended.push(claimed.notification.id);
+    }
 }
 
 pub async fn the_backlog_counts_what_waits(fixture: &Fixture) {
