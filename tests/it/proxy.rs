@@ -1,4 +1,4 @@
-//! The network between a server and what it talks to, which a test may cut or stall.
+//! The network between a server and what it talks to, which a test may cut.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,6 @@ pub struct Proxy {
     pub port: u16,
     down: Arc<AtomicBool>,
     cuts: watch::Sender<u64>,
-    stalled: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -20,14 +19,13 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (down, cuts) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
-        let stalled = watch::Sender::new(false);
-        let (is_down, cut, stall) = (Arc::clone(&down), cuts.subscribe(), stalled.subscribe());
+        let (is_down, cut) = (Arc::clone(&down), cuts.subscribe());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if is_down.load(Ordering::SeqCst) {
                     continue;
                 }
-                let (server, mut cut, stall) = (server.clone(), cut.clone(), stall.clone());
+                let (server, mut cut) = (server.clone(), cut.clone());
                 cut.mark_unchanged();
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(server).await else { return };
@@ -36,8 +34,8 @@ impl Proxy {
                     tokio::select! {
                         _ = async {
                             tokio::join!(
-                                pass(&mut from_client, &mut to_server, stall.clone()),
-                                pass(&mut from_server, &mut to_client, stall)
+                                pass(&mut from_client, &mut to_server),
+                                pass(&mut from_server, &mut to_client)
                             )
                         } => {}
                         _ = cut.changed() => {}
@@ -45,7 +43,7 @@ impl Proxy {
                 });
             }
         });
-        Self { port, down, cuts, stalled }
+        Self { port, down, cuts }
     }
 
     /// Ends every connection and takes no new ones until [`Proxy::mend`].
@@ -57,28 +55,13 @@ impl Proxy {
     pub fn mend(&self) {
         self.down.store(false, Ordering::SeqCst);
     }
-
-    /// Passes nothing on until [`Proxy::flow`]; connections stay.
-    pub fn stall(&self) {
-        self.stalled.send_replace(true);
-    }
-
-    pub fn flow(&self) {
-        self.stalled.send_replace(false);
-    }
 }
 
 /// One direction, to its end.
-async fn pass(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-    mut stalled: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+async fn pass(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        let _ = stalled.wait_for(|stalled| !stalled).await;
         let read = from.read(&mut buffer).await?;
-        let _ = stalled.wait_for(|stalled| !stalled).await;
         if read == 0 {
             return to.shutdown().await;
         }

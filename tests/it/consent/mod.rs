@@ -1,11 +1,14 @@
 //! "No means no" under load (`make consent`): a queue full of broadcasts, people who change their minds, phones that change
-//! hands, devices that leave and events that are cancelled, in many histories at once, while pushes stall at the providers and,
-//! on Postgres, one of two replicas is cut off from the database again and again. Nothing forbidden reaches a provider
-//! connection later than one second after the "no" was answered.
+//! hands, devices that leave and events that are cancelled, in many histories at once, while pushes stall at the providers, the
+//! link to Apple stands still again and again and, on Postgres, one of two replicas is cut off from the database. Nothing
+//! forbidden is handed to a provider connection later than one second after the "no" was answered: to Apple that is when its
+//! last byte leaves the server ([`link`]), to Google when it arrives.
 
 mod history;
+mod link;
 mod model;
 
+use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +26,7 @@ use super::proxy::Proxy;
 use super::server::{PATIENCE, World, event, free_port, opt_in, register};
 use super::tables::count;
 use history::History;
+use link::{Left, Link};
 use model::{Model, Push};
 
 /// Histories at once, each with people of its own.
@@ -31,10 +35,6 @@ const HISTORIES: usize = 12;
 const OWN: usize = 5;
 /// Pushes that the providers remember between two looks.
 const RECORD: usize = 300_000;
-/// A connection without progress for 500 ms gets nothing more; what a slow machine needs on top.
-const STALL_NOTICED_MS: i64 = 600;
-/// How long what a stalled link had taken takes to arrive when it flows again.
-const STALL_DRAIN_MS: i64 = 300;
 /// An answer of the providers takes so long: the queue is to last.
 const ANSWER_MS: u64 = 50;
 
@@ -43,9 +43,6 @@ struct Parameters {
     secs: u64,
     seed: u64,
     falsify: bool,
-    /// Stall the link to Apple again and again. What arrives afterwards was handed over before, which the providers' record
-    /// tells apart only roughly: for looking, not for a verdict.
-    stalls: bool,
 }
 
 /// `NUDGED_CONSENT_…`.
@@ -61,7 +58,6 @@ impl Parameters {
             secs: parameter("SECS").unwrap_or(10),
             seed: parameter("SEED").unwrap_or_else(rand::random),
             falsify: parameter("FALSIFY").unwrap_or(false),
-            stalls: parameter("STALLS").unwrap_or(false),
         }
     }
 }
@@ -102,14 +98,18 @@ fn keyed(key: &str, users: &[&str]) -> NotifyEventRequest {
     NotifyEventRequest { content: Some(content), ..event(key, users) }
 }
 
+fn key_of(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    text.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(key, _)| key).to_owned()
+}
+
 async fn consent(postgres: Option<Postgres>) {
-    let Parameters { targets, secs, seed, falsify, stalls: stalling } = Parameters::read();
+    let Parameters { targets, secs, seed, falsify } = Parameters::read();
     println!("consent: {targets} targets, {secs} s, seed {seed}");
     let world = World::recording(RECORD).await;
-    let apple = Proxy::new(world.sandbox.apns_endpoint().trim_start_matches("https://").to_owned()).await;
-    let apple = Arc::new(apple);
+    let apple = Arc::new(Link::new(&world.sandbox).await);
     let mut environment = vec![
-        ("NUDGED_APPS__IFRIENDSPET__APNS__ENDPOINT", format!("https://127.0.0.1:{}", apple.port)),
+        ("NUDGED_APPS__IFRIENDSPET__APNS__ENDPOINT", format!("http://127.0.0.1:{}", apple.port)),
         ("NUDGED_DELIVERY__MAX_STREAMS", "50".to_owned()),
         ("NUDGED_DELIVERY__MAX_CONNECTIONS", "2".to_owned()),
     ];
@@ -148,7 +148,7 @@ async fn consent(postgres: Option<Postgres>) {
 
     let stop = Arc::new(AtomicBool::new(false));
     let mut received = Record::default();
-    let links = tokio::spawn(trouble(stalling.then(|| Arc::clone(&apple)), cut_off, Arc::clone(&stop)));
+    let links = tokio::spawn(trouble(Arc::clone(&apple), cut_off, Arc::clone(&stop)));
     let histories: Vec<_> = (0..HISTORIES as u64)
         .map(|number| {
             let own = (0..OWN as u64).map(|one| (number * OWN as u64 + one) * every).collect::<Vec<u64>>();
@@ -170,28 +170,33 @@ async fn consent(postgres: Option<Postgres>) {
     let events = load.await.unwrap();
     let stalls = links.await.unwrap();
     received.follow(&world, Duration::from_millis(2_500)).await;
-    let mut pushes = received.pushes;
-    let last_seq = pushes.len();
+    let last_seq = received.pushes.len();
     assert!(last_seq > 200, "the load was real: {last_seq}");
-    for (from, until) in &stalls {
-        for push in pushes.iter_mut().filter(|push| !push.token.starts_with("fcm-")) {
-            // It was in the link before: nothing is given to one that does not move.
-            if *from < push.at && push.at <= until + STALL_DRAIN_MS {
-                push.at = push.at.min(from + STALL_NOTICED_MS);
-            }
+    let arrived = received.pushes.iter().map(|(_, push)| push);
+    let mut pushes: Vec<Push> = arrived.clone().filter(|push| push.token.starts_with("fcm-")).cloned().collect();
+    let tokens: HashMap<&str, &str> =
+        received.pushes.iter().map(|(id, push)| (id.as_str(), push.token.as_str())).collect();
+    let (left, mut lost) = (apple.take_left(), 0);
+    for Left { nudged_id, key, at } in left {
+        match tokens.get(nudged_id.as_str()) {
+            Some(token) => pushes.push(Push { token: (*token).to_owned(), key, at }),
+            // Whose it was only the provider can tell.
+            None => lost += 1,
         }
     }
     // People without a history never said no.
     pushes.retain(|push| model.knows(&push.token));
+    let arrived: Vec<Push> = arrived.filter(|push| model.knows(&push.token)).cloned().collect();
     if falsify {
         model.shift(30_000);
     }
     let judged = model.judge(&pushes);
-    let (of_deciders, stalled) = (pushes.len(), stalls.len());
+    let of_deciders = pushes.len();
     println!(
         "consent: {queued} targets queued, {events} more events, {changes} changes in {HISTORIES} histories, {last_seq} pushes, \
-         {of_deciders} of them to who decides, {stalled} stalls: {judged}"
+         {of_deciders} of them to who decides, {stalls} stalls, {lost} that left and never arrived: {judged}"
     );
+    println!("consent: what was handed over in time may arrive later; by their arrival: {}", model.judge(&arrived));
     println!(
         "ledger:{queued} queued targets, {changes} changes, {last_seq} pushes, {} forbidden",
         judged.forbidden.len()
@@ -247,7 +252,8 @@ async fn queued(world: &World, postgres: Option<&Postgres>, wanted: u64) -> u64 
 /// What the providers received.
 #[derive(Default)]
 struct Record {
-    pushes: Vec<Push>,
+    /// With their `nudged_id`.
+    pushes: Vec<(String, Push)>,
     last: u64,
 }
 
@@ -259,9 +265,8 @@ impl Record {
             for push in world.sandbox.received_since(self.last, RECORD) {
                 assert!(self.last == 0 || push.seq == self.last + 1, "the record has forgotten pushes");
                 self.last = push.seq;
-                let text = String::from_utf8_lossy(&push.body);
-                let key = text.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(key, _)| key);
-                self.pushes.push(Push { token: push.token.clone(), key: key.to_owned(), at: push.at.0 });
+                let known = Push { token: push.token.clone(), key: key_of(&push.body), at: push.at.0 };
+                self.pushes.push((push.nudged_id.clone().unwrap_or_default(), known));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -281,26 +286,23 @@ async fn load(mut client: PushServiceClient<Channel>, every: u64, deciders: u64,
     number
 }
 
-/// Stalls a link, and cuts the second replica off, again and again. When the link stood still, from and until.
-async fn trouble(apple: Option<Arc<Proxy>>, cut_off: Option<Proxy>, stop: Arc<AtomicBool>) -> Vec<(i64, i64)> {
-    let mut stalls = Vec::new();
+/// Stalls a link, and cuts the second replica off, again and again. How often.
+async fn trouble(apple: Arc<Link>, cut_off: Option<Proxy>, stop: Arc<AtomicBool>) -> usize {
+    let mut stalls = 0;
     while !stop.load(Ordering::Relaxed) {
         tokio::time::sleep(Duration::from_millis(1_500)).await;
-        let from = now_ms();
-        if let Some(apple) = &apple {
-            apple.stall();
-        }
+        apple.stall();
         if let Some(proxy) = &cut_off {
             proxy.cut();
         }
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
-        if let Some(apple) = &apple {
-            apple.flow();
-            stalls.push((from, now_ms()));
-        }
+        // Every other one long enough for the connection to be given up.
+        let ms = if stalls % 2 == 0 { 1_500 } else { 4_000 };
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        apple.flow();
         if let Some(proxy) = &cut_off {
             proxy.mend();
         }
+        stalls += 1;
     }
     stalls
 }
