@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nudged::api::proto::admin_service_client::AdminServiceClient;
 use nudged::api::proto::push_service_client::PushServiceClient;
-use nudged::api::proto::{Content, NotifyEventRequest, device};
+use nudged::api::proto::{Content, NotifyEventRequest, PauseDeliveryRequest, ResumeDeliveryRequest, device};
 use nudged::sandbox::{Action, Fault};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
@@ -23,12 +24,13 @@ use tonic::transport::Channel;
 
 use super::postgres::Postgres;
 use super::proxy::Proxy;
-use super::server::{PATIENCE, World, event, free_port, opt_in, register};
+use super::server::{APP, PATIENCE, World, event, free_port, opt_in, register};
 use super::tables::count;
 use history::History;
 use link::{Left, Link};
 use model::{Model, Push};
 
+const PLATFORMS: [device::Platform; 2] = [device::Platform::Apns, device::Platform::Fcm];
 /// Histories at once, each with people of its own.
 const HISTORIES: usize = 12;
 /// People of a history, and a tablet that changes hands among them.
@@ -139,12 +141,24 @@ async fn consent(postgres: Option<Postgres>) {
     world.sandbox.add_fault(Fault::new(Action::Stall {}).probability(0.001, seed)).unwrap();
     world.sandbox.add_fault(Fault::new(Action::Delay { ms: ANSWER_MS }).times(u32::MAX)).unwrap();
     let mut caller = client.clone();
+    // Held by platform, audiences are worked out and nothing is sent, so that the queue is as long as asked for.
+    let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
+    for platform in PLATFORMS {
+        let reason = "the queue is filled".to_owned();
+        let pause =
+            PauseDeliveryRequest { app_id: APP.into(), platform: platform.into(), reason, ..Default::default() };
+        admin.pause_delivery(pause).await.unwrap();
+    }
     for number in 0..targets.div_ceil(2 * people) {
         let everyone =
             NotifyEventRequest { user_ids: Vec::new(), everyone: true, ..keyed(&format!("all-{number}"), &[]) };
         caller.notify_event(everyone).await.unwrap();
     }
-    let queued = queued(&world, postgres.as_ref(), targets / 2).await;
+    let queued = queued(&world, postgres.as_ref(), targets).await;
+    for platform in PLATFORMS {
+        let resume = ResumeDeliveryRequest { app_id: APP.into(), platform: platform.into(), ..Default::default() };
+        admin.resume_delivery(resume).await.unwrap();
+    }
 
     let stop = Arc::new(AtomicBool::new(false));
     let mut received = Record::default();
@@ -241,8 +255,9 @@ async fn queued(world: &World, postgres: Option<&Postgres>, wanted: u64) -> u64 
     };
     let deadline = Instant::now() + 10 * PATIENCE;
     loop {
+        let is_worked_out = ask(EXPANDING).await == 0;
         let open = ask(OPEN).await;
-        if open >= wanted || ask(EXPANDING).await == 0 || Instant::now() > deadline {
+        if open >= wanted || is_worked_out || Instant::now() > deadline {
             return open;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
