@@ -18,8 +18,8 @@
 #   make fuzz          attacks every parser (src/fuzzing) for SECONDS=60 or HOURS= each; TARGET= one of them; INPUT=file that again
 #   make consent       nothing forbidden later than a second: TARGETS=20000 queued, SECS=10, on both stores; part of make test
 #   make soak          a steady mixed load with faults on the release binary for MINUTES=10; red when anything rises
-#   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the test that must find
-#                      it (not part of CI; ARGS='NAME…': only those)
+#   make planted       shows that the tests can fail: plants every bug of tests/planted.tsv and runs the tests that must
+#                      find it (not part of CI; ARGS='NAME…': only those; PLANTED_TABLE=docs/planted.md keeps the table)
 #   make faults        every provider fault × platform × store × moment in simulated time, held to the table in docs/reliability.md
 #                      (FAULT='REFUSED_STREAM': only rows that contain it; SEED=7: another order of things); TLS=yes: against the
 #                      real binary over real TLS, on both stores; both part of make test, over TLS one moment of each row

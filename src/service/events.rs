@@ -384,7 +384,8 @@ fn times(
     }
     let not_before = not_before.filter(|_| !planted::is("ttl-runs-while-held-back"));
     let worth_from = not_before.map_or(happened_at, |not_before| not_before.max(happened_at));
-    let expires_at = UnixMs(worth_from.0.saturating_add(ttl).min(UnixMs::MAX.0));
+    let late = if planted::is("expiry-off-by-an-hour") { 3_600_000 } else { 0 };
+    let expires_at = UnixMs(worth_from.0.saturating_add(ttl).saturating_add(late).min(UnixMs::MAX.0));
     // Without one it is the event type's to say.
     if ttl_ms.is_some() && ttl > 0 && expires_at <= now && !may_repeat {
         violations.add("ttl", TTL_ENDED);

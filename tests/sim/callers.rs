@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::clock::Clock;
 use super::facts::{Answer, Ask, Fact, Facts, Notify};
-use super::history::{Act, To, is_apns, token_text};
+use super::history::{Act, To, event_type_text, is_apns, token_text};
 
 /// What callers know; it outlives the process they call.
 pub struct Callers {
@@ -91,7 +91,7 @@ impl Callers {
 
     fn ask(&self, act: &Act) -> Option<(Ask, bool)> {
         let user = |number: u8| format!("user{number}");
-        let event_type = |number: u8| format!("type{number}");
+        let event_type = event_type_text;
         let mut known = self.known();
         let mut is_sandbox = false;
         let ask = match act {
@@ -266,7 +266,7 @@ impl Callers {
 }
 
 fn scope(event_type: Option<u8>) -> PauseDelivery {
-    let event_type = event_type.map(|number| format!("type{number}")).unwrap_or_default();
+    let event_type = event_type.map(event_type_text).unwrap_or_default();
     PauseDelivery { event_type, platform: None, reason: "simulated".to_owned() }
 }
 

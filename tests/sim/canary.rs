@@ -4,7 +4,7 @@ use super::checker::{self, Bounds};
 use super::facts::{Answer, Ask, Fact, Ms, Push, Reply};
 
 /// Makes facts that must be red of green ones; `None`: not of these.
-pub type Forge = fn(&[Fact]) -> Option<Vec<Fact>>;
+pub type Forge = fn(&[Fact], &Bounds) -> Option<Vec<Fact>>;
 
 /// What is forged, and the rule that must find it.
 pub const FORGERIES: &[(&str, Forge)] = &[
@@ -14,13 +14,16 @@ pub const FORGERIES: &[(&str, Forge)] = &[
     ("identity", another_identity),
     ("rest", never_at_rest),
     ("endings", sent_and_never_taken),
+    ("counted", counted_and_not_listed),
+    ("doubt", in_doubt_and_sent_again),
+    ("answers", asked_and_not_answered),
 ];
 
 /// Rules that miss their forgery, of those that can be forged from these facts; and how many those are.
 pub fn missed(facts: &[Fact], bounds: &Bounds) -> (Vec<&'static str>, usize) {
     let mut tried = 0;
     let missed = FORGERIES.iter().filter_map(|(rule, forge)| {
-        let forged = forge(facts)?;
+        let forged = forge(facts, bounds)?;
         tried += 1;
         let found = checker::check(&forged, bounds);
         (!found.iter().any(|violation| violation.rule == *rule)).then_some(*rule)
@@ -68,7 +71,7 @@ fn owner<'a>(facts: &'a [Fact], push: &Push) -> Option<&'a str> {
     })
 }
 
-fn pushed_after_a_no(facts: &[Fact]) -> Option<Vec<Fact>> {
+fn pushed_after_a_no(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     let push = taken(facts)?;
     let user = owner(facts, push)?.to_owned();
     // A yes that nobody knows the answer to might still come after the no.
@@ -93,7 +96,7 @@ fn pushed_after_a_no(facts: &[Fact]) -> Option<Vec<Fact>> {
     Some(forged)
 }
 
-fn without_its_ending(facts: &[Fact]) -> Option<Vec<Fact>> {
+fn without_its_ending(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     // Somebody who certainly belongs to the audience: the checker itself must know that from calls alone.
     let taken = taken(facts)?;
     let names = taken.names.as_ref()?;
@@ -134,14 +137,14 @@ fn without_its_ending(facts: &[Fact]) -> Option<Vec<Fact>> {
     Some(facts.iter().filter(|fact| !of_it(fact)).cloned().collect())
 }
 
-fn taken_and_sent_again(facts: &[Fact]) -> Option<Vec<Fact>> {
+fn taken_and_sent_again(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     let push = taken(facts)?;
     let mut forged = facts.to_vec();
     forged.push(Fact::Pushed(Push { number: u32::MAX, at: last_at(facts) + 1, ..push.clone() }));
     Some(forged)
 }
 
-fn another_identity(facts: &[Fact]) -> Option<Vec<Fact>> {
+fn another_identity(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     let push = taken(facts)?;
     let mut forged = facts.to_vec();
     let header_id = Some("another".to_owned());
@@ -149,12 +152,12 @@ fn another_identity(facts: &[Fact]) -> Option<Vec<Fact>> {
     Some(forged)
 }
 
-fn never_at_rest(facts: &[Fact]) -> Option<Vec<Fact>> {
+fn never_at_rest(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     let rested = facts.iter().any(|fact| matches!(fact, Fact::Rested { .. }));
     rested.then(|| facts.iter().filter(|fact| !matches!(fact, Fact::Rested { .. })).cloned().collect())
 }
 
-fn sent_and_never_taken(facts: &[Fact]) -> Option<Vec<Fact>> {
+fn sent_and_never_taken(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     let names = taken(facts)?.names.as_ref()?;
     // Only of what was acknowledged there is a last look.
     facts.iter().find(|fact| {
@@ -162,4 +165,52 @@ fn sent_and_never_taken(facts: &[Fact]) -> Option<Vec<Fact>> {
             if *notification == names.notification && device.as_ref() == Some(&names.device) && state == "Sent")
     })?;
     Some(facts.iter().filter(|fact| !matches!(fact, Fact::Replied { .. })).cloned().collect())
+}
+
+fn counted_and_not_listed(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
+    let mut forged = facts.to_vec();
+    let counted = forged.iter_mut().find_map(|fact| match fact {
+        Fact::Counted { ended, .. } => Some(ended),
+        _ => None,
+    })?;
+    counted[0].1 += 1;
+    Some(forged)
+}
+
+fn in_doubt_and_sent_again(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
+    if facts.iter().any(|fact| matches!(fact, Fact::Crashed { .. })) {
+        return None;
+    }
+    let is_dropped = |push: &Push| {
+        facts.iter().any(|fact| {
+            matches!((fact, &push.names), (Fact::Ended { notification, device, reason, .. }, Some(names))
+                if *notification == names.notification && device.as_ref() == Some(&names.device) && reason == "MAYBE_SENT")
+        })
+    };
+    let push = facts.iter().rev().find_map(|fact| match fact {
+        Fact::Pushed(push) if is_dropped(push) => Some(push),
+        _ => None,
+    })?;
+    let is_in_doubt = |fact: &Fact| {
+        matches!(fact, Fact::Replied { push: number, reply: Reply::Taken { .. } | Reply::Silent, .. }
+            if *number == push.number)
+    };
+    facts.iter().any(is_in_doubt).then(|| {
+        let mut forged = facts.to_vec();
+        forged.push(Fact::Pushed(Push { number: u32::MAX, at: last_at(facts) + 1, ..push.clone() }));
+        forged
+    })
+}
+
+fn asked_and_not_answered(facts: &[Fact], bounds: &Bounds) -> Option<Vec<Fact>> {
+    if !bounds.must_answer || facts.iter().any(|fact| matches!(fact, Fact::Restarted { .. })) {
+        return None;
+    }
+    let mut forged = facts.to_vec();
+    let answer = forged.iter_mut().rev().find_map(|fact| match fact {
+        Fact::Answered { answer, .. } => Some(answer),
+        _ => None,
+    })?;
+    *answer = Answer::Unknown;
+    Some(forged)
 }

@@ -15,7 +15,7 @@ const DURABLE_AFTER_MS: Ms = 10_000;
 const ARRIVED_AFTER_MS: Ms = 2_000;
 
 /// What the run allows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bounds {
     /// Requests with one identity.
     pub attempts: usize,
@@ -27,6 +27,10 @@ pub struct Bounds {
     pub patience_ms: Ms,
     /// How far the clocks of two processes may be apart.
     pub clocks_apart_ms: Ms,
+    /// The event type that is declared to drop what may have been sent.
+    pub once: Option<String>,
+    /// The database serves every call, so every call is answered.
+    pub must_answer: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -37,8 +41,9 @@ pub struct Violation {
 
 /// All that the facts contradict; empty when the contract was kept.
 pub fn check(facts: &[Fact], bounds: &Bounds) -> Vec<Violation> {
-    let mut checker = Checker { story: Story::of(facts), bounds: *bounds, found: Vec::new() };
+    let mut checker = Checker { story: Story::of(facts), bounds: bounds.clone(), found: Vec::new() };
     checker.rest();
+    checker.answers();
     checker.pushes();
     checker.repeats();
     checker.endings();
@@ -71,6 +76,8 @@ impl Call<'_> {
 #[derive(Default)]
 struct Story<'a> {
     calls: BTreeMap<u32, Call<'a>>,
+    /// Calls that ended, and nobody said how.
+    failed: Vec<(u32, Ms)>,
     pushes: Vec<&'a Push>,
     replies: BTreeMap<u32, (Ms, Reply)>,
     cuts: BTreeMap<u32, Ms>,
@@ -79,7 +86,7 @@ struct Story<'a> {
     apart: Vec<(Ms, Ms)>,
     jumps: Vec<Ms>,
     rest: Option<(Ms, u64)>,
-    counted: Vec<(&'a str, u64, bool)>,
+    counted: Vec<Counted<'a>>,
     ended: Vec<Ended<'a>>,
     /// Who owns a device, and its token.
     owners: BTreeMap<&'a str, (&'a str, &'a str)>,
@@ -101,6 +108,13 @@ impl Accepted<'_> {
     fn planned_by(&self) -> Ms {
         if self.notify.everyone { Ms::MAX } else { self.answered }
     }
+}
+
+struct Counted<'a> {
+    notification: &'a str,
+    open: u64,
+    expanding: bool,
+    ended: &'a [(&'static str, u64); 5],
 }
 
 struct Ended<'a> {
@@ -133,8 +147,8 @@ impl<'a> Story<'a> {
                 Fact::Opened { .. } => {}
                 Fact::Jumped { at, .. } => story.jumps.push(*at),
                 Fact::Rested { at, open } => story.rest = Some((*at, *open)),
-                Fact::Counted { notification, open, expanding } => {
-                    story.counted.push((notification, *open, *expanding));
+                Fact::Counted { notification, open, expanding, ended } => {
+                    story.counted.push(Counted { notification, open: *open, expanding: *expanding, ended });
                 }
                 Fact::Ended { notification, user, device, state, reason } => {
                     story.ended.push(Ended { notification, user, device: device.as_deref(), state, reason });
@@ -146,7 +160,9 @@ impl<'a> Story<'a> {
 
     fn answered(&mut self, number: u32, at: Ms, answer: &'a Answer) {
         let Some(call) = self.calls.get_mut(&number) else { return };
-        if *answer != Answer::Unknown {
+        if *answer == Answer::Unknown {
+            self.failed.push((number, at));
+        } else {
             call.answered = at;
             call.answer = Some(answer);
         }
@@ -212,6 +228,17 @@ impl<'a> Checker<'a> {
                 self.found.push(violation("rest", format!("{open} jobs or expansions are open at {at}")));
             }
             Some(_) => {}
+        }
+    }
+
+    /// A process that goes away takes its calls with it; otherwise they are answered.
+    fn answers(&mut self) {
+        for (number, at) in self.story.failed.iter().filter(|_| self.bounds.must_answer) {
+            let Some(call) = self.story.calls.get(number) else { continue };
+            if !self.story.restarts.iter().any(|restart| (call.asked..=*at).contains(restart)) {
+                let what = format!("{:?} asked at {} failed at {at}", call.ask, call.asked);
+                self.found.push(violation("answers", what));
+            }
         }
     }
 
@@ -340,13 +367,27 @@ impl<'a> Checker<'a> {
                 found.push(violation("attempts", format!("{} requests for {id}", pushes.len())));
             }
             for pair in pushes.windows(2) {
-                found.extend(self.repeat(pair[0], pair[1]));
+                found.extend(self.repeat(pair[0], pair[1]).or_else(|| self.doubt(pair[0], pair[1])));
             }
         }
         self.found.append(&mut found);
     }
 
-    /// What is wrong with sending `next` after `push`, both of one identity.
+    /// Of an event type that drops what is in doubt.
+    fn is_once(&self, push: &Push) -> bool {
+        let event_type = self.story.event(push).map(|event| &event.notify.event_type);
+        event_type.is_some() && event_type == self.bounds.once.as_ref()
+    }
+
+    /// What is wrong with sending `next` after `push`, both of one identity, when `push` may have been taken.
+    fn doubt(&self, push: &Push, next: &Push) -> Option<Violation> {
+        let reply = self.story.replies.get(&push.number).map(|(_, reply)| *reply);
+        let is_open = matches!(reply, None | Some(Reply::Taken { .. } | Reply::Silent));
+        (is_open && self.is_once(push) && !self.story.disturbed_within(push.at, next.at))
+            .then(|| violation("doubt", format!("the provider may have taken it at {}: {next:?}", push.at)))
+    }
+
+    /// … and when `push` was answered.
     fn repeat(&self, push: &Push, next: &Push) -> Option<Violation> {
         let (replied, reply) = *self.story.replies.get(&push.number)?;
         let late = replied - push.at >= self.bounds.patience_ms;
@@ -375,12 +416,21 @@ impl<'a> Checker<'a> {
     /// What the last look says agrees with what providers and callers did.
     fn endings(&mut self) {
         let mut found = Vec::new();
-        for (notification, open, expanding) in &self.story.counted {
+        for Counted { notification, open, expanding, ended } in &self.story.counted {
             if *open > 0 || *expanding {
                 found.push(violation("rest", format!("{notification} has {open} open, expanding {expanding}")));
             }
+            for (state, count) in *ended {
+                let of_it = |other: &&Ended<'_>| other.notification == *notification && other.state == *state;
+                let listed = self.story.ended.iter().filter(of_it).count() as u64;
+                if listed != *count {
+                    found
+                        .push(violation("counted", format!("{notification} has {listed} {state}, and counts {count}")));
+                }
+            }
         }
-        for ended in &self.story.ended {
+        // Of what was never acknowledged nobody can say which event it is.
+        for ended in self.story.ended.iter().filter(|ended| self.story.accepted.contains_key(ended.notification)) {
             if let Some(why) = self.contradicts(ended) {
                 let Ended { notification, user, device, state, reason } = ended;
                 let what = format!("{why}: {notification} for {user} on {device:?} is {state} {reason}");
@@ -421,6 +471,11 @@ impl<'a> Checker<'a> {
             ("Dead", "REJECTED") => replied(&|reply| reply == Reply::Rejected),
             // A connection that never came to be is an attempt, too.
             ("Dead", "RETRIES_OVER") | ("Expired", _) => true,
+            ("Dead", "MAYBE_SENT") => {
+                let event = story.accepted.get(ended.notification);
+                event.is_some_and(|event| Some(&event.notify.event_type) == self.bounds.once.as_ref())
+                    && (pushes().any(|push| self.may_be_taken(push)) || self.may_be_unread(event))
+            }
             ("Dead", "POISON") => story.crashes.len() >= 3,
             ("Suppressed", "OPTED_OUT" | "TYPE_OPTED_OUT" | "DEVICE_OPTED_OUT" | "DEVICE_TYPE_OPTED_OUT") => {
                 asked(&|ask| matches!(ask, Ask::OptIn { yes: false, .. }))
@@ -445,6 +500,20 @@ impl<'a> Checker<'a> {
             _ => false,
         };
         (!plausible).then_some("nothing that happened explains it")
+    }
+
+    /// Our side need not know whether the provider took it.
+    fn may_be_taken(&self, push: &Push) -> bool {
+        let Some((replied, reply)) = self.story.replies.get(&push.number) else { return true };
+        let cut = self.story.cuts.get(&push.connection).is_some_and(|at| *at <= replied + ARRIVED_AFTER_MS);
+        matches!(reply, Reply::Taken { .. } | Reply::Silent) || cut || replied - push.at >= self.bounds.patience_ms
+    }
+
+    /// A request for the event may have been lost on its way to the provider.
+    fn may_be_unread(&self, event: Option<&Accepted<'_>>) -> bool {
+        let since = event.map_or(0, |event| event.asked);
+        [&self.story.crashes, &self.story.restarts].iter().any(|ends| ends.iter().any(|at| *at >= since))
+            || self.story.cuts.values().any(|at| *at >= since)
     }
 
     /// The user certainly had a device when the notification was accepted.

@@ -146,11 +146,12 @@ pub enum Fact {
         at: Ms,
         open: u64,
     },
-    /// What the last look says of a notification.
+    /// What the last look says of a notification. `ended`: its deliveries by state.
     Counted {
         notification: String,
         open: u64,
         expanding: bool,
+        ended: [(&'static str, u64); 5],
     },
     /// … and of each delivery. `device` `None`: a person suppressed as a whole.
     Ended {

@@ -32,6 +32,9 @@ pub struct Setup {
     pub database: Database,
     /// Providers and database go on as they were after the last step, until every time to live has ended.
     pub stays_bad: bool,
+    /// The event type [`ONCE`] is declared as one that drops what is in doubt.
+    #[serde(default)]
+    pub once: bool,
 }
 
 /// Of a hundred calls of the store.
@@ -120,6 +123,13 @@ pub enum To {
     Everyone,
 }
 
+/// The event type that [`Setup::once`] is about.
+pub const ONCE: u8 = 1;
+
+pub fn event_type_text(number: u8) -> String {
+    format!("type{number}")
+}
+
 /// Even tokens are Apple's, odd ones Google's.
 pub fn token_text(token: u8) -> String {
     if token.is_multiple_of(2) { format!("{token:064x}") } else { format!("device{token:03}:APA91bSimulated") }
@@ -148,8 +158,15 @@ impl History {
         -self.steps.iter().map(back).sum::<i64>()
     }
 
+    /// Nothing ever disturbs it.
+    pub fn has_calm_database(&self) -> bool {
+        let is_disturbed =
+            |step: &Step| matches!(&step.act, Act::Database(database) if *database != Database::default());
+        self.setup.database == Database::default() && !self.steps.iter().any(is_disturbed)
+    }
+
     pub fn drawn(seed: u64) -> Self {
-        let mut draw = Draw { rng: SmallRng::seed_from_u64(seed), tags: 0 };
+        let mut draw = Draw { seed, rng: SmallRng::seed_from_u64(seed), tags: 0 };
         let (users, tokens) = (draw.rng.random_range(1..=5), draw.rng.random_range(1..=8));
         let setup = draw.setup();
         let mut steps = Vec::new();
@@ -175,6 +192,7 @@ impl History {
 }
 
 struct Draw {
+    seed: u64,
     rng: SmallRng,
     tags: u32,
 }
@@ -199,6 +217,8 @@ impl Draw {
             mood,
             database,
             stays_bad: rng.random_bool(0.1),
+            // Of another source, so that the seeds of before play what they played.
+            once: SmallRng::seed_from_u64(self.seed ^ 0x94d0_49bb_1331_11eb).random_bool(0.4),
         }
     }
 

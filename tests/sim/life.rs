@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nudged::delivery::{self, Engine, Pacing, Routing};
 use nudged::domain::deny::DenyFeed;
+use nudged::domain::event_type::{Definition, OnMaybe};
 use nudged::domain::platform::Platform;
 use nudged::domain::retry::RetryPolicy;
 use nudged::render::Types;
@@ -17,7 +18,7 @@ use nudged::storage::{Registry, Store};
 
 use super::app;
 use super::database::{self, Database, Weather};
-use super::history::Setup;
+use super::history::{self, Setup};
 use super::provider::{Connector, Exchange, Provider};
 
 pub struct Life {
@@ -66,6 +67,11 @@ impl Life {
         let threads = SendingThreads::new(runtime, 1).map_err(|error| error.to_string())?;
         let key = store.ensure_app(&app::id(), runtime.now()).await.map_err(text)?;
         let routes = store.ensure_routes(&app::routes(key), runtime.now()).await.map_err(text)?;
+        if setup.once {
+            let name = history::event_type_text(history::ONCE);
+            let definition = Definition { name, on_maybe: OnMaybe::Drop, ..Definition::default() };
+            store.put_event_type(key, Arc::new(definition), runtime.now()).await.map_err(text)?;
+        }
         let (apns, fcm) = senders(runtime, setup, &threads, &deny, provider)?;
         let mut registry = Senders::default();
         let mut routing = Routing::default();

@@ -58,13 +58,14 @@ impl Search<'_> {
 
     /// Without the disturbances that it does not take.
     fn calm(&mut self, best: &mut History) {
-        let changes: [fn(&mut Setup); 6] = [
+        let changes: [fn(&mut Setup); 7] = [
             |setup| setup.database = Database::default(),
             |setup| setup.mood = Mood::CALM,
             |setup| setup.reorder_one_in = 0,
             |setup| setup.stays_bad = false,
             |setup| setup.max_streams = 100,
             |setup| setup.with_token = false,
+            |setup| setup.once = false,
         ];
         for change in changes {
             let mut calmer = best.clone();

@@ -408,7 +408,8 @@ async fn exchange(
             send(endpoint, &mut respond, status, reason, &headers)?;
         }
         Script::Garbage => {
-            provider.replied(push, Reply::Silent);
+            // The status can be read, and says enough.
+            provider.replied(push, Reply::Later { hint_ms: None });
             let head = Response::builder().status(500).body(()).expect("a status alone");
             respond.send_response(head, false)?.send_data(Bytes::from_static(b"<html>\xff{\"reason\":"), true)?;
         }

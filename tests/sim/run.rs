@@ -56,6 +56,8 @@ pub fn bounds(history: &History) -> Bounds {
         floor_ms: millis(FLOOR),
         patience_ms: i64::from(history.setup.request_timeout_ms) - 500,
         clocks_apart_ms: 0,
+        must_answer: history.has_calm_database(),
+        once: history.setup.once.then(|| history::event_type_text(history::ONCE)),
     }
 }
 
@@ -225,8 +227,15 @@ impl World<'_> {
     async fn look(&self, line: &Line, notification: &str) {
         let call = || Call::new(&line.app).may_read(true);
         let Ok(view) = line.service.get_notification(call(), notification).await else { return };
-        let (open, expanding) = (view.counts.open, view.expanding);
-        self.facts.add(Fact::Counted { notification: notification.to_owned(), open, expanding });
+        let (counts, expanding) = (view.counts, view.expanding);
+        let ended = [
+            ("Sent", counts.sent),
+            ("Suppressed", counts.suppressed),
+            ("Expired", counts.expired),
+            ("Cancelled", counts.cancelled),
+            ("Dead", counts.dead),
+        ];
+        self.facts.add(Fact::Counted { notification: notification.to_owned(), open: counts.open, expanding, ended });
         let input = ListDeliveries {
             notification_id: notification.to_owned(),
             user_id: String::new(),

@@ -364,7 +364,8 @@ impl<W: Wire> Core<W> {
             || (gate_age > DenyFeed::GATE_GOOD_FOR && !planted::is("old-gate-trusted"))
             || !self.parts.deny.is_complete(now.into_std())
             || (self.parts.deny.hit(batch.gated, target.user, target.device, batch.notification)
-                && !planted::is("deny-feed-not-asked"))
+                && !planted::is("deny-feed-not-asked")
+                && !(planted::is("gate-cached-for-two-seconds") && gate_age < Duration::from_secs(2)))
         {
             self.answer(pick.work, pick.at, SendOutcome::Held);
             return Handed::Answered;

@@ -10,6 +10,8 @@ use std::task::{Wake, Waker};
 
 use futures_util::task::AtomicWaker;
 
+use crate::planted;
+
 /// Connection slots of one driver: the bits of a word.
 pub(super) const MAX_LINKS: usize = 64;
 
@@ -61,6 +63,9 @@ impl Wake for ExchangeWake {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        if self.woken.in_turn.load(Ordering::SeqCst) && planted::is("wake-up-lost") {
+            return;
+        }
         // h2 calls this with its own lock held; nothing below takes one of h2's.
         self.woken.exchanges.lock().expect("no panic while held").push(self.at);
         self.woken.notify();

@@ -86,11 +86,6 @@ impl Callers {
         self.known().waiting
     }
 
-    /// Whether a notification was acknowledged.
-    pub fn knows(&self, notification: &str) -> bool {
-        self.known().notifications.values().any(|known| known == notification)
-    }
-
     /// Asks, and does not wait. Nothing where it cannot be asked: a notification nobody knows cannot be cancelled.
     pub fn act(self: &Arc<Self>, replica: u8, call: &Call) {
         let Some(ask) = self.ask(call) else { return };
