@@ -76,7 +76,7 @@ metrics! {
     SENDER_QUEUED = Gauge "nudged_sender_queued" ["platform"];
     /// Entries of the deny feed: what was forbidden in the last minute.
     DENY_ENTRIES = Gauge "nudged_deny_entries" [];
-    /// Requests that shared one transaction of the writer.
+    /// Events, or changes of devices and choices, that shared one transaction.
     WRITER_GROUP_SIZE = Histogram "nudged_writer_group_size" [];
     /// Requests that wait to be written to the database, in all queues.
     STORE_WAITING = Gauge "nudged_store_waiting" [];

@@ -1,17 +1,20 @@
 //! Devices as they stand: by their user, their id, their token or their install.
 
+use std::collections::HashMap;
+
 use super::query::RunQuery;
 use diesel::OptionalExtension;
-use diesel::sql_types::{BigInt, Binary, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
 use super::fail::{Attempt, Fail};
+use super::ids;
 use super::people::user_key;
 use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
 use crate::domain::device::{Device, Registration};
 use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
-use crate::domain::platform::Platform;
+use crate::domain::platform::{DeviceKind, Platform};
 use crate::storage::{Page, StoreError};
 
 /// Rows of one token, or of one install, that are looked at. There is one per user who ever had it.
@@ -61,86 +64,179 @@ pub(super) async fn by_id(conn: &mut AsyncPgConnection, device: DeviceId) -> Att
         .optional()?)
 }
 
-/// `locked`: for a change; what is read is its newest state.
-pub(super) async fn look_by_id(
-    conn: &mut AsyncPgConnection,
-    device: DeviceId,
-    locked: bool,
-) -> Attempt<Option<DeviceRow>> {
-    if !locked {
-        return by_id(conn, device).await;
-    }
-    Ok(constant!(DeviceTypes; select_devices!("WHERE d.id = $1 FOR NO KEY UPDATE OF d"), BigInt => device.0)
-        .get_result(conn)
-        .await
-        .optional()?)
-}
-
-pub(super) async fn read_row(conn: &mut AsyncPgConnection, id: i64) -> Attempt<DeviceRow> {
-    by_id(conn, DeviceId(id)).await?.ok_or_else(|| Fail::corrupt("a device row vanished"))
-}
-
-pub(super) async fn read(conn: &mut AsyncPgConnection, id: i64) -> Attempt<Device> {
-    read_row(conn, id).await?.into_domain()
-}
-
-pub(super) async fn active_by_token(
-    conn: &mut AsyncPgConnection,
-    app: AppKey,
-    platform: Platform,
-    hash: &[u8; 16],
-) -> Attempt<Option<DeviceRow>> {
-    // device_by_token
+/// For a change: what is read is their newest state, and nobody else changes it before our transaction ends.
+pub(super) async fn lock_by_ids(conn: &mut AsyncPgConnection, devices: &[DeviceId]) -> Attempt<Vec<DeviceRow>> {
     Ok(constant!(
-        DeviceTypes;
-        select_devices!("WHERE d.app = $1 AND d.platform = $2 AND d.plugin = '' AND d.token_hash = $3 AND d.state = 1"),
-        BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..],
+        DeviceTypes; select_devices!("WHERE d.id = ANY ($1) ORDER BY d.id FOR NO KEY UPDATE OF d"),
+        Array<BigInt> => ids(devices.iter().map(|device| device.0)),
     )
-    .get_result(conn)
-    .await
-    .optional()?)
+    .load(conn)
+    .await?)
 }
 
-/// The active row of a token, if any, and then the retired ones, newest first. `locked`: for a change.
+/// Each with its place in what was asked for, as all that follow.
+pub(super) async fn by_ids(conn: &mut AsyncPgConnection, devices: &[DeviceId]) -> Attempt<Vec<DeviceRow>> {
+    Ok(constant!(
+        DeviceTypes; select_devices!("WHERE d.id = ANY ($1)"),
+        Array<BigInt> => ids(devices.iter().map(|device| device.0)),
+    )
+    .load(conn)
+    .await?)
+}
+
+pub(super) type Token<'a> = (AppKey, Platform, &'a [u8; 16]);
+
+/// Tokens as columns.
+fn columns<'a>(tokens: &[Token<'a>]) -> (Vec<i64>, Vec<i16>, Vec<&'a [u8]>) {
+    let (mut apps, mut platforms, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
+    for (app, platform, hash) in tokens {
+        apps.push(app.0);
+        platforms.push(platform.code());
+        hashes.push(&hash[..]);
+    }
+    (apps, platforms, hashes)
+}
+
+fn placed(rows: Vec<(i64, DeviceRow)>) -> Attempt<Vec<(usize, DeviceRow)>> {
+    let place = |(place, row): (i64, DeviceRow)| Ok((usize::try_from(place - 1).map_err(|_| out_of_range())?, row));
+    rows.into_iter().map(place).collect()
+}
+
+fn out_of_range() -> Fail {
+    Fail::corrupt("a place out of range")
+}
+
+/// The active rows of these tokens. Laterals, here and in what follows, for each look-up must go by its index, whatever a
+/// plan that was made for few rows thought of joins.
+pub(super) async fn active_by_tokens(
+    conn: &mut AsyncPgConnection,
+    tokens: &[Token<'_>],
+) -> Attempt<Vec<(usize, DeviceRow)>> {
+    let (apps, platforms, hashes) = columns(tokens);
+    // device_by_token
+    let rows: Vec<(i64, DeviceRow)> = constant!(
+        (BigInt, DeviceTypes);
+        concat!(
+            "SELECT e.place, f.* FROM unnest($1, $2, $3) WITH ORDINALITY AS e(app, platform, hash, place) \
+             CROSS JOIN LATERAL (",
+            select_devices!(
+                "WHERE d.app = e.app AND d.platform = e.platform AND d.plugin = '' AND d.token_hash = e.hash \
+                 AND d.state = 1 OFFSET 0"
+            ),
+            ") AS f"
+        ),
+        Array<BigInt> => apps, Array<SmallInt> => platforms, Array<Binary> => hashes,
+    )
+    .load(conn)
+    .await?;
+    placed(rows)
+}
+
+/// The active row of each token, if any, and then the retired ones, newest first; for a change.
+pub(super) async fn lock_by_tokens(
+    conn: &mut AsyncPgConnection,
+    tokens: &[Token<'_>],
+) -> Attempt<Vec<(usize, DeviceRow)>> {
+    let (apps, platforms, hashes) = columns(tokens);
+    // device_by_token
+    let mut rows: Vec<(i64, DeviceRow)> = constant!(
+        (BigInt, DeviceTypes);
+        concat!(
+            "SELECT e.place, f.* FROM unnest($1, $2, $3) WITH ORDINALITY AS e(app, platform, hash, place) \
+             CROSS JOIN LATERAL (",
+            select_devices!(
+                "WHERE d.app = e.app AND d.platform = e.platform AND d.plugin = '' AND d.token_hash = e.hash \
+                 AND d.state = 1 FOR NO KEY UPDATE OF d"
+            ),
+            ") AS f"
+        ),
+        Array<BigInt> => &apps, Array<SmallInt> => &platforms, Array<Binary> => &hashes,
+    )
+    .load(conn)
+    .await?;
+    // device_by_old_token
+    let old: Vec<(i64, DeviceRow)> = constant!(
+        (BigInt, DeviceTypes);
+        concat!(
+            "SELECT e.place, f.* FROM unnest($1, $2, $3) WITH ORDINALITY AS e(app, platform, hash, place) \
+             CROSS JOIN LATERAL (",
+            select_devices!(
+                "WHERE d.app = e.app AND d.platform = e.platform AND d.plugin = '' AND d.token_hash = e.hash \
+                 AND d.state <> 1 ORDER BY d.id DESC LIMIT $4 + 0 FOR NO KEY UPDATE OF d"
+            ),
+            ") AS f"
+        ),
+        Array<BigInt> => apps, Array<SmallInt> => platforms, Array<Binary> => hashes, BigInt => MAX_ROWS,
+    )
+    .load(conn)
+    .await?;
+    rows.extend(old);
+    placed(rows)
+}
+
+/// Active rows of app installs, on the platform and of the kind that registers; for a change.
+pub(super) async fn lock_by_installations(
+    conn: &mut AsyncPgConnection,
+    wanted: &[(AppKey, Platform, DeviceKind, &str)],
+) -> Attempt<Vec<(usize, DeviceRow)>> {
+    let (mut apps, mut platforms, mut kinds, mut installs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (app, platform, kind, install) in wanted {
+        apps.push(app.0);
+        platforms.push(platform.code());
+        kinds.push(*kind as i16);
+        installs.push(*install);
+    }
+    // device_by_installation
+    let rows: Vec<(i64, DeviceRow)> = constant!(
+        (BigInt, DeviceTypes);
+        concat!(
+            "SELECT e.place, f.* FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS e(app, install, platform, kind, place) \
+             CROSS JOIN LATERAL (",
+            select_devices!(
+                "WHERE d.app = e.app AND d.installation_id = e.install AND d.state = 1 AND d.platform = e.platform \
+                 AND d.kind = e.kind ORDER BY d.id DESC LIMIT $5 + 0 FOR NO KEY UPDATE OF d"
+            ),
+            ") AS f"
+        ),
+        Array<BigInt> => apps, Array<Text> => installs, Array<SmallInt> => platforms, Array<SmallInt> => kinds,
+        BigInt => MAX_ROWS,
+    )
+    .load(conn)
+    .await?;
+    placed(rows)
+}
+
+/// Credential, environment and bundle of routes, by number.
+pub(super) async fn routes(
+    conn: &mut AsyncPgConnection,
+    mut wanted: Vec<i64>,
+) -> Attempt<HashMap<i64, (String, i16, String)>> {
+    wanted.sort_unstable();
+    wanted.dedup();
+    let rows: Vec<(i64, (String, i16, String))> = constant!(
+        (BigInt, (Text, SmallInt, Text)); "SELECT id, credential, environment, bundle FROM route WHERE id = ANY ($1)",
+        Array<BigInt> => wanted,
+    )
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// The active row of a token, if any, and then the retired ones, newest first.
 pub(super) async fn by_token(
     conn: &mut AsyncPgConnection,
     app: AppKey,
     platform: Platform,
     hash: &[u8; 16],
-    locked: bool,
 ) -> Attempt<Vec<DeviceRow>> {
-    if !locked {
-        let mut rows: Vec<DeviceRow> = active_by_token(conn, app, platform, hash).await?.into_iter().collect();
-        // device_by_old_token
-        let old: Vec<DeviceRow> = constant!(
-            DeviceTypes;
-            select_devices!(
-                "WHERE d.app = $1 AND d.platform = $2 AND d.plugin = '' AND d.token_hash = $3 AND d.state <> 1 \
-                 ORDER BY d.id DESC LIMIT $4 + 0"
-            ),
-            BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..], BigInt => MAX_ROWS,
-        )
-        .load(conn)
-        .await?;
-        rows.extend(old);
-        return Ok(rows);
-    }
-    let mut rows: Vec<DeviceRow> = constant!(
-        DeviceTypes;
-        select_devices!(
-            "WHERE d.app = $1 AND d.platform = $2 AND d.plugin = '' AND d.token_hash = $3 AND d.state = 1 \
-             FOR NO KEY UPDATE OF d"
-        ),
-        BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..],
-    )
-    .load(conn)
-    .await?;
+    let mut rows: Vec<DeviceRow> =
+        active_by_tokens(conn, &[(app, platform, hash)]).await?.into_iter().map(|(_, row)| row).collect();
     // device_by_old_token
     let old: Vec<DeviceRow> = constant!(
         DeviceTypes;
         select_devices!(
             "WHERE d.app = $1 AND d.platform = $2 AND d.plugin = '' AND d.token_hash = $3 AND d.state <> 1 \
-             ORDER BY d.id DESC LIMIT $4 + 0 FOR NO KEY UPDATE OF d"
+             ORDER BY d.id DESC LIMIT $4 + 0"
         ),
         BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..], BigInt => MAX_ROWS,
     )
@@ -150,34 +246,19 @@ pub(super) async fn by_token(
     Ok(rows)
 }
 
-/// Active rows of an app install, on the platform and of the kind that registers. `locked`: for a change.
+/// Active rows of an app install, on the platform and of the kind that registers.
 pub(super) async fn by_installation(
     conn: &mut AsyncPgConnection,
     app: AppKey,
     registration: &Registration,
     install: &str,
-    locked: bool,
 ) -> Attempt<Vec<DeviceRow>> {
-    if !locked {
-        // device_by_installation
-        return Ok(constant!(
-            DeviceTypes;
-            select_devices!(
-                "WHERE d.app = $1 AND d.installation_id = $2 AND d.state = 1 AND d.platform = $3 AND d.kind = $4 \
-                 ORDER BY d.id DESC LIMIT $5 + 0"
-            ),
-            BigInt => app.0, Text => install, SmallInt => registration.platform.code(),
-            SmallInt => registration.kind as i16, BigInt => MAX_ROWS,
-        )
-        .load(conn)
-        .await?);
-    }
     // device_by_installation
     Ok(constant!(
         DeviceTypes;
         select_devices!(
             "WHERE d.app = $1 AND d.installation_id = $2 AND d.state = 1 AND d.platform = $3 AND d.kind = $4 \
-             ORDER BY d.id DESC LIMIT $5 + 0 FOR NO KEY UPDATE OF d"
+             ORDER BY d.id DESC LIMIT $5 + 0"
         ),
         BigInt => app.0, Text => install, SmallInt => registration.platform.code(),
         SmallInt => registration.kind as i16, BigInt => MAX_ROWS,

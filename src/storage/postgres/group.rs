@@ -25,7 +25,7 @@ use super::accept::{Gate, HASH_VERSION, Planned, Prepared};
 use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs};
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, unavailable};
-use super::people::People;
+use super::people::{People, ensure_users};
 use super::query::RunQuery;
 use super::rows::priority_code;
 use super::statement::constant;
@@ -36,6 +36,7 @@ use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
 use crate::domain::time::UnixMs;
 use crate::planted;
 use crate::storage::{Result, StoreError};
+use crate::telemetry::names;
 
 const DOING: &str = "accepting an event";
 /// Events of one group.
@@ -148,6 +149,8 @@ impl Committer {
     }
 
     async fn commit(&mut self, inner: &Inner, group: Vec<Waiting>) {
+        #[expect(clippy::cast_precision_loss, reason = "a small count")]
+        metrics::histogram!(names::WRITER_GROUP_SIZE).record(group.len() as f64);
         let bytes = group.iter().map(|waiting| waiting.bytes).sum();
         let mut groups = VecDeque::from([group]);
         while let Some(group) = groups.pop_front() {
@@ -243,7 +246,7 @@ impl Committer {
         let users = users(conn, context, group, &candidates).await?;
         let (mut rows, mut blocks) = (Rows::default(), BlockColumns::default());
         let mut jobs = JobColumns::of(context.packing.written());
-        let mut planned = plan(conn, context, group, &candidates, &users, &gate, &mut rows).await?;
+        let mut planned = plan(conn, context, group, &candidates, users, &gate, &mut rows).await?;
         for (candidate, plan) in candidates.iter().zip(&planned) {
             let waiting = &mut group[candidate.place];
             let (app, now) = (waiting.prepared.event.app, waiting.now);
@@ -346,78 +349,29 @@ async fn used_keys(
     Ok(rows.into_iter().map(used).collect())
 }
 
-/// Everybody the events name and their actors, by app and name. Whom an event is for gets a row where there is none;
-/// an actor without one needs none.
+/// Everybody the candidates name, in the order of their names, and their actors. Whom an event is for gets a row where there
+/// is none; an actor without one needs none.
 async fn users(
     conn: &mut AsyncPgConnection,
     context: &Context,
-    group: &mut [Waiting],
+    group: &[Waiting],
     candidates: &[Candidate],
-) -> Attempt<HashMap<(i64, String), UserKey>> {
-    let (mut wanted, mut named) = (HashSet::new(), Vec::new());
+) -> Attempt<Vec<(Vec<UserKey>, Option<UserKey>)>> {
+    let (mut named, mut actors) = (Vec::new(), Vec::new());
     for candidate in candidates {
-        let event = &group[candidate.place].prepared.event;
-        for user in &group[candidate.place].prepared.users {
-            named.push((event.app.0, user.as_str().to_owned(), candidate.place));
-            wanted.insert((event.app.0, user.as_str().to_owned()));
-        }
-        if let Some(actor) = &event.actor {
-            wanted.insert((event.app.0, actor.as_str().to_owned()));
-        }
+        let Waiting { prepared, now, .. } = &group[candidate.place];
+        let event = &prepared.event;
+        named.extend(prepared.users.iter().map(|user| (event.app, user.as_str(), *now)));
+        actors.extend(event.actor.iter().map(|actor| (event.app, actor.as_str())));
     }
-    if wanted.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let mut known = look_up(conn, wanted.into_iter().collect()).await?;
-    let mut missing: Vec<(i64, String, i64, i64)> = Vec::new();
-    let mut making = HashSet::new();
-    for (app, name, place) in named {
-        let key = (app, name);
-        if !known.contains_key(&key) && making.insert(key.clone()) {
-            let waiting = &mut group[place];
-            let id = waiting.ids.next(&context.ids, waiting.now);
-            missing.push((app, key.1, id, waiting.now.0));
-        }
-    }
-    if missing.is_empty() {
-        return Ok(known);
-    }
-    // In one order on every replica.
-    missing.sort_unstable();
-    let again: Vec<(i64, String)> = missing.iter().map(|(app, name, ..)| (*app, name.clone())).collect();
-    let (mut apps, mut names, mut ids, mut nows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (app, name, id, now) in missing {
-        apps.push(app);
-        names.push(name);
-        ids.push(id);
-        nows.push(now);
-    }
-    constant!(
-        ();
-        "INSERT INTO app_user (id, app, external_id, created_at) SELECT u.id, u.app, u.name, u.now \
-         FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, app, name, now, n) ORDER BY u.n \
-         ON CONFLICT (app, external_id) DO NOTHING",
-        Array<BigInt> => ids, Array<BigInt> => apps, Array<Text> => names, Array<BigInt> => nows,
-    )
-    .execute(conn)
-    .await?;
-    // Another replica may have been faster.
-    known.extend(look_up(conn, again).await?);
-    Ok(known)
-}
-
-async fn look_up(conn: &mut AsyncPgConnection, wanted: Vec<(i64, String)>) -> Attempt<HashMap<(i64, String), UserKey>> {
-    let (apps, names): (Vec<i64>, Vec<String>) = wanted.into_iter().unzip();
-    // app_user_by_name
-    let rows: Vec<(i64, String, i64)> = constant!(
-        (BigInt, Text, BigInt);
-        "SELECT u.app, u.external_id, u.id FROM unnest($1, $2) AS e(app, name) \
-         JOIN app_user u ON u.app = e.app AND u.external_id = e.name",
-        Array<BigInt> => apps, Array<Text> => names,
-    )
-    .load(conn)
-    .await?;
-    Ok(rows.into_iter().map(|(app, name, id)| ((app, name), UserKey(id))).collect())
+    let (named, actors) = ensure_users(conn, &context.ids, &named, &actors).await?;
+    let (mut named, mut actors) = (named.into_iter(), actors.into_iter());
+    let of = |candidate: &Candidate| {
+        let prepared = &group[candidate.place].prepared;
+        let users = named.by_ref().take(prepared.users.len()).collect();
+        (users, prepared.event.actor.as_ref().and_then(|_| actors.next().flatten()))
+    };
+    Ok(candidates.iter().map(of).collect())
 }
 
 /// What becomes of each candidate, and its row.
@@ -426,23 +380,19 @@ async fn plan(
     context: &Context,
     group: &mut [Waiting],
     candidates: &[Candidate],
-    users: &HashMap<(i64, String), UserKey>,
+    users: Vec<(Vec<UserKey>, Option<UserKey>)>,
     gate: &Gate,
     rows: &mut Rows,
 ) -> Attempt<Vec<Planned>> {
     let (mut places, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new());
     let mut notifications = Vec::with_capacity(candidates.len());
-    for (at, candidate) in candidates.iter().enumerate() {
+    for (at, (candidate, (users, actor))) in candidates.iter().zip(users).enumerate() {
         let Waiting { prepared, now, .. } = &group[candidate.place];
-        let event = &prepared.event;
-        let key = |name: &str| users.get(&(event.app.0, name.to_owned())).copied();
-        for user in &prepared.users {
-            let user = key(user.as_str()).ok_or_else(|| Fail::corrupt("a user's row vanished"))?;
+        for user in users {
             places.push(i32::try_from(at).unwrap_or(i32::MAX));
             keys.push(user.0);
-            types.push(event.event_type.as_str());
+            types.push(prepared.event.event_type.as_str());
         }
-        let actor = event.actor.as_ref().and_then(|actor| key(actor.as_str()));
         let notification = prepared.notification(candidate.id, actor, false, *now);
         rows.push(&notification, prepared);
         notifications.push(Arc::new(notification));

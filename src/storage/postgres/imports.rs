@@ -11,7 +11,7 @@ use diesel_async::AsyncPgConnection;
 use super::fail::{Attempt, Fail};
 use super::statement::constant;
 use super::tx::Tx;
-use super::{devices, opt_in, subscriptions};
+use super::{devices, opt_in, registering, subscriptions};
 use crate::domain::ids::AppKey;
 use crate::domain::time::UnixMs;
 use crate::storage::{ImportEffect, ImportItem, Imported};
@@ -34,10 +34,10 @@ pub(super) async fn apply(tx: &mut Tx, items: &[ImportItem], now: UnixMs) -> Att
     for item in items {
         imported.push(refusable(match item {
             ImportItem::Device { registration, created_at } => {
-                devices::import(tx, registration, *created_at, now).await
+                registering::import(tx, registration, *created_at, now).await.map(effect)
             }
             ImportItem::OptIn(choice) => opt_in::import(tx, choice, now).await,
-            ImportItem::Subscription(subscription) => subscriptions::set(tx, subscription, now).await.map(effect),
+            ImportItem::Subscription(subscription) => subscriptions::import(tx, subscription, now).await.map(effect),
         })?);
     }
     Ok(imported)

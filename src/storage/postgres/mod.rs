@@ -1,9 +1,10 @@
 //! The store on Postgres: any number of processes on one database.
 //!
-//! Events to named people are committed in groups ([`group`]). Every other write is a transaction of its own ([`tx`]) and
-//! every read a statement or a snapshot ([`mod@read`]), on pooled connections. Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from which ids take their node
-//! number, and the log of "no"s ([`deny`]). Leases are guarded by the job's fence alone; a heartbeat only says when it
-//! is worth taking a lease away.
+//! Events to named people are committed in groups ([`group`]), and so are changes of devices, choices and subscriptions
+//! ([`gather`]). Every other write is a transaction of its own ([`tx`]) and every read a statement or a snapshot
+//! ([`mod@read`]), on pooled connections. Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from
+//! which ids take their node number, and the log of "no"s ([`deny`]). Leases are guarded by the job's fence alone; a
+//! heartbeat only says when it is worth taking a lease away.
 
 mod accept;
 mod arriving;
@@ -15,6 +16,7 @@ mod devices;
 mod event_types;
 mod explain;
 mod fanout;
+mod gather;
 mod group;
 mod imports;
 mod jobs;
@@ -29,6 +31,8 @@ mod providers;
 mod query;
 mod queue;
 mod read;
+mod registering;
+mod registrar;
 mod registry;
 mod replica;
 mod restorations;
@@ -188,6 +192,7 @@ impl Inner {
 pub struct PostgresStore {
     inner: Arc<Inner>,
     acceptor: group::Acceptor,
+    registrar: registrar::Registrar,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -242,12 +247,13 @@ impl PostgresStore {
         poller.poll(&inner).await.map_err(|reason| OpenError::Read { reason })?;
         let (acceptor, committer) = group::Acceptor::new();
         let replica = replica::Replica { slot: opened.slot, conn: None };
-        let tasks = vec![
+        let (registrar, mut tasks) = registrar::Registrar::start(&inner);
+        tasks.extend([
             runtime.spawn(poller.run(Arc::clone(&inner))),
             runtime.spawn(replica.run(Arc::clone(&inner))),
             runtime.spawn(committer.run(Arc::clone(&inner))),
-        ];
-        Ok(Self { inner, acceptor, tasks: Mutex::new(tasks) })
+        ]);
+        Ok(Self { inner, acceptor, registrar, tasks: Mutex::new(tasks) })
     }
 
     /// What owns the leases of this start.
@@ -273,9 +279,9 @@ impl PostgresStore {
         read!(&self.inner, "looking at the migrations", |conn| async { Ok(open::missing_migrations(conn).await? == 0) })
     }
 
-    /// Events that wait to be committed.
+    /// Events and changes that wait for a transaction.
     pub fn waiting(&self) -> usize {
-        self.acceptor.waiting()
+        self.acceptor.waiting() + self.registrar.waiting()
     }
 
     /// What the database takes on its server's disk, without the log.

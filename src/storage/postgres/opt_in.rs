@@ -1,20 +1,23 @@
 //! Choices: the latest observed one stands, a tie is a "no", and every one ever asked for is kept.
 
+use std::collections::{HashMap, HashSet};
+
 use super::query::RunQuery;
 use diesel::OptionalExtension;
-use diesel::sql_types::{BigInt, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
-use super::device_reads;
-use super::fail::Attempt;
-use super::people::{ensure_user, lock_user, user_key};
+use super::fail::{Attempt, Fail};
+use super::gather::{Answers, Work};
+use super::people::{ensure_users, lock_users, user_key};
 use super::rows::flag;
 use super::statement::constant;
-use super::tx::Tx;
+use super::tx::{Tx, step};
+use super::{Inner, device_reads, ids};
 use crate::domain::deny::DenyKey;
-use crate::domain::ids::{AppKey, DeviceId, EventType, UserId, UserKey};
+use crate::domain::ids::{AppKey, DeviceId, EventType, IdMaker, UserId, UserKey};
 use crate::domain::time::UnixMs;
-use crate::storage::{ImportEffect, NewOptIn, OptIn, OptInChange, StoreError};
+use crate::storage::{ImportEffect, NewOptIn, OptIn, OptInChange, Result, StoreError};
 
 /// The most choices listed of one person.
 const MAX_LISTED: i64 = 1_000;
@@ -77,13 +80,10 @@ async fn stored(conn: &mut AsyncPgConnection, user: UserKey, new: &NewOptIn) -> 
     .optional()?)
 }
 
-/// Whether a choice takes the place of the one that stands: the later one does, and a "no" observed at the same time. And a
-/// "no" that is said now: what was observed later than now was observed by another clock, or before this one was set back.
-fn takes_effect(new: &NewOptIn, stored: Option<&ChoiceRow>, now: Option<UnixMs>) -> bool {
+/// Whether an imported choice takes the place of the one that stands: the later one does, and a "no" observed at the same
+/// time. A call's is weighed by [`Columns::apply`].
+fn takes_effect(new: &NewOptIn, stored: Option<&ChoiceRow>) -> bool {
     stored.is_none_or(|stored| {
-        if !new.opted_in && Some(new.observed_at) == now {
-            return true;
-        }
         let tie_says_no = !new.opted_in || flag(stored.opted_in);
         new.observed_at.0 > stored.observed_at || (new.observed_at.0 == stored.observed_at && tie_says_no)
     })
@@ -110,7 +110,8 @@ async fn is_recorded(conn: &mut AsyncPgConnection, user: UserKey, new: &NewOptIn
 pub(super) async fn import(tx: &mut Tx, new: &NewOptIn, now: UnixMs) -> Attempt<ImportEffect> {
     let (effect, recorded) = look(tx.conn(), new).await?;
     if !recorded {
-        set(tx, new, now).await?;
+        let choice = Choice::new(new.clone(), &tx.context.ids, now);
+        set(tx, &[&choice]).await?;
     }
     Ok(effect)
 }
@@ -126,70 +127,197 @@ async fn look(conn: &mut AsyncPgConnection, new: &NewOptIn) -> Attempt<(ImportEf
     let Some(user) = user_key(conn, new.app, &new.user).await? else { return Ok((ImportEffect::Applied, false)) };
     let Some(stored) = stored(conn, user, new).await? else { return Ok((ImportEffect::Applied, false)) };
     let recorded = is_recorded(conn, user, new).await?;
-    let applies = takes_effect(new, Some(&stored), None) && !recorded;
+    let applies = takes_effect(new, Some(&stored)) && !recorded;
     Ok((if applies { ImportEffect::Applied } else { ImportEffect::Unchanged }, recorded))
 }
 
-pub(super) async fn set(tx: &mut Tx, new: &NewOptIn, now: UnixMs) -> Attempt<(OptIn, bool)> {
-    check_device(tx.conn(), new).await?;
-    let user = ensure_user(tx, new.app, &new.user, now).await?;
-    // Two choices of one person at the same time take turns.
-    lock_user(tx, user).await?;
-    let (device, event_type) = stored_key(new);
-    let stored = stored(tx.conn(), user, new).await?;
-    let applied = takes_effect(new, stored.as_ref(), Some(now));
-    // Never goes back, so that nothing observed in between overturns it.
-    let observed_at = stored.as_ref().map_or(new.observed_at, |stored| new.observed_at.max(UnixMs(stored.observed_at)));
-    let history = tx.next_id(now);
-    tx.execute(constant!(
-        ();
-        "INSERT INTO opt_in_history (id, app, user_key, device, event_type, opted_in, applied, observed_at, \
-         recorded_at, caller, source, policy_version, evidence) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING",
-        BigInt => history, BigInt => new.app.0, BigInt => user.0, BigInt => device, Text => event_type,
-        SmallInt => i16::from(new.opted_in), SmallInt => i16::from(applied), BigInt => new.observed_at.0,
-        BigInt => now.0, Nullable<Text> => new.caller.as_deref(), Nullable<Text> => new.source.as_deref(),
-        Nullable<Text> => new.policy_version.as_deref(), Nullable<Text> => new.evidence.as_deref(),
-    ))
-    .await?;
-    if let Some(stored) = stored
-        && !applied
-    {
-        return Ok((stored.into_domain(), false));
+/// A call that records a choice.
+pub(super) struct Choice {
+    new: NewOptIn,
+    now: UnixMs,
+    /// Its line in the history: one, however often it is run.
+    line: i64,
+}
+
+impl Choice {
+    pub fn new(new: NewOptIn, makes: &IdMaker, now: UnixMs) -> Self {
+        Self { new, now, line: makes.next(now) }
     }
-    tx.execute(constant!(
-        ();
-        "INSERT INTO opt_in (user_key, device, event_type, app, opted_in, observed_at, recorded_at, source, \
-         policy_version, evidence) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-         ON CONFLICT (user_key, device, event_type) DO UPDATE SET opted_in = excluded.opted_in, \
-         observed_at = excluded.observed_at, recorded_at = excluded.recorded_at, source = excluded.source, \
-         policy_version = excluded.policy_version, evidence = excluded.evidence",
-        BigInt => user.0, BigInt => device, Text => event_type, BigInt => new.app.0,
-        SmallInt => i16::from(new.opted_in), BigInt => observed_at.0, BigInt => now.0,
-        Nullable<Text> => new.source.as_deref(), Nullable<Text> => new.policy_version.as_deref(),
-        Nullable<Text> => new.evidence.as_deref(),
-    ))
-    .await?;
-    if device != 0 {
+}
+
+impl Work for Choice {
+    type Answer = (OptIn, bool);
+    const DOING: &'static str = "recording a choice";
+
+    fn bytes(&self) -> usize {
+        let NewOptIn { user, caller, source, policy_version, evidence, .. } = &self.new;
+        let texts = [caller, source, policy_version, evidence];
+        user.as_str().len() + texts.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+
+    async fn run(inner: &Inner, group: &[&Self]) -> Result<Answers<(OptIn, bool)>> {
+        step!(inner, Self::DOING, |tx| set(tx, group))
+    }
+}
+
+async fn set(tx: &mut Tx, group: &[&Choice]) -> Attempt<Answers<(OptIn, bool)>> {
+    let mut answers: Answers<(OptIn, bool)> = group.iter().map(|_| None).collect();
+    let named: Vec<DeviceId> = group.iter().filter_map(|choice| choice.new.device).collect();
+    let named = if named.is_empty() { Vec::new() } else { device_reads::by_ids(tx.conn(), &named).await? };
+    let mut seen = HashSet::new();
+    let mut members: Vec<usize> = Vec::with_capacity(group.len());
+    for (place, Choice { new, .. }) in group.iter().enumerate() {
+        // The device's own user must be the one who chooses.
+        let is_theirs = |device: DeviceId| {
+            named.iter().any(|row| row.id == device.0 && row.app == new.app.0 && row.user == new.user.as_str())
+        };
+        if let Some(device) = new.device.filter(|device| !is_theirs(*device)) {
+            answers[place] = Some(Err(StoreError::DeviceNotFound { devices: vec![device] }));
+        } else if seen.insert((new.app, &new.user, stored_key(new))) {
+            members.push(place);
+        }
+    }
+    if members.is_empty() {
+        return Ok(answers);
+    }
+    let names: Vec<_> = members
+        .iter()
+        .map(|place| {
+            let Choice { new, now, .. } = group[*place];
+            (new.app, new.user.as_str(), *now)
+        })
+        .collect();
+    let context = std::sync::Arc::clone(&tx.context);
+    let (users, _) = ensure_users(tx.conn(), &context.ids, &names, &[]).await?;
+    // Two choices of one person at the same time take turns: an older replica reads before it writes.
+    lock_users(tx, users.iter().copied()).await?;
+    let members: Vec<(usize, UserKey)> = members.into_iter().zip(users).collect();
+
+    let mut columns = Columns::default();
+    for (place, user) in &members {
+        columns.push(group[*place], *user);
+    }
+    let applied = columns.apply(tx).await?;
+    columns.record(tx, &applied).await?;
+    let mut chosen = Vec::new();
+    let mut lost = Vec::new();
+    for (at, ((place, user), applied)) in members.into_iter().zip(&applied).enumerate() {
+        let Choice { new, now, .. } = group[place];
+        let Some(observed_at) = *applied else {
+            lost.push((at, place));
+            continue;
+        };
+        chosen.extend(new.device);
+        if !new.opted_in {
+            tx.deny(new.device.map_or(DenyKey::User(user), DenyKey::Device));
+        }
+        let stands = OptIn {
+            event_type: new.event_type.clone(),
+            device: new.device,
+            opted_in: new.opted_in,
+            observed_at,
+            recorded_at: *now,
+            source: new.source.clone(),
+            policy_version: new.policy_version.clone(),
+            evidence: new.evidence.clone(),
+        };
+        answers[place] = Some(Ok((stands, true)));
+    }
+    if !chosen.is_empty() {
         tx.execute(constant!(
-            (); "UPDATE device SET has_choice = 1 WHERE id = $1 AND has_choice = 0", BigInt => device,
+            (); "UPDATE device SET has_choice = 1 WHERE id = ANY ($1) AND has_choice = 0",
+            Array<BigInt> => ids(chosen.iter().map(|device| device.0)),
         ))
         .await?;
     }
-    if !new.opted_in {
-        tx.deny(new.device.map_or(DenyKey::User(user), DenyKey::Device));
+    // Rare: something later stands.
+    for (at, place) in lost {
+        let stands = stored(tx.conn(), UserKey(columns.user[at]), &group[place].new).await?;
+        let stands = stands.ok_or_else(|| Fail::corrupt("a choice vanished"))?;
+        answers[place] = Some(Ok((stands.into_domain(), false)));
     }
-    let stands = OptIn {
-        event_type: new.event_type.clone(),
-        device: new.device,
-        opted_in: new.opted_in,
-        observed_at,
-        recorded_at: now,
-        source: new.source.clone(),
-        policy_version: new.policy_version.clone(),
-        evidence: new.evidence.clone(),
-    };
-    Ok((stands, true))
+    Ok(answers)
+}
+
+/// Rows for `opt_in` and its history.
+#[derive(Default)]
+struct Columns<'a> {
+    user: Vec<i64>,
+    device: Vec<i64>,
+    event_type: Vec<&'a str>,
+    app: Vec<i64>,
+    opted_in: Vec<i16>,
+    observed_at: Vec<i64>,
+    recorded_at: Vec<i64>,
+    caller: Vec<Option<&'a str>>,
+    source: Vec<Option<&'a str>>,
+    policy_version: Vec<Option<&'a str>>,
+    evidence: Vec<Option<&'a str>>,
+    line: Vec<i64>,
+}
+
+impl<'a> Columns<'a> {
+    fn push(&mut self, Choice { new, now, line }: &'a Choice, user: UserKey) {
+        let (device, event_type) = stored_key(new);
+        self.user.push(user.0);
+        self.device.push(device);
+        self.event_type.push(event_type);
+        self.app.push(new.app.0);
+        self.opted_in.push(i16::from(new.opted_in));
+        self.observed_at.push(new.observed_at.0);
+        self.recorded_at.push(now.0);
+        self.caller.push(new.caller.as_deref());
+        self.source.push(new.source.as_deref());
+        self.policy_version.push(new.policy_version.as_deref());
+        self.evidence.push(new.evidence.as_deref());
+        self.line.push(*line);
+    }
+
+    /// Which of them stand now, and since when observed: by [`takes_effect`]'s rule, and a "no" that is said now. What was
+    /// observed later than now was observed by another clock, or before this one was set back. The time never goes back, so
+    /// that nothing observed in between overturns it.
+    async fn apply(&self, tx: &mut Tx) -> Attempt<Vec<Option<UnixMs>>> {
+        let applied: Vec<(i64, i64, String, i64)> = constant!(
+            (BigInt, BigInt, Text, BigInt);
+            "INSERT INTO opt_in AS o (user_key, device, event_type, app, opted_in, observed_at, recorded_at, source, \
+             policy_version, evidence) SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+             AS e(user_key, device) ORDER BY e.user_key, e.device \
+             ON CONFLICT (user_key, device, event_type) DO UPDATE SET opted_in = excluded.opted_in, \
+             observed_at = greatest(o.observed_at, excluded.observed_at), recorded_at = excluded.recorded_at, \
+             source = excluded.source, policy_version = excluded.policy_version, evidence = excluded.evidence \
+             WHERE excluded.observed_at > o.observed_at \
+             OR (excluded.observed_at = o.observed_at AND (excluded.opted_in = 0 OR o.opted_in = 1)) \
+             OR (excluded.opted_in = 0 AND excluded.observed_at = excluded.recorded_at) \
+             RETURNING o.user_key, o.device, o.event_type, o.observed_at",
+            Array<BigInt> => &self.user, Array<BigInt> => &self.device, Array<Text> => &self.event_type,
+            Array<BigInt> => &self.app, Array<SmallInt> => &self.opted_in, Array<BigInt> => &self.observed_at,
+            Array<BigInt> => &self.recorded_at, Array<Nullable<Text>> => &self.source,
+            Array<Nullable<Text>> => &self.policy_version, Array<Nullable<Text>> => &self.evidence,
+        )
+        .load(tx.conn())
+        .await?;
+        let applied: HashMap<(i64, i64, &str), UnixMs> =
+            applied.iter().map(|(user, device, name, at)| ((*user, *device, name.as_str()), UnixMs(*at))).collect();
+        let keys = self.user.iter().zip(&self.device).zip(&self.event_type);
+        Ok(keys.map(|((user, device), name)| applied.get(&(*user, *device, *name)).copied()).collect())
+    }
+
+    async fn record(&self, tx: &mut Tx, applied: &[Option<UnixMs>]) -> Attempt<()> {
+        let applied: Vec<i16> = applied.iter().map(|applied| i16::from(applied.is_some())).collect();
+        tx.execute(constant!(
+            ();
+            "INSERT INTO opt_in_history (id, app, user_key, device, event_type, opted_in, applied, observed_at, \
+             recorded_at, caller, source, policy_version, evidence) \
+             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING",
+            Array<BigInt> => &self.line, Array<BigInt> => &self.app, Array<BigInt> => &self.user,
+            Array<BigInt> => &self.device, Array<Text> => &self.event_type, Array<SmallInt> => &self.opted_in,
+            Array<SmallInt> => applied, Array<BigInt> => &self.observed_at, Array<BigInt> => &self.recorded_at,
+            Array<Nullable<Text>> => &self.caller, Array<Nullable<Text>> => &self.source,
+            Array<Nullable<Text>> => &self.policy_version, Array<Nullable<Text>> => &self.evidence,
+        ))
+        .await?;
+        Ok(())
+    }
 }
 
 pub(super) async fn list(conn: &mut AsyncPgConnection, app: AppKey, user: &UserId) -> Attempt<Vec<OptIn>> {

@@ -13,7 +13,7 @@ use super::tx::Tx;
 use crate::domain::allow::AllowList;
 use crate::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, UserChoice};
 use crate::domain::device::Labels;
-use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, Topic, UserId, UserKey};
+use crate::domain::ids::{AppKey, DeviceId, EventType, IdMaker, Locale, RouteId, Topic, UserId, UserKey};
 use crate::domain::notification::TargetFacts;
 use crate::domain::plan::{self, Person};
 use crate::domain::targets::Target;
@@ -50,9 +50,84 @@ pub(super) async fn insert_user(tx: &mut Tx, app: AppKey, key: UserKey, user: &U
     Ok(())
 }
 
-/// Until the end of the transaction nobody else changes this person's choices.
-pub(super) async fn lock_user(tx: &mut Tx, user: UserKey) -> Attempt<()> {
-    tx.execute(constant!((); "SELECT id FROM app_user WHERE id = $1 FOR NO KEY UPDATE", BigInt => user.0)).await?;
+/// The users of these names, each of an app, by their place.
+pub(super) async fn users_by_name(
+    conn: &mut AsyncPgConnection,
+    names: &[(AppKey, &str)],
+) -> Attempt<Vec<Option<UserKey>>> {
+    let mut users = vec![None; names.len()];
+    if names.is_empty() {
+        return Ok(users);
+    }
+    let (apps, texts): (Vec<i64>, Vec<&str>) = names.iter().map(|(app, name)| (app.0, *name)).unzip();
+    // app_user_by_name
+    let rows: Vec<(i64, i64)> = constant!(
+        (BigInt, BigInt);
+        "SELECT e.place - 1, u.id FROM unnest($1, $2) WITH ORDINALITY AS e(app, name, place) CROSS JOIN LATERAL \
+         (SELECT id FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u",
+        Array<BigInt> => apps, Array<Text> => texts,
+    )
+    .load(conn)
+    .await?;
+    for (place, key) in rows {
+        let slot = usize::try_from(place).ok().and_then(|place| users.get_mut(place));
+        *slot.ok_or_else(|| Fail::corrupt("a position out of range"))? = Some(UserKey(key));
+    }
+    Ok(users)
+}
+
+/// The same, and a row for each who has none, made at the time given. Nobody makes one for the `others`. Writes: only after
+/// every refusal.
+pub(super) async fn ensure_users(
+    conn: &mut AsyncPgConnection,
+    makes: &IdMaker,
+    named: &[(AppKey, &str, UnixMs)],
+    others: &[(AppKey, &str)],
+) -> Attempt<(Vec<UserKey>, Vec<Option<UserKey>>)> {
+    let names: Vec<(AppKey, &str)> =
+        named.iter().map(|(app, name, _)| (*app, *name)).chain(others.iter().copied()).collect();
+    let mut known = users_by_name(conn, &names).await?;
+    let mut missing: Vec<(AppKey, &str, UnixMs)> =
+        named.iter().zip(&known).filter_map(|(named, known)| known.is_none().then_some(*named)).collect();
+    if !missing.is_empty() {
+        // In one order on every replica, and each once.
+        missing.sort_unstable();
+        missing.dedup_by_key(|(app, name, _)| (*app, *name));
+        let (mut ids, mut apps, mut texts, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (app, name, now) in missing {
+            ids.push(makes.next(now));
+            apps.push(app.0);
+            texts.push(name);
+            times.push(now.0);
+        }
+        constant!(
+            ();
+            "INSERT INTO app_user (id, app, external_id, created_at) SELECT u.id, u.app, u.name, u.now \
+             FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, app, name, now, n) ORDER BY u.n \
+             ON CONFLICT (app, external_id) DO NOTHING",
+            Array<BigInt> => ids, Array<BigInt> => apps, Array<Text> => texts, Array<BigInt> => times,
+        )
+        .execute(conn)
+        .await?;
+        // Another replica may have been faster.
+        let places: Vec<usize> = (0..known.len()).filter(|place| known[*place].is_none()).collect();
+        let again: Vec<_> = places.iter().map(|place| names[*place]).collect();
+        for (place, user) in places.into_iter().zip(users_by_name(conn, &again).await?) {
+            known[place] = user;
+        }
+    }
+    let others = known.split_off(named.len());
+    let named = known.into_iter().map(|user| user.ok_or_else(|| Fail::corrupt("a user's row vanished")));
+    Ok((named.collect::<Attempt<_>>()?, others))
+}
+
+/// Until the end of the transaction nobody else changes these people's choices.
+pub(super) async fn lock_users(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> Attempt<()> {
+    let users = ids(users.map(|user| user.0));
+    tx.execute(constant!(
+        (); "SELECT id FROM app_user WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE", Array<BigInt> => users,
+    ))
+    .await?;
     Ok(())
 }
 

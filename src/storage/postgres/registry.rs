@@ -28,7 +28,7 @@ use crate::storage::{
 
 use super::{
     PostgresStore, accept, device_reads, devices, event_types, explain, fanout, imports, notifications, opt_in, pauses,
-    people, restorations, setup, subscriptions, watching,
+    people, registering, restorations, setup, subscriptions, watching,
 };
 
 #[async_trait::async_trait]
@@ -50,12 +50,11 @@ impl Registry for PostgresStore {
     }
 
     async fn register_device(&self, registration: Registration, now: UnixMs) -> Result<Registered> {
-        let doing = "registering a device";
-        let standing = read!(&self.inner, doing, |conn| devices::unchanged(conn, &registration, now))?;
-        if let Some(standing) = standing {
-            return Ok(standing);
+        let register = Arc::new(registering::Register::new(registration, now));
+        match self.registrar.repeated.ask(registering::Repeated(Arc::clone(&register))).await? {
+            Some(standing) => Ok(standing),
+            None => self.registrar.changed.ask(registering::Changed(register)).await,
         }
-        step!(&self.inner, doing, |tx| devices::register(tx, &registration, now))
     }
 
     async fn unregister_device(
@@ -66,14 +65,7 @@ impl Registry for PostgresStore {
         observed_at: UnixMs,
         now: UnixMs,
     ) -> Result<bool> {
-        step!(&self.inner, "unregistering a device", |tx| devices::unregister(
-            tx,
-            app,
-            user.as_ref(),
-            &device,
-            observed_at,
-            now
-        ))
+        self.registrar.unregister.ask(devices::Unregister { app, user, device, observed_at, now }).await
     }
 
     async fn list_devices(
@@ -87,7 +79,7 @@ impl Registry for PostgresStore {
     }
 
     async fn set_opt_in(&self, choice: NewOptIn, now: UnixMs) -> Result<(OptIn, bool)> {
-        step!(&self.inner, "recording a choice", |tx| opt_in::set(tx, &choice, now))
+        self.registrar.choices.ask(opt_in::Choice::new(choice, &self.inner.context.ids, now)).await
     }
 
     async fn list_opt_ins(&self, app: AppKey, user: &UserId) -> Result<Vec<OptIn>> {
@@ -104,7 +96,7 @@ impl Registry for PostgresStore {
         now: UnixMs,
     ) -> Result<bool> {
         let new = NewSubscription { app, user, topic, active, observed_at };
-        step!(&self.inner, "recording a subscription", |tx| subscriptions::set(tx, &new, now))
+        self.registrar.subscriptions.ask(subscriptions::Subscribe { new, now }).await
     }
 
     async fn list_subscriptions(

@@ -24,7 +24,7 @@ use super::query::RunQuery;
 use super::statement::constant;
 use super::{Context, Inner};
 use crate::domain::deny::{DenyKey, DenyPosition};
-use crate::domain::ids::{DeviceId, JobId, RouteId};
+use crate::domain::ids::{JobId, RouteId};
 use crate::domain::notification::{HandOff, HandedOver};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
@@ -90,10 +90,6 @@ impl Tx {
 
     pub fn next_id(&mut self, now: UnixMs) -> i64 {
         self.ids.next(&self.context.ids, now)
-    }
-
-    pub fn next_device(&mut self, now: UnixMs) -> DeviceId {
-        self.ids.next_device(&self.context.ids, now)
     }
 
     pub fn deny(&mut self, key: DenyKey) {
