@@ -92,6 +92,7 @@ async fn open() -> Fixture {
 
 store_conformance!(open().await);
 
+mod gathering;
 mod packing;
 mod partitions;
 mod plans;
