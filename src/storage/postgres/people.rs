@@ -183,19 +183,18 @@ pub(super) async fn device_owners(
     Ok(targets)
 }
 
-/// Choices of the row's user and device, as columns. `$2` is the event type. The user's come from `choice_joins`; the
-/// device's are looked up only where `has_choice` says that there are any.
-macro_rules! choices {
+/// Choices of the row's device, as columns, looked up only where `has_choice` says that there are any. `$2` is the event
+/// type.
+macro_rules! device_choices {
     () => {
-        "all_types.opted_in, this_type.opted_in, \
-         CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+        "CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
          WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
          CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
          WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = $2) END"
     };
 }
 
-/// What [`choices`] reads; `$user` is SQL. Joins, for a sub-query opens its cursor anew in every row.
+/// The choices of a user; `$user` is SQL. Joins, for a sub-query opens its cursor anew in every row.
 macro_rules! choice_joins {
     ($user:literal) => {
         concat!(
@@ -265,8 +264,9 @@ pub(super) async fn facts_of_targets(
     let rows = constant!(
         FactTypes;
         concat!(
-            "SELECT e.n - 1, d.id, d.user_key, d.state, d.route, d.seal_key, d.token_sealed, d.locale, ",
-            choices!(),
+            "SELECT e.n - 1, d.id, d.user_key, d.state, d.route, d.seal_key, d.token_sealed, d.locale, \
+             all_types.opted_in, this_type.opted_in, ",
+            device_choices!(),
             " FROM unnest($1) WITH ORDINALITY AS e(value, n) JOIN device d ON d.id = e.value",
             choice_joins!("d.user_key")
         ),
@@ -367,6 +367,11 @@ type PersonRow = (
 /// [`PersonRow`] without the device's own choices.
 type UserRow = (i64, Option<i64>, Option<i64>, Option<i16>, Option<Vec<u8>>, Option<String>, Option<i16>, Option<i16>);
 
+/// A person's choice: for all event types or for this one.
+type ChoiceTypes = (BigInt, Bool, SmallInt);
+
+type ChoiceRow = (i64, bool, i16);
+
 type RangeTypes = (BigInt, BigInt, BigInt, SmallInt, Binary, Nullable<Text>, Nullable<SmallInt>, Nullable<SmallInt>);
 
 type RangeRow = (i64, i64, i64, i16, Vec<u8>, Option<String>, Option<i16>, Option<i16>);
@@ -393,8 +398,8 @@ impl People {
         let (Some(first), Some(last)) = (users.first(), users.last()) else { return Ok(Some(Self::default())) };
         let most = CROWDED * i64::try_from(users.len()).unwrap_or(i64::MAX / CROWDED);
         // opt_in's primary key, which holds the answer
-        let choices: Vec<(i64, bool, i16)> = constant!(
-            (BigInt, Bool, SmallInt);
+        let choices: Vec<ChoiceRow> = constant!(
+            ChoiceTypes;
             "SELECT c.user_key, c.event_type = '', c.opted_in FROM opt_in c \
              WHERE c.user_key >= $1 AND c.user_key <= $3 AND c.device = 0 \
              AND (c.event_type = '' OR c.event_type = $2) ORDER BY c.user_key LIMIT $4 + 1",
@@ -409,12 +414,12 @@ impl People {
         // device_by_user
         let devices: Vec<RangeRow> = constant!(
             RangeTypes;
-            "SELECT d.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale, \
-             CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
-             WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
-             CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
-             WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = $2) END \
-             FROM device d WHERE d.user_key >= $1 AND d.user_key <= $3 AND d.state + 0 = 1 ORDER BY d.user_key LIMIT $4 + 1",
+            concat!(
+                "SELECT d.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                device_choices!(),
+                " FROM device d WHERE d.user_key >= $1 AND d.user_key <= $3 AND d.state + 0 = 1 ORDER BY d.user_key \
+                 LIMIT $4 + 1"
+            ),
             BigInt => first.0, Text => event_type.as_str(), BigInt => last.0, BigInt => most,
         )
         .load(conn)
@@ -422,6 +427,42 @@ impl People {
         if is_crowded(devices.len()) {
             return Ok(None);
         }
+        Ok(Some(Self::merge(users, choices, devices)?))
+    }
+
+    /// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over. Joined and sorted by the
+    /// server they would cost a third more. Only the indexes named begin with what is asked for, so that there is no
+    /// other plan to choose, whatever it was made for.
+    pub async fn of_users(conn: &mut AsyncPgConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
+        let keys = ids(users.iter().map(|user| user.0));
+        // opt_in's primary key, which holds the answer
+        let mut choices: Vec<ChoiceRow> = constant!(
+            ChoiceTypes;
+            "SELECT c.user_key, c.event_type = '', c.opted_in FROM opt_in c WHERE c.user_key = ANY ($1) \
+             AND c.device = 0 AND (c.event_type = '' OR c.event_type = $2)",
+            Array<BigInt> => &keys, Text => event_type.as_str(),
+        )
+        .load(conn)
+        .await?;
+        // device_by_user
+        let mut devices: Vec<RangeRow> = constant!(
+            RangeTypes;
+            concat!(
+                "SELECT d.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                device_choices!(),
+                " FROM device d WHERE d.user_key = ANY ($1) AND d.state + 0 = 1"
+            ),
+            Array<BigInt> => &keys, Text => event_type.as_str(),
+        )
+        .load(conn)
+        .await?;
+        choices.sort_by_key(|row| row.0);
+        devices.sort_by_key(|row| row.0);
+        Self::merge(users, choices, devices)
+    }
+
+    /// All three ascending by user; people who were not asked for are passed over.
+    fn merge(users: &[UserKey], choices: Vec<ChoiceRow>, devices: Vec<RangeRow>) -> Attempt<Self> {
         let mut found = Self { people: Vec::with_capacity(users.len()), facts: Vec::with_capacity(devices.len()) };
         let (mut choices, mut devices) = (choices.into_iter().peekable(), devices.into_iter().peekable());
         for user in users {
@@ -443,34 +484,6 @@ impl People {
             if !is_reachable {
                 found.add((user.0, None, None, None, None, None, all, this_type), (None, None))?;
             }
-        }
-        found.sort();
-        Ok(Some(found))
-    }
-
-    /// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over.
-    pub async fn of_users(conn: &mut AsyncPgConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
-        let rows = constant!(
-            PersonTypes;
-            concat!(
-                "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                choices!(),
-                " FROM unnest($1) AS e(value) LEFT JOIN device d ON d.user_key = e.value AND d.state + 0 = 1",
-                choice_joins!("e.value"),
-                " ORDER BY e.value"
-            ),
-            Array<BigInt> => ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
-        )
-        .load::<PersonRow>(conn)
-        .await?;
-        Self::collect(rows)
-    }
-
-    fn collect(rows: Vec<PersonRow>) -> Attempt<Self> {
-        let mut found = Self { people: Vec::with_capacity(rows.len()), facts: Vec::with_capacity(rows.len()) };
-        for row in rows {
-            let (user, device, route, seal_key, sealed, locale, all, this_type, device_all, device_type) = row;
-            found.add((user, device, route, seal_key, sealed, locale, all, this_type), (device_all, device_type))?;
         }
         found.sort();
         Ok(found)

@@ -1,0 +1,2 @@
+-- Postgres' only: SQLite changes rows where they are.
+SELECT 1;
