@@ -7,15 +7,18 @@ use diesel::sql_types::{Bool, Text};
 
 const POSTGRES_UP: &str = concat!(
     include_str!("../migrations/postgres/2026-11-24-000000_foundation/up.sql"),
-    include_str!("../migrations/postgres/2026-11-24-000001_handed/up.sql")
+    include_str!("../migrations/postgres/2026-11-24-000001_handed/up.sql"),
+    include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql")
 );
 const POSTGRES_DOWN: &str = concat!(
+    include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/down.sql"),
     include_str!("../migrations/postgres/2026-11-24-000001_handed/down.sql"),
     include_str!("../migrations/postgres/2026-11-24-000000_foundation/down.sql")
 );
 const SQLITE_UP: &str = concat!(
     include_str!("../migrations/sqlite/2026-11-24-000000_foundation/up.sql"),
-    include_str!("../migrations/sqlite/2026-11-24-000001_handed/up.sql")
+    include_str!("../migrations/sqlite/2026-11-24-000001_handed/up.sql"),
+    include_str!("../migrations/sqlite/2026-11-24-000002_room_for_updates/up.sql")
 );
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -23,6 +23,7 @@ use crate::storage::moving::{Arrival, SEAL};
 pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261124000000", include_str!("../../../migrations/postgres/2026-11-24-000000_foundation/up.sql")),
     ("20261124000001", include_str!("../../../migrations/postgres/2026-11-24-000001_handed/up.sql")),
+    ("20261124000002", include_str!("../../../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.
