@@ -10,7 +10,7 @@ mod play;
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -28,7 +28,7 @@ use super::server::{World, free_port};
 const LATENCY: Duration = Duration::from_millis(150);
 /// Cells under way together.
 const AT_ONCE: usize = 96;
-/// A cell takes twenty seconds at most where nothing else runs; only one that is red waits so long.
+/// Only a cell that is red waits so long.
 const CELL_PATIENCE: Duration = Duration::from_secs(240);
 /// What the server does about a fault is to be seen by looks that a busy machine makes rare: a pause lasts five seconds, and
 /// a route that is slowed is slowed for so long.
@@ -46,8 +46,11 @@ async fn every_fault_ends_as_the_table_says_on_postgres() {
     run("Postgres", 1, &[("NUDGED_DATABASE__URL", postgres.url())]).await;
 }
 
+/// The second in which the first of the stores began.
+static BEGUN: LazyLock<usize> = LazyLock::new(|| usize::try_from(Runtime::production().now().secs()).unwrap());
+
 /// The cells of this run: all, where `NUDGED_TEST_FAULT_MOMENTS=all`, or one of each row. Which one, `NUDGED_TEST_FAULT_SEED`
-/// says, or the second it is.
+/// says, or the time.
 fn chosen(turn: usize) -> (Vec<Cell>, String) {
     let cells = play::cells(&play::chosen(play::rows()));
     let setting = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
@@ -56,7 +59,7 @@ fn chosen(turn: usize) -> (Vec<Cell>, String) {
     }
     let seed = match setting("NUDGED_TEST_FAULT_SEED") {
         Some(seed) => seed.parse().unwrap(),
-        None => usize::try_from(Runtime::production().now().secs()).unwrap(),
+        None => *BEGUN,
     };
     let of_row = |cells: &[Cell], at: usize| cells[(at + seed + turn) % cells.len()].clone();
     let rows = cells.chunk_by(|one, next| one.row == next.row);
