@@ -24,6 +24,7 @@ mod rows;
 pub mod seed;
 pub mod sqlite;
 mod statement;
+mod sweep;
 mod watching;
 
 use std::sync::Arc;

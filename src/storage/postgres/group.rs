@@ -193,7 +193,7 @@ impl Committer {
                 Some(other) => return other,
                 None => {
                     self.conn = None;
-                    inner.context.sweep.store(true, Ordering::Release);
+                    inner.context.sweep.ask();
                     return Err(Fail::Refused(unavailable(DOING)));
                 }
             };
@@ -203,7 +203,7 @@ impl Committer {
                     self.conn = None;
                     if runtime.instant() + RECONNECT >= deadline || inner.context.is_stopping() {
                         // What it may have leased nobody holds.
-                        inner.context.sweep.store(true, Ordering::Release);
+                        inner.context.sweep.ask();
                         return Err(Fail::Database(error));
                     }
                     runtime.sleep(RECONNECT).await;

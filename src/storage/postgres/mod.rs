@@ -66,6 +66,7 @@ pub use seed::seed;
 use self::fail::unavailable;
 use self::read::read;
 use super::paging::{page, page_limit};
+use super::sweep::Sweep;
 use super::{cache, effects, fail, redrive, rows, statement, watching as watch_rows};
 use crate::domain::deny::DenyFeed;
 use crate::domain::identity::IdentityKey;
@@ -94,8 +95,7 @@ struct Context {
     last_fanout_app: AtomicI64,
     /// Jobs and fan-outs that the engine has.
     held: tx::Held,
-    /// Leases may have been taken that nobody knows of.
-    sweep: AtomicBool,
+    sweep: Sweep,
     /// The last fan-out that was found thin: see [`fanout::meet`].
     thin_fanout: AtomicI64,
     /// Other replicas live.
@@ -224,7 +224,7 @@ impl PostgresStore {
             cache: Mutex::default(),
             last_fanout_app: AtomicI64::new(0),
             held: Mutex::default(),
-            sweep: AtomicBool::new(false),
+            sweep: Sweep::default(),
             thin_fanout: AtomicI64::new(0),
             others: AtomicBool::new(false),
             packing: opened.packing,

@@ -61,7 +61,7 @@ impl Queue for PostgresStore {
         self.inner.forget_bounds();
         if released.is_err() {
             // Nobody holds them any more: the heartbeat frees them once the database is back.
-            self.inner.context.sweep.store(true, Ordering::Release);
+            self.inner.context.sweep.ask();
         }
         released
     }
@@ -73,7 +73,7 @@ impl Queue for PostgresStore {
         self.inner.forget_bounds();
         if put_off.is_err() {
             // As in `release`.
-            self.inner.context.sweep.store(true, Ordering::Release);
+            self.inner.context.sweep.ask();
         }
         put_off
     }
@@ -145,7 +145,7 @@ impl Queue for PostgresStore {
         let released = step!(&self.inner, doing, |tx| fanout::release(tx, notification, fence));
         self.inner.let_go([notification.0]);
         if released.is_err() {
-            self.inner.context.sweep.store(true, Ordering::Release);
+            self.inner.context.sweep.ask();
         }
         released
     }

@@ -93,12 +93,9 @@ impl Replica {
             let begun = context.runtime.instant();
             while context.packing.repack(conn).await.map_err(words)? && context.runtime.instant() - begun < BEAT {}
         }
-        if context.sweep.swap(false, Ordering::AcqRel) {
-            let swept = sweep(conn, inner).await;
-            if let Err(error) = swept {
-                context.sweep.store(true, Ordering::Release);
-                return Err(error.to_string());
-            }
+        if let Some(due) = context.sweep.begin() {
+            sweep(conn, inner).await.map_err(words)?;
+            due.done();
         }
         Ok(true)
     }

@@ -204,7 +204,7 @@ impl Drop for Runs<'_> {
     /// A caller that went away meanwhile, as the API's do, is told of no lease that was taken for it.
     fn drop(&mut self) {
         if self.leases && !self.answered {
-            self.inner.context.sweep.store(true, std::sync::atomic::Ordering::Release);
+            self.inner.context.sweep.ask();
         }
     }
 }
@@ -309,7 +309,7 @@ impl<'a> Runs<'a> {
                 self.repeated = true;
                 self.denied.append(&mut tx.effects.deny);
                 if self.leases || !tx.leased.is_empty() {
-                    context.sweep.store(true, std::sync::atomic::Ordering::Release);
+                    context.sweep.ask();
                 }
                 let error = match lost {
                     Some(Err(error)) => Fail::Database(error).into_store(self.doing),

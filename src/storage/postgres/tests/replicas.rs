@@ -197,6 +197,26 @@ async fn a_claim_whose_commit_was_not_answered_is_freed() {
     assert!(world.record(update).await, "what the engine held all along stays its own");
 }
 
+/// A heart that has something to do besides may have to give up on it.
+#[tokio::test]
+async fn what_nobody_knows_of_is_freed_also_when_the_first_look_for_it_was_given_up() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    let lost = world.claim_one().await;
+    let context = &store.inner.context;
+    // Another step that leases takes its time, and the sweep waits for it longer than a beat may take.
+    let busy = context.leasing.read().await;
+    context.held.lock().unwrap().remove(&lost.job.id.0);
+    context.sweep.ask();
+    Runtime::production().sleep(Duration::from_secs(6)).await;
+    drop(busy);
+    eventually("it is free again", async || !world.claim(world.apns, Lane::Interactive).await.is_empty()).await;
+}
+
 #[tokio::test]
 async fn results_whose_commit_was_not_answered_are_written_once() {
     let database = Database::new().await;

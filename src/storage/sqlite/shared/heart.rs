@@ -76,11 +76,9 @@ impl Replica {
                 tracing::info!(jobs = freed, "took up the work of a replica that is gone");
             }
         }
-        if self.sweep.swap(false, Ordering::AcqRel)
-            && let Err(error) = self.sweep().await
-        {
-            self.sweep.store(true, Ordering::Release);
-            return Err(error);
+        if let Some(due) = self.sweep.begin() {
+            self.sweep().await?;
+            due.done();
         }
         Ok(())
     }

@@ -1,7 +1,5 @@
 //! Leases of many replicas: who holds what, and what is taken from the dead.
 
-use std::sync::atomic::Ordering;
-
 use diesel::sql_types::{BigInt, Text};
 
 use super::super::fail::Attempt;
@@ -34,7 +32,7 @@ impl Leasing<'_> {
 impl Drop for Leasing<'_> {
     fn drop(&mut self) {
         if !self.known {
-            self.replica.sweep.store(true, Ordering::Release);
+            self.replica.sweep.ask();
         }
     }
 }

@@ -40,6 +40,7 @@ use crate::domain::deny::{DenyFeed, DenyKey};
 use crate::domain::identity::IdentityKey;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
+use crate::storage::sweep::Sweep;
 use crate::storage::{BootId, Result};
 
 /// How long a step is tried before its caller is told to come again.
@@ -122,8 +123,7 @@ struct Replica {
     skew: AtomicI64,
     /// Jobs and fan-outs that the engine has.
     held: Mutex<BTreeSet<i64>>,
-    /// Leases may have been taken that nobody knows of.
-    sweep: AtomicBool,
+    sweep: Sweep,
     /// Shared by whoever takes leases.
     leasing: RwLock<()>,
     /// Other replicas live.
@@ -149,7 +149,7 @@ impl SharedStore {
             hub_clock,
             skew: AtomicI64::new(0),
             held: Mutex::default(),
-            sweep: AtomicBool::new(false),
+            sweep: Sweep::default(),
             leasing: RwLock::new(()),
             others: AtomicBool::new(false),
             stopping: CancellationToken::new(),

@@ -170,7 +170,7 @@ impl SharedStore {
     fn given_back(&self, ids: Vec<i64>, told: &Result<()>) {
         self.replica.let_go(ids);
         if told.is_err() {
-            self.replica.sweep.store(true, Ordering::Release);
+            self.replica.sweep.ask();
         }
     }
 }

@@ -135,6 +135,30 @@ async fn what_was_leased_to_nobodys_knowledge_is_freed() {
     assert_eq!(world.claim(world.apns, Lane::Interactive).await.len(), 2);
 }
 
+/// A heart that has something to do besides may have to give up on it.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_knows_of_is_freed_also_when_the_first_look_for_it_was_given_up() {
+    let hub = hub();
+    let link = Rough::losing(0);
+    let runtime = Runtime::simulated(2, START);
+    let deny = Arc::new(DenyFeed::shared(runtime.instant().into_std()));
+    let store = SharedStore::open(&hub, runtime, Arc::clone(&link) as _, Arc::clone(&deny), false).await.unwrap();
+    let replica = Arc::clone(&store.replica);
+    let a = Fixture { boot: store.boot_id(), store: Arc::new(store), deny, kept: Box::new(()) };
+    let world = World::new(&a).await;
+    world.reachable("mina").await;
+    world.accept(world.to_users(&["mina"])).await;
+    link.is_deaf.store(true, Ordering::Relaxed);
+    world.store().claim(claim(&world), a.boot, world.now()).await.unwrap_err();
+    // Another step that leases takes its time, and the sweep waits for it longer than a beat may take.
+    let busy = replica.leasing.read().await;
+    link.is_deaf.store(false, Ordering::Relaxed);
+    Runtime::production().sleep(Duration::from_secs(6)).await;
+    drop(busy);
+    Runtime::production().sleep(Duration::from_secs(6)).await;
+    assert_eq!(world.claim(world.apns, Lane::Interactive).await.len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_goes_away_leaves_no_lease() {
     let hub = hub();
