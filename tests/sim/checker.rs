@@ -13,6 +13,9 @@ const NO_AFTER_MS: Ms = 1_000;
 const DURABLE_AFTER_MS: Ms = 10_000;
 /// An answer over a connection that lives on for so long arrived.
 const ARRIVED_AFTER_MS: Ms = 2_000;
+/// How long after a connection was cut a request may still be written to it: one that stands still says nothing, and an idle one is
+/// asked only now and then.
+const UNNOTICED_MS: Ms = 60_000;
 
 /// What the run allows.
 #[derive(Clone, Debug)]
@@ -513,7 +516,7 @@ impl<'a> Checker<'a> {
     fn may_be_unread(&self, event: Option<&Accepted<'_>>) -> bool {
         let since = event.map_or(0, |event| event.asked);
         [&self.story.crashes, &self.story.restarts].iter().any(|ends| ends.iter().any(|at| *at >= since))
-            || self.story.cuts.values().any(|at| *at >= since)
+            || self.story.cuts.values().any(|at| at + UNNOTICED_MS >= since)
     }
 
     /// The user certainly had a device when the notification was accepted.
