@@ -14,7 +14,7 @@ const DURABLE_AFTER_MS: Ms = 10_000;
 /// An answer over a connection that lives on for so long arrived.
 const ARRIVED_AFTER_MS: Ms = 2_000;
 /// How long after a connection was cut a request may still be written to it: one that stands still says nothing, and an idle one is
-/// asked only now and then.
+/// asked only every so often (`Settings::keep_alive`).
 const UNNOTICED_MS: Ms = 60_000;
 
 /// What the run allows.

@@ -17,10 +17,11 @@ use super::batch::{BlockColumns, JobColumns};
 use super::fail::{Attempt, Fail};
 use super::ids;
 use super::jobs::{self, Lease};
-use super::people::{People, device_owners, insert_user, topic_key, user_key};
+use super::people::{People, device_owners};
 use super::rows::priority_code;
 use super::statement::constant;
 use super::tx::Tx;
+use super::users::{insert_user, topic_key, user_key};
 use crate::domain::audience::PackedAudience;
 use crate::domain::deny::DenyPosition;
 use crate::domain::ids::{AppKey, DeviceId, JobId, NotificationId, RouteId, Topic, UserId, UserKey};
@@ -273,7 +274,7 @@ pub(super) async fn accept(tx: &mut Tx, prepared: &Prepared, now: UnixMs) -> Att
         None => None,
         Some(actor) => match user_key(tx.conn(), event.app, actor).await? {
             // Whoever has no row is in no small audience. A large one is read later, when they may be.
-            None if resolved.large => Some(super::people::ensure_user(tx, event.app, actor, now).await?),
+            None if resolved.large => Some(super::users::ensure_user(tx, event.app, actor, now).await?),
             known => known,
         },
     };

@@ -9,9 +9,9 @@ use diesel_async::AsyncPgConnection;
 
 use super::fail::{Attempt, Fail};
 use super::ids;
-use super::people::user_key;
 use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
+use super::users::user_key;
 use crate::domain::device::{Device, Registration};
 use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::{DeviceKind, Platform};
@@ -74,7 +74,6 @@ pub(super) async fn lock_by_ids(conn: &mut AsyncPgConnection, devices: &[DeviceI
     .await?)
 }
 
-/// Each with its place in what was asked for, as all that follow.
 pub(super) async fn by_ids(conn: &mut AsyncPgConnection, devices: &[DeviceId]) -> Attempt<Vec<DeviceRow>> {
     Ok(constant!(
         DeviceTypes; select_devices!("WHERE d.id = ANY ($1)"),

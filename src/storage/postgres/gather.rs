@@ -11,22 +11,18 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diesel::result::Error as DieselError;
-use tokio::sync::{mpsc, oneshot};
 
 use super::Inner;
 use super::fail::unavailable;
+use super::inbox::{self, Groups, Inbox};
 use super::tx::{Remedy, remedy};
 use crate::storage::{Result, StoreError};
 use crate::telemetry::names;
 
-/// Requests of one group.
-const GROUP_MAX: usize = 256;
-/// Requests that may wait, and the bytes they may hold.
-const MAX_WAITING: usize = 8_192;
+/// The bytes that waiting requests may hold.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// How long the parts of a group are tried before those left are told to come again: below a call's default deadline.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -47,76 +43,37 @@ pub(super) trait Work: Send + Sync + Sized + 'static {
     fn run(inner: &Inner, group: &[&Self]) -> impl Future<Output = Result<Answers<Self::Answer>>> + Send;
 }
 
-struct Waiting<W: Work> {
-    request: W,
-    bytes: usize,
-    reply: oneshot::Sender<Result<W::Answer>>,
-}
+type Waiting<W> = inbox::Waiting<W, <W as Work>::Answer>;
 
 /// Where requests wait.
-pub(super) struct Gatherer<W: Work> {
-    queue: mpsc::Sender<Waiting<W>>,
-    bytes: Arc<AtomicUsize>,
-}
+pub(super) struct Gatherer<W: Work>(Inbox<W, W::Answer>);
 
 impl<W: Work> Gatherer<W> {
     pub fn new() -> (Self, Gathering<W>) {
-        let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        let bytes = Arc::<AtomicUsize>::default();
-        (Self { queue, bytes: Arc::clone(&bytes) }, Gathering { waiting, bytes })
+        let (inbox, groups) = inbox::inbox(MAX_BYTES);
+        (Self(inbox), Gathering(groups))
     }
 
     /// How many wait.
     pub fn waiting(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
+        self.0.waiting()
     }
 
     /// Once queued it happens, whether or not anybody waits for the answer.
     pub async fn ask(&self, request: W) -> Result<W::Answer> {
         let bytes = size_of::<W>() + request.bytes();
-        let full = || StoreError::Overloaded { what: "the queue to the database is full" };
-        if self.bytes.load(Ordering::Relaxed) + bytes > MAX_BYTES {
-            return Err(full());
-        }
-        let (reply, answer) = oneshot::channel();
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if let Err(refused) = self.queue.try_send(Waiting { request, bytes, reply }) {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(match refused {
-                mpsc::error::TrySendError::Full(_) => full(),
-                mpsc::error::TrySendError::Closed(_) => unavailable(W::DOING),
-            });
-        }
-        answer.await.unwrap_or_else(|_| Err(unavailable(W::DOING)))
+        self.0.ask(request, bytes, W::DOING).await
     }
 }
 
 /// The task that does them.
-pub(super) struct Gathering<W: Work> {
-    waiting: mpsc::Receiver<Waiting<W>>,
-    bytes: Arc<AtomicUsize>,
-}
+pub(super) struct Gathering<W: Work>(Groups<W, W::Answer>);
 
 impl<W: Work> Gathering<W> {
     /// Until the store is closed and the queue is empty.
     pub async fn run(mut self, inner: Arc<Inner>) {
-        let stopping = inner.context.stopping.clone();
-        let mut group = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                count = self.waiting.recv_many(&mut group, GROUP_MAX) => if count == 0 { return },
-                () = stopping.cancelled() => {
-                    self.waiting.close();
-                    if self.waiting.is_empty() {
-                        return;
-                    }
-                    continue;
-                }
-            }
-            let bytes = group.iter().map(|waiting| waiting.bytes).sum();
-            finish(&inner, std::mem::take(&mut group)).await;
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        while let Some(group) = self.0.next(&inner.context.stopping).await {
+            finish(&inner, group).await;
         }
     }
 }
@@ -134,8 +91,7 @@ async fn finish<W: Work>(inner: &Inner, group: Vec<Waiting<W>>) {
                 let mut later = Vec::new();
                 for (waiting, answer) in group.into_iter().zip(answers) {
                     match answer {
-                        // The caller may have gone; it is done all the same.
-                        Some(answer) => drop(waiting.reply.send(answer)),
+                        Some(answer) => waiting.answer(answer),
                         None => later.push(waiting),
                     }
                 }
@@ -166,7 +122,7 @@ fn refuse<W: Work>(group: Vec<Waiting<W>>, error: StoreError) {
     };
     let mut error = Some(error);
     for waiting in group {
-        drop(waiting.reply.send(Err(error.take().unwrap_or_else(again))));
+        waiting.answer(Err(error.take().unwrap_or_else(again)));
     }
 }
 

@@ -14,22 +14,22 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
-use tokio::sync::{mpsc, oneshot};
 
 use super::accept::{Gate, HASH_VERSION, Planned, Prepared};
 use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs};
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, unavailable};
-use super::people::{People, ensure_users};
+use super::inbox::{self, Groups, Inbox};
+use super::people::People;
 use super::query::RunQuery;
 use super::rows::priority_code;
 use super::statement::constant;
 use super::tx::{Remedy, remedy};
+use super::users::ensure_users;
 use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
 use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
@@ -39,10 +39,7 @@ use crate::storage::{Result, StoreError};
 use crate::telemetry::names;
 
 const DOING: &str = "accepting an event";
-/// Events of one group.
-const GROUP_MAX: usize = 256;
-/// Events that may wait, and the bytes they may hold.
-const MAX_WAITING: usize = 8_192;
+/// The bytes that waiting events may hold.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
 /// How long a group is tried before its callers are told to come again.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -50,57 +47,38 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(6);
 const RECONNECT: Duration = Duration::from_millis(100);
 const MAX_TIMING: u32 = 16;
 
-struct Waiting {
+struct Event {
     prepared: Prepared,
     now: UnixMs,
     ids: Ids,
-    bytes: usize,
-    reply: oneshot::Sender<Result<Accepted>>,
 }
 
+type Waiting = inbox::Waiting<Event, Accepted>;
+
 /// Where events wait.
-pub(super) struct Acceptor {
-    queue: mpsc::Sender<Waiting>,
-    bytes: Arc<AtomicUsize>,
-}
+pub(super) struct Acceptor(Inbox<Event, Accepted>);
 
 impl Acceptor {
     pub fn new() -> (Self, Committer) {
-        let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        let bytes = Arc::<AtomicUsize>::default();
-        (Self { queue, bytes: Arc::clone(&bytes) }, Committer { waiting, bytes, conn: None })
+        let (inbox, groups) = inbox::inbox(MAX_BYTES);
+        (Self(inbox), Committer { groups, conn: None })
     }
 
     /// How many wait.
     pub fn waiting(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
+        self.0.waiting()
     }
 
     /// Once queued it happens, whether or not anybody waits for the answer.
     pub async fn accept(&self, prepared: Prepared, now: UnixMs) -> Result<Accepted> {
         let bytes = prepared.bytes();
-        let full = || StoreError::Overloaded { what: "the queue to the database is full" };
-        if self.bytes.load(Ordering::Relaxed) + bytes > MAX_BYTES {
-            return Err(full());
-        }
-        let (reply, answer) = oneshot::channel();
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let waiting = Waiting { prepared, now, ids: Ids::default(), bytes, reply };
-        if let Err(refused) = self.queue.try_send(waiting) {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(match refused {
-                mpsc::error::TrySendError::Full(_) => full(),
-                mpsc::error::TrySendError::Closed(_) => unavailable(DOING),
-            });
-        }
-        answer.await.unwrap_or_else(|_| Err(unavailable(DOING)))
+        self.0.ask(Event { prepared, now, ids: Ids::default() }, bytes, DOING).await
     }
 }
 
 /// The task that writes them.
 pub(super) struct Committer {
-    waiting: mpsc::Receiver<Waiting>,
-    bytes: Arc<AtomicUsize>,
+    groups: Groups<Event, Accepted>,
     conn: Option<AsyncPgConnection>,
 }
 
@@ -130,28 +108,14 @@ struct Candidate {
 impl Committer {
     /// Until the store is closed and the queue is empty.
     pub async fn run(mut self, inner: Arc<Inner>) {
-        let stopping = inner.context.stopping.clone();
-        let mut group = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                count = self.waiting.recv_many(&mut group, GROUP_MAX) => if count == 0 { return },
-                () = stopping.cancelled() => {
-                    self.waiting.close();
-                    if self.waiting.is_empty() {
-                        return;
-                    }
-                    continue;
-                }
-            }
-            self.commit(&inner, std::mem::take(&mut group)).await;
+        while let Some(group) = self.groups.next(&inner.context.stopping).await {
+            self.commit(&inner, group).await;
         }
     }
 
     async fn commit(&mut self, inner: &Inner, group: Vec<Waiting>) {
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
         metrics::histogram!(names::WRITER_GROUP_SIZE).record(group.len() as f64);
-        let bytes = group.iter().map(|waiting| waiting.bytes).sum();
         let mut groups = VecDeque::from([group]);
         while let Some(group) = groups.pop_front() {
             let (mut group, repeats) = part_repeats(group);
@@ -161,8 +125,7 @@ impl Committer {
             match self.try_group(inner, &mut group).await {
                 Ok(answers) => {
                     for (waiting, answer) in group.into_iter().zip(answers) {
-                        // The caller may have gone; the event is accepted all the same.
-                        let _ = waiting.reply.send(answer);
+                        waiting.answer(answer);
                     }
                 }
                 Err(Fail::Database(error)) if group.len() > 1 && remedy(&error) == Remedy::GiveUp => {
@@ -174,12 +137,11 @@ impl Committer {
                     let text = format!("{fail:?}");
                     tracing::warn!(error = text, events = group.len(), "events could not be accepted");
                     for waiting in group {
-                        let _ = waiting.reply.send(Err(unavailable(DOING)));
+                        waiting.answer(Err(unavailable(DOING)));
                     }
                 }
             }
         }
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Until it is durable, refused by the server for what it is, or its callers have waited long enough.
@@ -221,7 +183,7 @@ impl Committer {
         }
         let conn = self.conn.as_mut().expect("connected above");
         for waiting in group.iter_mut() {
-            waiting.ids.restart();
+            waiting.request.ids.restart();
         }
         let gate =
             Gate { boot: context.boot, gated: context.deny.position(), gated_at: context.runtime.instant().into_std() };
@@ -230,14 +192,14 @@ impl Committer {
         let mut before = Vec::new();
         let used = used_keys(conn, group, 0..group.len()).await?;
         for (place, waiting) in group.iter_mut().enumerate() {
-            let id = NotificationId(waiting.ids.next(&context.ids, waiting.now));
-            let event = &waiting.prepared.event;
+            let id = NotificationId(waiting.request.ids.next(&context.ids, waiting.request.now));
+            let event = &waiting.request.prepared.event;
             let limit = event.max_audience.unwrap_or(u32::MAX);
             match (used.get(&place), &event.idempotency) {
                 (Some(used), _) if used.notification == id => before.push(Candidate { place, id }),
                 (Some(used), Some((_, hash))) => answers[place] = Some(used.answer(hash)),
-                _ if event.expires_at <= waiting.now => answers[place] = Some(Err(StoreError::AlreadyExpired)),
-                _ if waiting.prepared.users.len() > limit as usize => {
+                _ if event.expires_at <= waiting.request.now => answers[place] = Some(Err(StoreError::AlreadyExpired)),
+                _ if waiting.request.prepared.users.len() > limit as usize => {
                     answers[place] = Some(Err(StoreError::AudienceTooLarge { limit: u64::from(limit) }));
                 }
                 _ => candidates.push(Candidate { place, id }),
@@ -249,11 +211,11 @@ impl Committer {
         let mut planned = plan(conn, context, group, &candidates, users, &gate, &mut rows).await?;
         for (candidate, plan) in candidates.iter().zip(&planned) {
             let waiting = &mut group[candidate.place];
-            let (app, now) = (waiting.prepared.event.app, waiting.now);
+            let (app, now) = (waiting.request.prepared.event.app, waiting.request.now);
             for (id, job, lease) in &plan.jobs {
                 jobs.push(*id, app, job, *lease)?;
             }
-            let ids = &mut waiting.ids;
+            let ids = &mut waiting.request.ids;
             blocks.push(|| ids.next(&context.ids, now), app, candidate.id, None, &plan.suppressed, now);
         }
         let leasing = context.leasing.read().await;
@@ -263,13 +225,18 @@ impl Committer {
         let leased: Vec<i64> = planned.iter().flat_map(|plan| &plan.hand_overs).map(|handed| handed.job.id.0).collect();
         context.held.lock().expect("no panic while held").extend(leased);
         for (candidate, plan) in candidates.into_iter().zip(planned.drain(..)) {
-            let engine = &group[candidate.place].prepared.engine;
+            let engine = &group[candidate.place].request.prepared.engine;
             if !written.contains(&candidate.id.0) {
                 inner.let_go(plan.hand_overs.iter().map(|handed| handed.job.id.0));
                 lost.push(candidate);
                 continue;
             }
-            let lane = group[candidate.place].prepared.event.lane.unwrap_or(crate::domain::platform::Lane::Interactive);
+            let lane = group[candidate.place]
+                .request
+                .prepared
+                .event
+                .lane
+                .unwrap_or(crate::domain::platform::Lane::Interactive);
             for route in plan.unowned() {
                 effects.wake_jobs(engine, route, lane);
             }
@@ -284,7 +251,7 @@ impl Committer {
         if !lost.is_empty() {
             let used = used_keys(conn, group, lost.iter().map(|candidate| candidate.place)).await?;
             for candidate in lost {
-                let hash = group[candidate.place].prepared.event.idempotency.as_ref().map(|(_, hash)| hash);
+                let hash = group[candidate.place].request.prepared.event.idempotency.as_ref().map(|(_, hash)| hash);
                 match (used.get(&candidate.place), hash) {
                     (Some(used), Some(hash))
                         if used.notification != candidate.id
@@ -307,9 +274,9 @@ impl Committer {
 /// Those whose key is met for the second time wait.
 fn part_repeats(group: Vec<Waiting>) -> (Vec<Waiting>, Vec<Waiting>) {
     let mut keys = HashSet::new();
-    group.into_iter().partition(|waiting| match &waiting.prepared.event.idempotency {
+    group.into_iter().partition(|waiting| match &waiting.request.prepared.event.idempotency {
         None => true,
-        Some((key, _)) => keys.insert((waiting.prepared.event.app, key.clone())),
+        Some((key, _)) => keys.insert((waiting.request.prepared.event.app, key.clone())),
     })
 }
 
@@ -322,11 +289,11 @@ async fn used_keys(
     let (mut at, mut apps, mut keys, mut nows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for place in places {
         let waiting = &group[place];
-        if let Some((key, _)) = &waiting.prepared.event.idempotency {
+        if let Some((key, _)) = &waiting.request.prepared.event.idempotency {
             at.push(i32::try_from(place).unwrap_or(i32::MAX));
-            apps.push(waiting.prepared.event.app.0);
+            apps.push(waiting.request.prepared.event.app.0);
             keys.push(key.as_str());
-            nows.push(waiting.now.0);
+            nows.push(waiting.request.now.0);
         }
     }
     if at.is_empty() {
@@ -359,7 +326,7 @@ async fn users(
 ) -> Attempt<Vec<(Vec<UserKey>, Option<UserKey>)>> {
     let (mut named, mut actors) = (Vec::new(), Vec::new());
     for candidate in candidates {
-        let Waiting { prepared, now, .. } = &group[candidate.place];
+        let Event { prepared, now, .. } = &group[candidate.place].request;
         let event = &prepared.event;
         named.extend(prepared.users.iter().map(|user| (event.app, user.as_str(), *now)));
         actors.extend(event.actor.iter().map(|actor| (event.app, actor.as_str())));
@@ -367,7 +334,7 @@ async fn users(
     let (named, actors) = ensure_users(conn, &context.ids, &named, &actors).await?;
     let (mut named, mut actors) = (named.into_iter(), actors.into_iter());
     let of = |candidate: &Candidate| {
-        let prepared = &group[candidate.place].prepared;
+        let prepared = &group[candidate.place].request.prepared;
         let users = named.by_ref().take(prepared.users.len()).collect();
         (users, prepared.event.actor.as_ref().and_then(|_| actors.next().flatten()))
     };
@@ -387,7 +354,7 @@ async fn plan(
     let (mut places, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new());
     let mut notifications = Vec::with_capacity(candidates.len());
     for (at, (candidate, (users, actor))) in candidates.iter().zip(users).enumerate() {
-        let Waiting { prepared, now, .. } = &group[candidate.place];
+        let Event { prepared, now, .. } = &group[candidate.place].request;
         for user in users {
             places.push(i32::try_from(at).unwrap_or(i32::MAX));
             keys.push(user.0);
@@ -401,7 +368,7 @@ async fn plan(
         People::of_events(conn, &places, &keys, &types).await?.into_iter().collect();
     let mut planned = Vec::with_capacity(candidates.len());
     for (at, (candidate, notification)) in candidates.iter().zip(notifications).enumerate() {
-        let Waiting { prepared, now, ids, .. } = &mut group[candidate.place];
+        let Event { prepared, now, ids } = &mut group[candidate.place].request;
         let mut people = found.remove(&at).unwrap_or_default();
         if let Some(list) = prepared.engine.allow_list(prepared.event.app) {
             people.restrict(conn, &list).await?;

@@ -19,6 +19,7 @@ mod fanout;
 mod gather;
 mod group;
 mod imports;
+mod inbox;
 mod jobs;
 mod notifications;
 mod open;
@@ -43,6 +44,7 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod users;
 mod watching;
 
 use std::collections::HashMap;

@@ -9,10 +9,10 @@ use diesel_async::AsyncPgConnection;
 
 use super::fail::{Attempt, Fail};
 use super::gather::{Answers, Work};
-use super::people::{ensure_users, lock_users, user_key};
 use super::rows::flag;
 use super::statement::constant;
 use super::tx::{Tx, step};
+use super::users::{ensure_users, lock_users, user_key};
 use super::{Inner, device_reads, ids};
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, DeviceId, EventType, IdMaker, UserId, UserKey};

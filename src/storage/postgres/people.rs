@@ -1,154 +1,21 @@
-//! Users and topics by name, and people with their devices and choices: what resolving, planning and gating read.
+//! People with their devices and choices: what resolving, planning and gating read.
 
 use super::query::RunQuery;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
-use diesel::{OptionalExtension, QueryResult};
 use diesel_async::AsyncPgConnection;
 
 use super::fail::{Attempt, Fail};
 use super::ids;
 use super::rows::{choice, device_state, token};
 use super::statement::constant;
-use super::tx::Tx;
 use crate::domain::allow::AllowList;
 use crate::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, UserChoice};
 use crate::domain::device::Labels;
-use crate::domain::ids::{AppKey, DeviceId, EventType, IdMaker, Locale, RouteId, Topic, UserId, UserKey};
+use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, UserId, UserKey};
 use crate::domain::notification::TargetFacts;
 use crate::domain::plan::{self, Person};
 use crate::domain::targets::Target;
-use crate::domain::time::UnixMs;
 use crate::storage::{GateFacts, GateQuestion, StoreError};
-
-pub(super) async fn user_key(conn: &mut AsyncPgConnection, app: AppKey, user: &UserId) -> QueryResult<Option<UserKey>> {
-    // app_user_by_name
-    let key: Option<i64> = constant!(
-        BigInt; "SELECT id FROM app_user WHERE app = $1 AND external_id = $2", BigInt => app.0, Text => user.as_str(),
-    )
-    .get_result(conn)
-    .await
-    .optional()?;
-    Ok(key.map(UserKey))
-}
-
-/// The user's row, made on mention. Writes: only after every refusal.
-pub(super) async fn ensure_user(tx: &mut Tx, app: AppKey, user: &UserId, now: UnixMs) -> Attempt<UserKey> {
-    if let Some(key) = user_key(tx.conn(), app, user).await? {
-        return Ok(key);
-    }
-    let id = tx.next_id(now);
-    insert_user(tx, app, UserKey(id), user, now).await?;
-    Ok(UserKey(id))
-}
-
-pub(super) async fn insert_user(tx: &mut Tx, app: AppKey, key: UserKey, user: &UserId, now: UnixMs) -> Attempt<()> {
-    tx.execute(constant!(
-        (); "INSERT INTO app_user (id, app, external_id, created_at) VALUES ($1, $2, $3, $4)",
-        BigInt => key.0, BigInt => app.0, Text => user.as_str(), BigInt => now.0,
-    ))
-    .await?;
-    Ok(())
-}
-
-/// The users of these names, each of an app, by their place.
-pub(super) async fn users_by_name(
-    conn: &mut AsyncPgConnection,
-    names: &[(AppKey, &str)],
-) -> Attempt<Vec<Option<UserKey>>> {
-    let mut users = vec![None; names.len()];
-    if names.is_empty() {
-        return Ok(users);
-    }
-    let (apps, texts): (Vec<i64>, Vec<&str>) = names.iter().map(|(app, name)| (app.0, *name)).unzip();
-    // app_user_by_name
-    let rows: Vec<(i64, i64)> = constant!(
-        (BigInt, BigInt);
-        "SELECT e.place - 1, u.id FROM unnest($1, $2) WITH ORDINALITY AS e(app, name, place) CROSS JOIN LATERAL \
-         (SELECT id FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u",
-        Array<BigInt> => apps, Array<Text> => texts,
-    )
-    .load(conn)
-    .await?;
-    for (place, key) in rows {
-        let slot = usize::try_from(place).ok().and_then(|place| users.get_mut(place));
-        *slot.ok_or_else(|| Fail::corrupt("a position out of range"))? = Some(UserKey(key));
-    }
-    Ok(users)
-}
-
-/// The same, and a row for each who has none, made at the time given. Nobody makes one for the `others`. Writes: only after
-/// every refusal.
-pub(super) async fn ensure_users(
-    conn: &mut AsyncPgConnection,
-    makes: &IdMaker,
-    named: &[(AppKey, &str, UnixMs)],
-    others: &[(AppKey, &str)],
-) -> Attempt<(Vec<UserKey>, Vec<Option<UserKey>>)> {
-    let names: Vec<(AppKey, &str)> =
-        named.iter().map(|(app, name, _)| (*app, *name)).chain(others.iter().copied()).collect();
-    let mut known = users_by_name(conn, &names).await?;
-    let mut missing: Vec<(AppKey, &str, UnixMs)> =
-        named.iter().zip(&known).filter_map(|(named, known)| known.is_none().then_some(*named)).collect();
-    if !missing.is_empty() {
-        // In one order on every replica, and each once.
-        missing.sort_unstable();
-        missing.dedup_by_key(|(app, name, _)| (*app, *name));
-        let (mut ids, mut apps, mut texts, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (app, name, now) in missing {
-            ids.push(makes.next(now));
-            apps.push(app.0);
-            texts.push(name);
-            times.push(now.0);
-        }
-        constant!(
-            ();
-            "INSERT INTO app_user (id, app, external_id, created_at) SELECT u.id, u.app, u.name, u.now \
-             FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, app, name, now, n) ORDER BY u.n \
-             ON CONFLICT (app, external_id) DO NOTHING",
-            Array<BigInt> => ids, Array<BigInt> => apps, Array<Text> => texts, Array<BigInt> => times,
-        )
-        .execute(conn)
-        .await?;
-        // Another replica may have been faster.
-        let places: Vec<usize> = (0..known.len()).filter(|place| known[*place].is_none()).collect();
-        let again: Vec<_> = places.iter().map(|place| names[*place]).collect();
-        for (place, user) in places.into_iter().zip(users_by_name(conn, &again).await?) {
-            known[place] = user;
-        }
-    }
-    let others = known.split_off(named.len());
-    let named = known.into_iter().map(|user| user.ok_or_else(|| Fail::corrupt("a user's row vanished")));
-    Ok((named.collect::<Attempt<_>>()?, others))
-}
-
-/// Until the end of the transaction nobody else changes these people's choices.
-pub(super) async fn lock_users(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> Attempt<()> {
-    let users = ids(users.map(|user| user.0));
-    tx.execute(constant!(
-        (); "SELECT id FROM app_user WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE", Array<BigInt> => users,
-    ))
-    .await?;
-    Ok(())
-}
-
-/// The names of users, in the order of `keys`; `None` for an erased one.
-pub(super) async fn user_names(conn: &mut AsyncPgConnection, keys: &[UserKey]) -> QueryResult<Vec<Option<UserId>>> {
-    let names: Vec<Option<String>> = constant!(
-        Nullable<Text>;
-        "SELECT u.external_id FROM unnest($1) WITH ORDINALITY AS e(value, n) LEFT JOIN app_user u ON u.id = e.value ORDER BY e.n",
-        Array<BigInt> => ids(keys.iter().map(|key| key.0)),
-    )
-    .load(conn).await?;
-    Ok(names.into_iter().map(|name| name.as_deref().map(UserId::trusted)).collect())
-}
-
-pub(super) async fn topic_key(conn: &mut AsyncPgConnection, app: AppKey, topic: &Topic) -> QueryResult<Option<i64>> {
-    // topic_by_name
-    constant!(BigInt; "SELECT id FROM topic WHERE app = $1 AND name = $2", BigInt => app.0, Text => topic.as_str())
-        .get_result(conn)
-        .await
-        .optional()
-}
 
 /// Which user each of these devices of the app belongs to, sorted and distinct.
 ///

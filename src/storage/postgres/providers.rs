@@ -16,7 +16,7 @@ use super::redrive::{self, Block};
 use super::rows::lane;
 use super::statement::constant;
 use super::tx::{Tx, step};
-use super::{PostgresStore, people};
+use super::{PostgresStore, users};
 use crate::domain::ids::{AppKey, DeviceId, JobId};
 use crate::domain::pacing::{Bucket, IDLE_AFTER, PermitBlock, PermitRequest, RAMP_BEGINS_AT};
 use crate::domain::time::UnixMs;
@@ -262,7 +262,7 @@ async fn redrive_step(tx: &mut Tx, batch: &RedriveBatch, now: UnixMs) -> Attempt
     let mut answer = Redriven { after: batch.after, done: true, ..Redriven::default() };
     let user = match &batch.filter.user {
         None => None,
-        Some(user) => match people::user_key(tx.conn(), batch.app, user).await? {
+        Some(user) => match users::user_key(tx.conn(), batch.app, user).await? {
             None => return Ok(answer),
             known => known,
         },

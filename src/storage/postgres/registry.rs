@@ -28,7 +28,7 @@ use crate::storage::{
 
 use super::{
     PostgresStore, accept, device_reads, devices, event_types, explain, fanout, imports, notifications, opt_in, pauses,
-    people, registering, restorations, setup, subscriptions, watching,
+    registering, restorations, setup, subscriptions, users, watching,
 };
 
 #[async_trait::async_trait]
@@ -207,7 +207,7 @@ impl Registry for PostgresStore {
     }
 
     async fn user_names(&self, users: &[UserKey]) -> Result<Vec<Option<UserId>>> {
-        read!(&self.inner, "reading names", |conn| async { Ok(people::user_names(conn, users).await?) })
+        read!(&self.inner, "reading names", |conn| async { Ok(users::user_names(conn, users).await?) })
     }
 
     async fn cancel_notification(&self, app: AppKey, id: NotificationId, now: UnixMs) -> Result<bool> {

@@ -254,14 +254,20 @@ pub(super) fn finish(tx: &mut Tx<'_>, update: &JobUpdate) -> Attempt<bool> {
     Ok(is_told)
 }
 
-/// Gives the job a row, if it has none: for what only rows can tell.
-pub(super) fn row_of(tx: &mut Tx<'_>, job: JobId) -> Attempt<()> {
-    let of = {
+/// Gives these jobs, held under these fences, rows, as far as they have none: for what only rows can tell. One look at all
+/// that is open, however many they are.
+pub(super) fn rows_of(tx: &mut Tx<'_>, jobs: &[(JobId, i64)]) -> Attempt<()> {
+    let jobs: HashSet<JobId> = jobs.iter().filter(|(_, fence)| *fence == FENCE).map(|(job, _)| *job).collect();
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let mut of: Vec<NotificationId> = {
         let known = tx.context.handed.known();
-        let has = |jobs: &Jobs| jobs.open.iter().any(|known| known.job == job);
-        known.open.iter().find(|(_, jobs)| has(jobs)).map(|(id, _)| *id)
+        let has_one = |known: &Jobs| known.open.iter().any(|known| jobs.contains(&known.job));
+        known.open.iter().filter(|(_, known)| has_one(known)).map(|(id, _)| *id).collect()
     };
-    of.map_or(Ok(()), |id| to_rows(tx, id))
+    of.sort_unstable();
+    of.into_iter().try_for_each(|id| to_rows(tx, id))
 }
 
 /// Gives all open jobs of a notification rows.

@@ -346,7 +346,7 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, blocks: &mut Vec<Block>, now:
 }
 
 pub(super) fn run_alone(tx: &mut Tx<'_>, job: JobId, fence: i64) -> Attempt<bool> {
-    handed::row_of(tx, job)?;
+    handed::rows_of(tx, &[(job, fence)])?;
     let held = tx.execute(constant!(
         (); "UPDATE job SET claims = claims + 1 WHERE id = ?1 AND fence = ?2 AND owner <> 0",
         BigInt => job.0, BigInt => fence,
@@ -365,8 +365,8 @@ fn is_held(tx: &mut Tx<'_>, update: &JobUpdate) -> Attempt<bool> {
 
 /// An orderly return is no crash: the claim does not count.
 pub(super) fn release(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], now: UnixMs) -> Attempt<()> {
+    handed::rows_of(tx, jobs)?;
     for (job, fence) in jobs {
-        handed::row_of(tx, *job)?;
         tx.execute(constant!(
             ();
             "UPDATE job SET owner = 0, fence = fence + 1, claims = max(claims - 1, 0), due_at = min(due_at, ?3) \
@@ -382,8 +382,8 @@ pub(super) fn release(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], now: UnixMs) -> At
 
 /// As [`release`], but not due before `until`. `ready_at` keeps when it truly is.
 pub(super) fn put_off(tx: &mut Tx<'_>, jobs: &[(JobId, i64)], until: UnixMs) -> Attempt<()> {
+    handed::rows_of(tx, jobs)?;
     for (job, fence) in jobs {
-        handed::row_of(tx, *job)?;
         tx.execute(constant!(
             ();
             "UPDATE job SET owner = 0, fence = fence + 1, claims = max(claims - 1, 0), due_at = max(due_at, ?3) \
