@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use diesel::{Connection as _, RunQueryDsl as _, SqliteConnection, sql_query};
-use nudged::api::proto::{delivery, device};
+use nudged::api::proto::{SetOptInRequest, delivery, device};
 use nudged::sandbox::{Action, Fault};
 
 use super::super::load::deliveries;
-use super::super::server::{PATIENCE, World, event, opt_in, register};
+use super::super::server::{APP, PATIENCE, World, event, opt_in, register};
 
 const PEOPLE: u64 = 30;
 
@@ -95,10 +95,16 @@ async fn a_suspect_job_and_one_that_is_gated_again_do_not_wait_for_each_other() 
     let server = world.start_with(&narrow);
     let mut client = world.client().await;
     assert!(world.sandbox.wait_for(1, PATIENCE).await, "it is being sent");
-    // Whoever waits at the connection fails the last check there, and is gated again.
+    // Whoever waits at the connection fails the last check there, and is gated again; a "no" to something else stops nothing.
     for person in 0..PEOPLE {
-        opt_in(&mut client, &name(person), false).await;
-        opt_in(&mut client, &name(person), true).await;
+        let no = SetOptInRequest {
+            app_id: APP.into(),
+            user_id: name(person),
+            event_type: Some("content.new".into()),
+            opted_in: Some(false),
+            ..SetOptInRequest::default()
+        };
+        client.set_opt_in(no).await.unwrap();
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
