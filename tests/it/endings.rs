@@ -162,6 +162,12 @@ async fn a_delivery_in_flight_at_every_crash_is_given_up() {
     opt_in(&mut client, "choco", true).await;
     admin.pause_delivery(pause()).await.unwrap();
     let poison = notify(&mut client, event("poison", &["choco"])).await;
+    // What was handed over as it was accepted has a row once it waits for the end of the pause.
+    let deadline = Instant::now() + PATIENCE;
+    while tables::count(&world.database(), "SELECT count(*) AS count FROM job") == 0 {
+        assert!(Instant::now() < deadline, "it does not come back from its gate");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     server.kill();
     assert_eq!(tables::execute(&world.database(), "UPDATE job SET claims = 8, due_at = ready_at"), 1);
     let _server = world.start();
