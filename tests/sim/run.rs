@@ -125,6 +125,7 @@ fn simulate(history: &History, place: Place) -> Vec<Fact> {
         // All its tasks go with it, wherever they are.
         drop(tokio);
         if matches!(end, End::Rested) {
+            database.done();
             return world.facts.take();
         }
         world.callers.hang_up();
