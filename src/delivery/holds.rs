@@ -97,9 +97,9 @@ impl Watched<'_> {
     }
 }
 
-/// When a held job may be looked at again.
-pub fn until(pause: &Pause, now: UnixMs) -> UnixMs {
-    now.plus(now.since(pause.since).clamp(SHORTEST, LONGEST))
+/// When a job that is held since then may be looked at again.
+pub fn until(since: UnixMs, now: UnixMs) -> UnixMs {
+    now.plus(now.since(since).clamp(SHORTEST, LONGEST))
 }
 
 /// Keeps [`Holds`] true until the engine stops, and gives back the leases that could not be given back at once.

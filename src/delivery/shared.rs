@@ -116,6 +116,12 @@ impl RouteLanes {
         self.state.is_broken() || self.credential.state.is_broken()
     }
 
+    /// Since when.
+    pub fn broken_since(&self) -> Option<UnixMs> {
+        let (route, credential) = (self.state.paused(), self.credential.state.paused());
+        credential.or(route).map(|paused| paused.since)
+    }
+
     /// Until when nothing at all may be sent in a lane: a fault's pause, a provider's complaint, a rate that is used up.
     pub fn paused_until(&self, lane: Lane, now: Instant) -> Option<Instant> {
         let (route, credential) = (self.state.paused_until(now), self.credential.state.paused_until(now));

@@ -1,6 +1,7 @@
 //! One route and lane: claim, gate, render, hand to the sender.
 
 mod encoding;
+mod faults;
 mod gating;
 mod suspects;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::encoding::EncodedKey;
+use self::faults::PutOff;
 use super::flight::Flight;
 use super::shared::{Link, RouteLanes, Shared, Work};
 use crate::domain::deny::DenyPosition;
@@ -30,14 +32,14 @@ use crate::storage::{ClaimRequest, Claimed, GateQuestion, StoreError};
 
 /// How long a worker leaves the store alone after it failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
-/// A worker looks at some jobs of a route that an operator holds so often, to end those past their TTL.
+/// A worker looks at some jobs of a route that an operator or a fault holds so often, to end those past their TTL.
 const HELD_PAUSE: Duration = Duration::from_millis(250);
 /// How exactly our clock is known to be the store's.
 const CLOCK_GRAIN: Duration = Duration::from_millis(5);
 /// How long a worker waits after its sender took nothing, and between probes' answers.
 const SENDER_PAUSE: Duration = Duration::from_millis(100);
-/// How long a worker waits while another one's probe is under way.
-const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// … and so often where none is due.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 pub struct Worker {
     shared: Arc<Shared>,
@@ -50,6 +52,9 @@ pub struct Worker {
     link: Arc<Link>,
     /// What is claimed now asks whether a paused route works again.
     is_probe: bool,
+    /// What is claimed now cannot be sent: the route has a fault. What is past its TTL ends, the rest is put off.
+    is_look: bool,
+    put_off: Option<PutOff>,
 }
 
 /// The names and labels of a job's targets, where they are asked for.
@@ -68,7 +73,18 @@ enum Round {
 impl Worker {
     pub fn new(shared: Arc<Shared>, lanes: Arc<RouteLanes>, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
         let (route, link) = (lanes.route.id, lanes.link());
-        Self { shared, lanes, route, lane, work, encoded: HashMap::new(), link, is_probe: false }
+        Self {
+            shared,
+            lanes,
+            route,
+            lane,
+            work,
+            encoded: HashMap::new(),
+            link,
+            is_probe: false,
+            is_look: false,
+            put_off: None,
+        }
     }
 
     /// Runs until the engine stops or the route is removed; then what is in the inbox goes back to the queue.
@@ -84,8 +100,19 @@ impl Worker {
             // From a route that an operator holds only a little is claimed at a time, and put off: see [`Worker::claim`].
             let held = pauses.now().of_route(spec.app, spec.platform).is_some();
             let claim_now = claim_at.is_some_and(|at| at <= now);
+            let is_broken = lanes.is_broken();
+            if !is_broken {
+                self.pull_forward().await;
+            }
             let pause = lanes.paused_until(self.lane, now);
-            let next = pause.or(claim_at);
+            // A fault's pause is for sending; it is looked on for what is past its TTL.
+            let waits = pause.is_some() && !is_broken;
+            let next = match (pause, claim_at) {
+                (Some(pause), Some(claim)) if is_broken => Some(pause.min(claim)),
+                _ => pause.or(claim_at),
+            };
+            let pull = self.put_off.as_ref().filter(|_| !is_broken).map(|put_off| put_off.pull_at);
+            let next = next.into_iter().chain(pull).min();
             tokio::select! {
                 biased;
                 () = shared.stopping.cancelled() => break,
@@ -99,10 +126,14 @@ impl Worker {
                     }
                     None => break,
                 },
-                () = inbox.wake.notified(), if !claim_now && !held => claim_at = Some(shared.runtime.instant()),
-                () = shared.runtime.sleep_until(next.unwrap_or(now + shared.settings.poll)),
-                    if pause.is_some() || !claim_now => claim_at = Some(shared.runtime.instant()),
-                () = std::future::ready(()), if pause.is_none() && claim_now => {
+                () = inbox.wake.notified(), if !claim_now && !held => {
+                    let soon = shared.runtime.instant() + if lanes.is_broken() { HELD_PAUSE } else { Duration::ZERO };
+                    claim_at = Some(claim_at.map_or(soon, |at| at.min(soon)));
+                }
+                () = shared.runtime.sleep_until(next.unwrap_or(now + shared.settings.poll)), if waits || !claim_now => {
+                    claim_at = Some(shared.runtime.instant());
+                }
+                () = std::future::ready(()), if !waits && claim_now => {
                     claim_at = match self.claim().await {
                         Round::Busy => Some(shared.runtime.instant()),
                         Round::Idle(next) => Some(self.wake_at(next)),
@@ -125,15 +156,18 @@ impl Worker {
         }
     }
 
-    /// What is past its TTL waits for nothing, and only a look at it tells. So a route that an operator holds is claimed
-    /// from, too, but slowly: what is still to wait is put off behind what was not looked at yet, and as long as some of a
-    /// round was past its TTL the next one follows at once.
+    /// What is past its TTL waits for nothing, and only a look at it tells. So a route that an operator or a fault holds is
+    /// claimed from, too, but slowly: what is still to wait is put off behind what was not looked at yet, and as long as some
+    /// of a round was past its TTL the next one follows at once.
     async fn claim(&mut self) -> Round {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
-        let probing = self.lanes.is_broken();
-        if probing && !self.lanes.begin_probe(shared.runtime.instant()) {
-            return Round::Trouble(PROBE_PAUSE);
+        let is_broken = self.lanes.is_broken();
+        let now = shared.runtime.instant();
+        let probing = is_broken && self.lanes.paused_until(self.lane, now).is_none() && self.lanes.begin_probe(now);
+        let looking = is_broken && !probing;
+        if looking && planted::is("expired-waits-for-the-probe") {
+            return Round::Trouble(LOOK_PAUSE);
         }
         let (max_jobs, most) = if probing { (1, 1) } else { (settings.max_claim_jobs, settings.max_claim_targets) };
         let mut room = {
@@ -160,11 +194,15 @@ impl Worker {
         let request = ClaimRequest {
             route: self.route,
             lane: self.lane,
-            max_targets: if probing { 1 } else { self.lanes.credential.pacer.claimable(room.targets()) },
+            max_targets: match (probing, looking) {
+                (true, _) => 1,
+                (false, true) => room.targets(),
+                (false, false) => self.lanes.credential.pacer.claimable(room.targets()),
+            },
             max_jobs,
         };
         let now = shared.runtime.now();
-        let claimed = match shared.store.claim(request, shared.owner, now).await {
+        let claimed = match self.claim_for(request, probing, now).await {
             Ok(claimed) => claimed,
             Err(error) => {
                 self.end_probe(probing);
@@ -174,6 +212,9 @@ impl Worker {
         if claimed.is_empty() {
             drop(room);
             self.end_probe(probing);
+            if is_broken {
+                return Round::Trouble(LOOK_PAUSE);
+            }
             return match shared.store.next_due(self.route, self.lane).await {
                 Ok(next) => Round::Idle(next),
                 Err(error) => self.store_trouble("looking for due jobs", &error),
@@ -181,9 +222,9 @@ impl Worker {
         }
         let mut trouble = None;
         let spec = &self.lanes.route.spec;
-        let idles = shared.holds.now().of_route(spec.app, spec.platform).is_some()
-            && claimed.iter().all(|one| one.notification.expires_at > now);
-        self.is_probe = probing;
+        let is_held = looking || shared.holds.now().of_route(spec.app, spec.platform).is_some();
+        let idles = is_held && claimed.iter().all(|one| one.notification.expires_at > now);
+        (self.is_probe, self.is_look) = (probing, looking);
         let mut together = Vec::with_capacity(claimed.len());
         let mut suspects = Vec::new();
         for Claimed { job, notification } in claimed {
@@ -202,6 +243,7 @@ impl Worker {
                 Err(error) => trouble = Some(self.store_trouble("gating", &error)),
             }
         }
+        self.is_look = false;
         if std::mem::take(&mut self.is_probe) {
             // Its targets were all kept back.
             self.end_probe(probing);
@@ -302,6 +344,15 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let mut flights = flights;
         let suspect = flights.iter().any(Flight::is_suspect);
+        if let [flight] = &mut flights[..]
+            && suspect
+            && self.is_look
+            && self.hold(flight)
+        {
+            // Nobody else has to stop for what is not sent.
+            self.settle_all(flights);
+            return Ok(true);
+        }
         if let [flight] = &mut flights[..]
             && suspect
             && !planted::is("crashes-not-counted")

@@ -1,5 +1,5 @@
-//! What must not go out any more: retries of a paused type, an audience whose notification was cancelled, a delivery that
-//! was in flight at every crash.
+//! What must not go out any more: retries of a paused type, what outlived its TTL behind a pause or a fault, an audience
+//! whose notification was cancelled, a delivery that was in flight at every crash.
 
 use std::time::{Duration, Instant};
 
@@ -122,6 +122,49 @@ async fn held_past_the_ttl(postgres: Option<Postgres>) {
     let resume = ResumeDeliveryRequest { app_id: APP.into(), ..ResumeDeliveryRequest::default() };
     admin.resume_delivery(resume).await.unwrap();
     all_end(&mut client, &waits, 1, "SENT").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_fault_holds_ends_with_its_ttl() {
+    held_by_a_fault(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_fault_holds_ends_with_its_ttl_on_postgres() {
+    held_by_a_fault(Some(Postgres::start())).await;
+}
+
+/// The provider refuses the credential; what is probed with lives longer than what waits behind it.
+async fn held_by_a_fault(postgres: Option<Postgres>) {
+    const SHORT: usize = 20;
+    let world = World::new().await;
+    let refuse = Fault::status(403, "InvalidProviderToken").on(Target::Apns).times(100_000);
+    world.sandbox.add_fault(refuse).unwrap();
+    let database = postgres.as_ref().map(|postgres| ("NUDGED_DATABASE__URL", postgres.url()));
+    let _server = world.start_with(&Vec::from_iter(database));
+    let mut client = world.client().await;
+    for (number, user) in ["choco", "mina"].into_iter().enumerate() {
+        register(&mut client, user, device::Platform::Apns, &format!("{number:064x}")).await;
+        opt_in(&mut client, user, true).await;
+    }
+    let waits = notify(&mut client, event("waits", &["mina"])).await;
+    assert!(world.sandbox.wait_for(1, PATIENCE).await, "it is refused");
+    let mut short = Vec::new();
+    for number in 0..SHORT {
+        let ttl = Some(prost_types::Duration { seconds: 2, nanos: 0 });
+        let event = NotifyEventRequest { ttl, ..event(&format!("short-{number}"), &["choco"]) };
+        short.push(notify(&mut client, event).await);
+    }
+    for id in &short {
+        all_end(&mut client, id, 1, "EXPIRED").await;
+    }
+    let asked = world.sandbox.received_count();
+    assert!(asked <= 6, "only probes are sent meanwhile: {asked}");
+    world.sandbox.clear_faults();
+    all_end(&mut client, &waits, 1, "SENT").await;
+    let later = notify(&mut client, event("later", &["choco"])).await;
+    all_end(&mut client, &later, 1, "SENT").await;
+    assert_eq!(accepted(&world), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -48,8 +48,8 @@ static MIGRATED: LazyLock<Migrated> = LazyLock::new(|| {
     let bytes = fs::read(&path).expect("it was written");
     let mut conn = SqliteConnection::establish(path.to_str().expect("UTF-8")).expect("it opens");
     let tables = tables(&mut conn);
-    let clear = tables.iter().filter(|table| *table != MIGRATIONS);
-    let clear = clear.map(|table| format!("DELETE FROM \"{table}\";")).collect();
+    let cleared: Vec<&str> = tables.iter().map(String::as_str).filter(|table| *table != MIGRATIONS).collect();
+    let clear = format!("DELETE FROM {};", cleared.join("; DELETE FROM "));
     Migrated { bytes, path, tables, clear, _dir: dir }
 });
 

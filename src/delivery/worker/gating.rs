@@ -11,6 +11,7 @@ use crate::planted;
 use crate::render::Templates;
 use crate::storage::{GateFacts, GateQuestion, StoreError};
 
+use super::faults::PutOff;
 use super::{Known, Worker};
 
 impl Worker {
@@ -74,8 +75,8 @@ impl Worker {
         (flight, allowed)
     }
 
-    /// Whether an operator holds it: then all of it goes back to the queue.
-    pub(super) fn hold(&self, flight: &mut Flight) -> bool {
+    /// Whether an operator or a fault holds it: then all of it goes back to the queue.
+    pub(super) fn hold(&mut self, flight: &mut Flight) -> bool {
         let spec = &self.lanes.route.spec;
         let now = self.shared.runtime.now();
         if flight.notification.expires_at <= now {
@@ -86,12 +87,13 @@ impl Worker {
             return false;
         }
         let pauses = self.shared.holds.now();
-        match pauses.of(spec.app, spec.platform, &flight.notification.event_type) {
-            None => false,
-            Some(pause) => {
-                flight.hold(holds::until(pause, now));
-                true
-            }
+        let by_operator = pauses.of(spec.app, spec.platform, &flight.notification.event_type).map(|pause| pause.since);
+        let since = by_operator.or_else(|| if self.is_look { self.lanes.broken_since() } else { None });
+        let Some(since) = since else { return false };
+        if self.is_look {
+            self.put_off = Some(PutOff::now(self.shared.runtime.instant()));
         }
+        flight.hold(holds::until(since, now));
+        true
     }
 }

@@ -56,6 +56,7 @@ impl Worker {
                 return false;
             }
             tracing::error!(job_id = %flight.job.id, notification_id = %self.shared.public_id(flight.notification.id),
+                claims = flight.job.claims, fence = flight.job.fence, attempt = flight.job.attempt,
                 "one delivery was in flight at every crash; it is given up");
             flight.conclude(only, ResultCode::DeadPoison, instant);
             return true;

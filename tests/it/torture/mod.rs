@@ -271,7 +271,11 @@ async fn sample(cluster: &Cluster, callers: &Callers) {
     let sample = callers.ledger.lock().unwrap().sample(SAMPLE);
     for (notification, identities) in sample {
         let recorded = deliveries(&mut client, &notification.to_string()).await;
-        assert!(recorded.iter().all(|one| one.state() == delivery::State::Sent), "{recorded:?}");
+        if !recorded.iter().all(|one| one.state() == delivery::State::Sent) {
+            let (log, id) = (cluster.world.log(), notification.to_string());
+            let told: Vec<&str> = log.lines().filter(|line| line.contains(&id)).collect();
+            panic!("{recorded:?}\n{}", told.join("\n"));
+        }
         let recorded: BTreeSet<Uuid> = recorded.iter().map(|one| Uuid::parse_str(&one.nudged_id).unwrap()).collect();
         assert_eq!(recorded, identities, "what is recorded of {notification} is what came");
     }

@@ -277,6 +277,41 @@ async fn crossed_keys_from_two_replicas_end_as_duplicates() {
     assert_eq!(count(&database, "SELECT count(*) FROM notification").await, 40);
 }
 
+/// Between the look for the key and its insert: the insert waits for the other's, and finds it.
+#[tokio::test]
+async fn a_key_that_is_taken_as_its_event_is_written_is_answered_as_a_duplicate() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    let accept = |key: &str| {
+        let mut event = world.to_users(&["mina"]);
+        event.idempotency = Some(crate::storage::conformance::key(key, 7));
+        store.accept(event, Engine::with_room(0), world.now())
+    };
+    let first = accept("first").await.unwrap();
+    let mut other = database.connect().await;
+    let take = "BEGIN; INSERT INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
+                SELECT app, 'taken', hash_version, hash, notification_id, expires_at FROM idempotency WHERE key = 'first'";
+    other.batch_execute(take).await.unwrap();
+    let commit = async {
+        eventually("the event waits for its key", async || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity \
+                           WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            count(&database, waiting).await > 0
+        })
+        .await;
+        other.batch_execute("COMMIT").await.unwrap();
+    };
+    let (second, ()) = tokio::join!(accept("taken"), commit);
+    let second = second.unwrap();
+    assert!(second.duplicate);
+    assert_eq!(second.notification, first.notification);
+    assert_eq!(count(&database, "SELECT count(*) FROM notification").await, 1);
+    assert_eq!(count(&database, "SELECT count(*) FROM job").await, 1);
+}
+
 #[tokio::test]
 async fn two_replicas_that_race_for_a_person_or_a_token_agree() {
     let database = Database::new().await;
