@@ -22,6 +22,7 @@ use crate::domain::device::{GoneVerdict, judge_gone};
 use crate::domain::ids::JobId;
 use crate::domain::platform::Platform;
 use crate::domain::time::UnixMs;
+use crate::planted;
 use crate::senders::Outcomes;
 use crate::storage::{DeviceTimes, JobUpdate};
 
@@ -266,6 +267,11 @@ impl Writer {
                 }
                 Next::Regate => {
                     let mut flight = flights.remove(&ticket).expect("it was just found");
+                    // Its next answer may be long in coming.
+                    if flight.unwritten_since().is_some() && !planted::is("gated-again-unwritten") {
+                        let flush = flight.flush(policy, now, || runtime.random_unit());
+                        writes.updates.push((flush.update, After { platform, release: false, put_off: None }));
+                    }
                     flight.let_go();
                     if let Err(mut flight) = self.regate(flight) {
                         let pending = flight.take_pending().len();

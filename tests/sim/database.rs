@@ -82,9 +82,12 @@ struct Migrated {
 
 thread_local! {
     /// What databases in memory are copied from.
-    static TEMPLATE: RefCell<SqliteConnection> = RefCell::new(
-        SqliteConnection::establish(MIGRATED.path.to_str().expect("UTF-8")).expect("it opens"),
-    );
+    static TEMPLATE: RefCell<SqliteConnection> = RefCell::new({
+        let mut conn = SqliteConnection::establish(MIGRATED.path.to_str().expect("UTF-8")).expect("it opens");
+        // Another thread's last connection is alone with the file while it closes.
+        conn.batch_execute("PRAGMA busy_timeout = 10000").expect("it is a number");
+        conn
+    });
     /// One that was cleared: that takes a tenth of the time of a copy.
     static CLEARED: RefCell<Option<InMemory>> = const { RefCell::new(None) };
 }
