@@ -5,18 +5,20 @@
 //! that what waits at a sender comes back to its gate, which holds it. A held event type's jobs lie among others, so they
 //! are claimed and put off: for as long as the pause has stood, a second at least and a minute at most, without spending a
 //! claim; its end pulls them forward, twice, for some may have been on their way back to the queue. From a route that is
-//! held as a whole a little is claimed at a time, so that what is past its TTL ends there, too; a fan-out past its TTL is
-//! held no more.
+//! held as a whole, by an operator or by a provider's fault, a little is claimed at a time, so that what is past its TTL ends
+//! there, too; a fan-out past its TTL is held no more.
 //!
 //! [`DenyFeed`]: crate::domain::deny::DenyFeed
 
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use metrics::gauge;
 use tokio::sync::Notify;
 
-use super::shared::Shared;
+use super::shared::{RouteLanes, Shared};
+use crate::domain::ids::RouteId;
 use crate::domain::pause::{Pause, Pauses};
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
@@ -35,8 +37,10 @@ pub struct Holds {
     /// Told when they changed. Wakes in the order in which it is waited for, so that a history can be replayed: tokio's
     /// `watch` wakes in an order of chance.
     told: Notify,
-    /// Somebody changed one here.
+    /// Somebody changed one here, or a fault is over.
     pub changed: Notify,
+    /// Routes whose faults are over, with jobs that were put off meanwhile.
+    over: Mutex<BTreeSet<RouteId>>,
 }
 
 struct Current {
@@ -47,7 +51,7 @@ struct Current {
 impl Holds {
     pub fn new(pauses: Vec<Pause>) -> Self {
         let current = Current { version: 0, pauses: Arc::new(Pauses(pauses)) };
-        Self { current: RwLock::new(current), told: Notify::new(), changed: Notify::new() }
+        Self { current: RwLock::new(current), told: Notify::new(), changed: Notify::new(), over: Mutex::default() }
     }
 
     pub fn now(&self) -> Arc<Pauses> {
@@ -64,6 +68,12 @@ impl Holds {
             *current = Current { version: current.version + 1, pauses: Arc::new(pauses) };
         }
         self.told.notify_waiters();
+    }
+
+    /// What was put off for a fault of this route is to be due again.
+    pub fn fault_is_over(&self, route: RouteId) {
+        self.over.lock().expect("no panic while held").insert(route);
+        self.changed.notify_one();
     }
 
     pub fn watched(&self) -> Watched<'_> {
@@ -109,9 +119,15 @@ pub async fn watch(shared: Arc<Shared>) {
     }
     show(&shared.holds.now());
     let mut ended: Vec<Pause> = Vec::new();
+    let mut over = BTreeSet::new();
     loop {
         for pause in std::mem::take(&mut ended) {
             pull_forward(&shared, &pause).await;
+        }
+        let before =
+            std::mem::replace(&mut over, std::mem::take(&mut *shared.holds.over.lock().expect("no panic while held")));
+        for lanes in before.union(&over).filter_map(|route| shared.route(*route)) {
+            pull_forward_on(&shared, &lanes).await;
         }
         shared.give_back().await;
         match shared.store.pauses().await {
@@ -174,15 +190,26 @@ async fn pull_forward(shared: &Shared, ended: &Pause) {
         {
             continue;
         }
-        for lane in Lane::ALL {
-            loop {
-                match shared.store.pull_forward(lanes.route.id, lane, shared.runtime.now(), PULLED).await {
-                    Ok(0) => break,
-                    Ok(_) => lanes.lanes[lane.index()].wake.notify_one(),
-                    Err(error) => {
-                        tracing::warn!(%error, "held jobs could not be taken up at once");
+        pull_forward_on(shared, lanes).await;
+    }
+}
+
+async fn pull_forward_on(shared: &Shared, lanes: &RouteLanes) {
+    for lane in Lane::ALL {
+        loop {
+            match shared.store.pull_forward(lanes.route.id, lane, shared.runtime.now(), PULLED).await {
+                Ok(pulled) => {
+                    if pulled > 0 {
+                        lanes.lanes[lane.index()].wake.notify_one();
+                    }
+                    // What another pause holds is put off again meanwhile, and must not be pulled for ever.
+                    if pulled < PULLED as u64 {
                         break;
                     }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "held jobs could not be taken up at once");
+                    break;
                 }
             }
         }

@@ -21,8 +21,10 @@ use super::shared::{Shared, Work};
 use crate::domain::device::{GoneVerdict, judge_gone};
 use crate::domain::ids::JobId;
 use crate::domain::platform::Platform;
+use crate::domain::retry::RetryPolicy;
 use crate::domain::time::UnixMs;
 use crate::planted;
+use crate::runtime::Runtime;
 use crate::senders::Outcomes;
 use crate::storage::{DeviceTimes, JobUpdate};
 
@@ -63,6 +65,15 @@ struct Writes {
     updates: Vec<(JobUpdate, After)>,
     /// Ended jobs: dropped, with their permits, once the writes are durable.
     ended: Vec<Flight>,
+}
+
+impl Writes {
+    /// What is known of a flight by now.
+    fn add(&mut self, flight: &mut Flight, policy: &RetryPolicy, now: UnixMs, runtime: &Runtime) {
+        let flush = flight.flush(policy, now, || runtime.random_unit());
+        let platform = flight.route.spec.platform;
+        self.updates.push((flush.update, After { platform, release: flush.release, put_off: flush.put_off }));
+    }
 }
 
 /// What follows an update.
@@ -237,8 +248,7 @@ impl Writer {
         let mut later = BTreeSet::new();
         for ticket in std::mem::take(&mut self.dirty) {
             let Some(flight) = flights.get_mut(&ticket) else { continue };
-            let platform = flight.route.spec.platform;
-            let policy = self.shared.settings.retry(platform);
+            let policy = self.shared.settings.retry(flight.route.spec.platform);
             if !flight.gone().is_empty() {
                 later.insert(ticket);
                 continue;
@@ -250,14 +260,11 @@ impl Writer {
                         later.insert(ticket);
                         continue;
                     }
-                    let flush = flight.flush(policy, now, || runtime.random_unit());
-                    writes.updates.push((flush.update, After { platform, release: false, put_off: None }));
+                    writes.add(flight, policy, now, &runtime);
                 }
                 Next::Finish | Next::Return => {
                     let mut flight = flights.remove(&ticket).expect("it was just found");
-                    let flush = flight.flush(policy, now, || runtime.random_unit());
-                    let after = After { platform, release: flush.release, put_off: flush.put_off };
-                    writes.updates.push((flush.update, after));
+                    writes.add(&mut flight, policy, now, &runtime);
                     writes.ended.push(flight);
                 }
                 // Not alone in flight while it waits for its gate: another claim counts it anew.
@@ -269,8 +276,7 @@ impl Writer {
                     let mut flight = flights.remove(&ticket).expect("it was just found");
                     // Its next answer may be long in coming.
                     if flight.unwritten_since().is_some() && !planted::is("gated-again-unwritten") {
-                        let flush = flight.flush(policy, now, || runtime.random_unit());
-                        writes.updates.push((flush.update, After { platform, release: false, put_off: None }));
+                        writes.add(&mut flight, policy, now, &runtime);
                     }
                     flight.let_go();
                     if let Err(mut flight) = self.regate(flight) {

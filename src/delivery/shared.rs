@@ -16,7 +16,7 @@ use super::holds::Holds;
 use super::metrics;
 use super::permits::Permits;
 use super::quiet::Quiet;
-use super::route_state::RouteState;
+use super::route_state::{Paused, RouteState};
 use super::settings::Settings;
 use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
@@ -116,10 +116,9 @@ impl RouteLanes {
         self.state.is_broken() || self.credential.state.is_broken()
     }
 
-    /// Since when.
-    pub fn broken_since(&self) -> Option<UnixMs> {
-        let (route, credential) = (self.state.paused(), self.credential.state.paused());
-        credential.or(route).map(|paused| paused.since)
+    /// Why and since when it is.
+    pub fn paused(&self) -> Option<Paused> {
+        self.credential.state.paused().or_else(|| self.state.paused())
     }
 
     /// Until when nothing at all may be sent in a lane: a fault's pause, a provider's complaint, a rate that is used up.
@@ -298,8 +297,7 @@ impl HandOff for Shared {
         let mut routes: Vec<RouteStatus> = of_app
             .map(|lanes| {
                 let credential = &lanes.credential;
-                let paused = credential.state.paused().or_else(|| lanes.state.paused());
-                let condition = match (paused, credential.slowed_until(now)) {
+                let condition = match (lanes.paused(), credential.slowed_until(now)) {
                     (Some(paused), _) => RouteCondition::Paused {
                         cause: paused.cause.name(),
                         reason: paused.reason,

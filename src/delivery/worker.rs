@@ -1,7 +1,6 @@
 //! One route and lane: claim, gate, render, hand to the sender.
 
 mod encoding;
-mod faults;
 mod gating;
 mod suspects;
 
@@ -13,7 +12,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::encoding::EncodedKey;
-use self::faults::PutOff;
 use super::flight::Flight;
 use super::shared::{Link, RouteLanes, Shared, Work};
 use crate::domain::deny::DenyPosition;
@@ -32,11 +30,12 @@ use crate::storage::{ClaimRequest, Claimed, GateQuestion, StoreError};
 
 /// How long a worker leaves the store alone after it failed.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
-/// A worker looks at some jobs of a route that an operator or a fault holds so often, to end those past their TTL.
+/// A worker looks at some jobs of a route that an operator or a fault holds so often, to end those past their TTL or to ask
+/// whether it works again.
 const HELD_PAUSE: Duration = Duration::from_millis(250);
 /// How exactly our clock is known to be the store's.
 const CLOCK_GRAIN: Duration = Duration::from_millis(5);
-/// How long a worker waits after its sender took nothing, and between probes' answers.
+/// How long a worker waits after its sender took nothing.
 const SENDER_PAUSE: Duration = Duration::from_millis(100);
 /// … and so often where none is due.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -50,11 +49,19 @@ pub struct Worker {
     encoded: HashMap<EncodedKey, Result<Encoded, ResultCode>>,
     /// What `encoded` was made for.
     link: Arc<Link>,
-    /// What is claimed now asks whether a paused route works again.
-    is_probe: bool,
-    /// What is claimed now cannot be sent: the route has a fault. What is past its TTL ends, the rest is put off.
-    is_look: bool,
-    put_off: Option<PutOff>,
+    aim: Aim,
+    /// Looks put jobs off, to be taken up when the fault is over.
+    put_off: bool,
+}
+
+/// What is claimed now is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    Send,
+    /// One target asks whether a route that had a fault works again.
+    Probe,
+    /// It cannot be sent, for the route has a fault: what is past its TTL ends, the rest is put off.
+    Look,
 }
 
 /// The names and labels of a job's targets, where they are asked for.
@@ -73,18 +80,7 @@ enum Round {
 impl Worker {
     pub fn new(shared: Arc<Shared>, lanes: Arc<RouteLanes>, lane: Lane, work: mpsc::UnboundedReceiver<Work>) -> Self {
         let (route, link) = (lanes.route.id, lanes.link());
-        Self {
-            shared,
-            lanes,
-            route,
-            lane,
-            work,
-            encoded: HashMap::new(),
-            link,
-            is_probe: false,
-            is_look: false,
-            put_off: None,
-        }
+        Self { shared, lanes, route, lane, work, encoded: HashMap::new(), link, aim: Aim::Send, put_off: false }
     }
 
     /// Runs until the engine stops or the route is removed; then what is in the inbox goes back to the queue.
@@ -101,8 +97,8 @@ impl Worker {
             let held = pauses.now().of_route(spec.app, spec.platform).is_some();
             let claim_now = claim_at.is_some_and(|at| at <= now);
             let is_broken = lanes.is_broken();
-            if !is_broken {
-                self.pull_forward().await;
+            if !is_broken && std::mem::take(&mut self.put_off) {
+                shared.holds.fault_is_over(self.route);
             }
             let pause = lanes.paused_until(self.lane, now);
             // A fault's pause is for sending; it is looked on for what is past its TTL.
@@ -111,8 +107,6 @@ impl Worker {
                 (Some(pause), Some(claim)) if is_broken => Some(pause.min(claim)),
                 _ => pause.or(claim_at),
             };
-            let pull = self.put_off.as_ref().filter(|_| !is_broken).map(|put_off| put_off.pull_at);
-            let next = next.into_iter().chain(pull).min();
             tokio::select! {
                 biased;
                 () = shared.stopping.cancelled() => break,
@@ -162,14 +156,21 @@ impl Worker {
     async fn claim(&mut self) -> Round {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
-        let is_broken = self.lanes.is_broken();
         let now = shared.runtime.instant();
-        let probing = is_broken && self.lanes.paused_until(self.lane, now).is_none() && self.lanes.begin_probe(now);
-        let looking = is_broken && !probing;
-        if looking && planted::is("expired-waits-for-the-probe") {
+        let aim = if !self.lanes.is_broken() {
+            Aim::Send
+        } else if self.lanes.paused_until(self.lane, now).is_none() && self.lanes.begin_probe(now) {
+            Aim::Probe
+        } else {
+            Aim::Look
+        };
+        if aim == Aim::Look && planted::is("expired-waits-for-the-probe") {
             return Round::Trouble(LOOK_PAUSE);
         }
-        let (max_jobs, most) = if probing { (1, 1) } else { (settings.max_claim_jobs, settings.max_claim_targets) };
+        let (max_jobs, most) = match aim {
+            Aim::Probe => (1, 1),
+            Aim::Send | Aim::Look => (settings.max_claim_jobs, settings.max_claim_targets),
+        };
         let mut room = {
             let mut room = std::pin::pin!(shared.permits.claim(self.lane, most));
             loop {
@@ -194,25 +195,25 @@ impl Worker {
         let request = ClaimRequest {
             route: self.route,
             lane: self.lane,
-            max_targets: match (probing, looking) {
-                (true, _) => 1,
-                (false, true) => room.targets(),
-                (false, false) => self.lanes.credential.pacer.claimable(room.targets()),
+            max_targets: match aim {
+                Aim::Probe => 1,
+                Aim::Look => room.targets(),
+                Aim::Send => self.lanes.credential.pacer.claimable(room.targets()),
             },
             max_jobs,
         };
         let now = shared.runtime.now();
-        let claimed = match self.claim_for(request, probing, now).await {
+        let claimed = match self.claim_for(request, aim, now).await {
             Ok(claimed) => claimed,
             Err(error) => {
-                self.end_probe(probing);
+                self.end_probe(aim);
                 return self.store_trouble("claiming jobs", &error);
             }
         };
         if claimed.is_empty() {
             drop(room);
-            self.end_probe(probing);
-            if is_broken {
+            self.end_probe(aim);
+            if aim != Aim::Send {
                 return Round::Trouble(LOOK_PAUSE);
             }
             return match shared.store.next_due(self.route, self.lane).await {
@@ -222,9 +223,9 @@ impl Worker {
         }
         let mut trouble = None;
         let spec = &self.lanes.route.spec;
-        let is_held = looking || shared.holds.now().of_route(spec.app, spec.platform).is_some();
+        let is_held = aim != Aim::Send || shared.holds.now().of_route(spec.app, spec.platform).is_some();
         let idles = is_held && claimed.iter().all(|one| one.notification.expires_at > now);
-        (self.is_probe, self.is_look) = (probing, looking);
+        self.aim = aim;
         let mut together = Vec::with_capacity(claimed.len());
         let mut suspects = Vec::new();
         for Claimed { job, notification } in claimed {
@@ -243,20 +244,25 @@ impl Worker {
                 Err(error) => trouble = Some(self.store_trouble("gating", &error)),
             }
         }
-        self.is_look = false;
-        if std::mem::take(&mut self.is_probe) {
-            // Its targets were all kept back.
-            self.end_probe(probing);
-        }
-        trouble.unwrap_or(match (probing, idles) {
-            (true, _) => Round::Trouble(SENDER_PAUSE),
-            (false, true) => Round::Trouble(HELD_PAUSE),
-            (false, false) => Round::Busy,
-        })
+        // A probe that was not sent: its targets were all kept back.
+        let unsent = std::mem::replace(&mut self.aim, Aim::Send);
+        self.end_probe(unsent);
+        trouble.unwrap_or(if idles { Round::Trouble(HELD_PAUSE) } else { Round::Busy })
     }
 
-    fn end_probe(&self, probing: bool) {
-        if probing {
+    /// A probe asks with what a look has put off, where there is nothing else.
+    async fn claim_for(&self, request: ClaimRequest, aim: Aim, now: UnixMs) -> Result<Vec<Claimed>, StoreError> {
+        let store = &self.shared.store;
+        let claimed = store.claim(request, self.shared.owner, now).await?;
+        let may_pull = claimed.is_empty() && aim == Aim::Probe;
+        if !may_pull || store.pull_forward(self.route, self.lane, now, 1).await? == 0 {
+            return Ok(claimed);
+        }
+        store.claim(request, self.shared.owner, now).await
+    }
+
+    fn end_probe(&self, aim: Aim) {
+        if aim == Aim::Probe {
             self.lanes.end_probe();
         }
     }
@@ -346,7 +352,7 @@ impl Worker {
         let suspect = flights.iter().any(Flight::is_suspect);
         if let [flight] = &mut flights[..]
             && suspect
-            && self.is_look
+            && self.aim == Aim::Look
             && self.hold(flight)
         {
             // Nobody else has to stop for what is not sent.
@@ -459,7 +465,8 @@ impl Worker {
             self.settle(flight);
             return None;
         }
-        self.is_probe = false;
+        // A probe that is sent ends with its answer.
+        self.aim = Aim::Send;
         let count = targets.len();
         let now = shared.runtime.instant();
         let read_at = shared.runtime.now().minus(now.into_std().saturating_duration_since(gated_at));
@@ -518,7 +525,7 @@ impl Worker {
             flight.put_off(allowed.len(), wall.plus(until - now));
             allowed.clear();
         } else if self.lanes.is_broken() {
-            let kept = usize::from(self.is_probe).min(allowed.len());
+            let kept = usize::from(self.aim == Aim::Probe).min(allowed.len());
             // Not always the same: it may be the one whose token is dead.
             #[expect(clippy::cast_possible_truncation, reason = "below the length of a job")]
             let chosen = (shared.runtime.random_u64() % (allowed.len().max(1) as u64)) as usize;

@@ -167,6 +167,40 @@ async fn held_by_a_fault(postgres: Option<Postgres>) {
     assert_eq!(accepted(&world), 2);
 }
 
+/// What was put off for the fault is taken up when it is over; what an operator holds beside it must not be, again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pause_holds_is_left_alone_after_a_fault() {
+    let world = World::new().await;
+    let refuse = Fault::status(403, "InvalidProviderToken").on(Target::Apns).times(100_000);
+    world.sandbox.add_fault(refuse).unwrap();
+    let _server = world.start();
+    let mut client = world.client().await;
+    let mut admin = AdminServiceClient::connect(world.address.clone()).await.unwrap();
+    register(&mut client, "choco", device::Platform::Apns, &format!("{:064x}", 1)).await;
+    opt_in(&mut client, "choco", true).await;
+    admin.pause_delivery(pause()).await.unwrap();
+    let other = |name| NotifyEventRequest { event_type: "content.new".into(), ..event(name, &["choco"]) };
+    let waits = notify(&mut client, other("waits")).await;
+    assert!(world.sandbox.wait_for(1, PATIENCE).await, "it is refused");
+    let held = notify(&mut client, event("held", &["choco"])).await;
+    // Both have been looked at and put off.
+    let put_off = "SELECT count(*) AS count FROM job WHERE due_at > ready_at";
+    let deadline = Instant::now() + PATIENCE;
+    while tables::count(&world.database(), put_off) < 2 {
+        assert!(Instant::now() < deadline, "they are put off");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.sandbox.clear_faults();
+    all_end(&mut client, &waits, 1, "SENT").await;
+    let claimed = || tables::count(&world.database(), "SELECT max(fence) AS count FROM job");
+    let before = claimed();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let claims = claimed() - before;
+    assert!(claims <= 20, "looked at about once a second, not {claims} steps in four");
+    admin.resume_delivery(resume()).await.unwrap();
+    all_end(&mut client, &held, 1, "SENT").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audience_is_not_worked_out_after_its_notification_was_cancelled() {
     let world = World::new().await;

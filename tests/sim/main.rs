@@ -30,7 +30,7 @@ use history::History;
 use nudged::runtime::Runtime;
 use run::Outcome;
 
-/// As in the program; a tenth faster than the system's.
+/// As in the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -11,8 +11,7 @@ use crate::planted;
 use crate::render::Templates;
 use crate::storage::{GateFacts, GateQuestion, StoreError};
 
-use super::faults::PutOff;
-use super::{Known, Worker};
+use super::{Aim, Known, Worker};
 
 impl Worker {
     /// Templates and facts of each flight; of each target also the name and labels where there is an allow-list.
@@ -87,12 +86,15 @@ impl Worker {
             return false;
         }
         let pauses = self.shared.holds.now();
-        let by_operator = pauses.of(spec.app, spec.platform, &flight.notification.event_type).map(|pause| pause.since);
-        let since = by_operator.or_else(|| if self.is_look { self.lanes.broken_since() } else { None });
-        let Some(since) = since else { return false };
-        if self.is_look {
-            self.put_off = Some(PutOff::now(self.shared.runtime.instant()));
-        }
+        let since = match pauses.of(spec.app, spec.platform, &flight.notification.event_type) {
+            Some(pause) => pause.since,
+            None if self.aim == Aim::Look => {
+                let Some(paused) = self.lanes.paused() else { return false };
+                self.put_off = true;
+                paused.since
+            }
+            None => return false,
+        };
         flight.hold(holds::until(since, now));
         true
     }

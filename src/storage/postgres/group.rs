@@ -33,6 +33,7 @@ use super::users::ensure_users;
 use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
 use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
+use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
 use crate::storage::{Result, StoreError};
@@ -225,18 +226,13 @@ impl Committer {
         let leased: Vec<i64> = planned.iter().flat_map(|plan| &plan.hand_overs).map(|handed| handed.job.id.0).collect();
         context.held.lock().expect("no panic while held").extend(leased);
         for (candidate, plan) in candidates.into_iter().zip(planned.drain(..)) {
-            let engine = &group[candidate.place].request.prepared.engine;
+            let Prepared { engine, event, .. } = &group[candidate.place].request.prepared;
             if !written.contains(&candidate.id.0) {
                 inner.let_go(plan.hand_overs.iter().map(|handed| handed.job.id.0));
                 lost.push(candidate);
                 continue;
             }
-            let lane = group[candidate.place]
-                .request
-                .prepared
-                .event
-                .lane
-                .unwrap_or(crate::domain::platform::Lane::Interactive);
+            let lane = event.lane.unwrap_or(Lane::Interactive);
             for route in plan.unowned() {
                 effects.wake_jobs(engine, route, lane);
             }
