@@ -41,6 +41,47 @@ async fn logs_and_metrics_tell_of_calls_broadcasts_and_credentials() {
     assert!(!metrics.contains("nudged_certificate_days_left{"), "a signing key does not end");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificates_days_are_counted_also_of_one_that_replaces_it() {
+    const MS_PER_DAY: f64 = 86_400_000.0;
+    let world = World::new().await;
+    let pem = |year| {
+        let mut params = rcgen::CertificateParams::new(vec!["push".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 12, 31);
+        let key = rcgen::KeyPair::generate().unwrap();
+        format!("{}{}", params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    };
+    let file = world.config.with_file_name("apns.pem");
+    std::fs::write(&file, pem(2099)).unwrap();
+    let text = std::fs::read_to_string(&world.config).unwrap();
+    let is_of_the_key = |line: &&str| ["key_file", "key_id", "team_id"].iter().any(|key| line.starts_with(key));
+    let lines: Vec<&str> = text.lines().filter(|line| !is_of_the_key(line)).collect();
+    let section = format!("[apps.{APP}.apns]");
+    let text =
+        lines.join("\n").replace(&section, &format!("{section}\ncert_file = {file:?}\ncert_key_file = {file:?}"));
+    std::fs::write(&world.config, text).unwrap();
+    let _server = world.start();
+    drop(world.client().await);
+    let shown = async |ends_at_ms: f64| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+            let days =
+                world.metric(&format!(r#"nudged_certificate_days_left{{app="{APP}",credential="default"}}"#)).await;
+            #[expect(clippy::cast_precision_loss, reason = "days are compared")]
+            let expected = (ends_at_ms - now_ms as f64) / MS_PER_DAY;
+            if days.is_some_and(|days| (days - expected).abs() < 0.01) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{days:?} days and not {expected}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    shown(4_102_358_400_000.0).await;
+    std::fs::write(&file, pem(2090)).unwrap();
+    shown(3_818_361_600_000.0).await;
+}
+
 /// The log's line with this message and notification, as soon as it is there.
 async fn line(world: &World, message: &str, notification: &str) -> serde_json::Value {
     let deadline = Instant::now() + PATIENCE;
