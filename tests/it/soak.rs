@@ -57,7 +57,11 @@ impl Parameters {
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     at: f64,
-    rss_kib: f64,
+    /// The process' own: anonymous and shared pages.
+    memory_kib: f64,
+    /// Pages of files in its memory: the program, and the database, which the writer maps and which keeps every result.
+    mapped_kib: f64,
+    database_kib: f64,
     files: f64,
     threads: f64,
     wal_kib: f64,
@@ -102,9 +106,9 @@ async fn nothing_grows_under_a_steady_load() {
             leaked.push(tokio::net::TcpStream::connect(world.address.trim_start_matches("http://")).await.unwrap());
         }
         let sample = sample(&world, server.id(), &calls, began);
-        let Sample { at, rss_kib, files, threads, wal_kib, p99_ms } = sample;
+        let Sample { at, memory_kib, mapped_kib, database_kib, files, threads, wal_kib, p99_ms } = sample;
         println!(
-            "{at:6.0} s  RSS {rss_kib:8.0} KiB  {files:3.0} files  {threads:3.0} threads  WAL {wal_kib:6.0} KiB  p99 {p99_ms:7.1} ms"
+            "{at:6.0} s  memory {memory_kib:7.0} KiB  mapped {mapped_kib:7.0} KiB of database {database_kib:7.0} KiB  {files:3.0} files  {threads:3.0} threads  WAL {wal_kib:6.0} KiB  p99 {p99_ms:7.1} ms"
         );
         samples.push(sample);
     }
@@ -129,8 +133,9 @@ fn verdict(samples: &[Sample], run: Duration) -> Vec<String> {
     let settled: Vec<Sample> =
         samples.iter().copied().filter(|sample| sample.at > WARM_UP * run.as_secs_f64()).collect();
     // By how much of itself a series may rise in the whole run, beyond its noise, before it counts.
-    let series: [(&str, Of, f64, bool); 5] = [
-        ("RSS in KiB", |sample| sample.rss_kib, 0.05, true),
+    let series: [(&str, Of, f64, bool); 6] = [
+        ("memory in KiB", |sample| sample.memory_kib, 0.05, true),
+        ("mapped beyond the database in KiB", |sample| sample.mapped_kib - sample.database_kib, 0.05, true),
         ("files", |sample| sample.files, 0.1, false),
         ("threads", |sample| sample.threads, 0.1, false),
         ("WAL in KiB", |sample| sample.wal_kib, 0.2, true),
@@ -202,17 +207,19 @@ fn sample(world: &World, pid: u32, calls: &Calls, began: Instant) -> Sample {
         line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
     };
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    let wal = world.database().with_file_name("nudged.db-wal");
+    let size = |path| std::fs::metadata(path).map_or(0, |metadata| metadata.len() / 1024);
     let mut took = std::mem::take(&mut *calls.took.lock().unwrap());
     took.sort_unstable();
     let p99 = took.get(took.len() * 99 / 100).copied().unwrap_or(0);
     #[expect(clippy::cast_precision_loss, reason = "small figures")]
     Sample {
         at: began.elapsed().as_secs_f64(),
-        rss_kib: field("VmRSS"),
+        memory_kib: field("RssAnon") + field("RssShmem"),
+        mapped_kib: field("RssFile"),
+        database_kib: size(world.database()) as f64,
         files: files as f64,
         threads: field("Threads"),
-        wal_kib: std::fs::metadata(wal).map_or(0, |metadata| metadata.len() / 1024) as f64,
+        wal_kib: size(world.database().with_file_name("nudged.db-wal")) as f64,
         p99_ms: p99 as f64 / 1000.0,
     }
 }
