@@ -181,7 +181,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "max_in_flight_targets",
                 Value("20000"),
-                "Deliveries claimed and without a recorded outcome, over all routes.",
+                "Deliveries claimed and without a recorded outcome, over all routes; half of them are for the INTERACTIVE lane.",
             ),
             key(
                 "max_open_targets",

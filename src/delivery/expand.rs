@@ -25,8 +25,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// Paused fan-outs kept; with so many no other is begun until one of them is resumed.
 const MAX_HELD: usize = 1_000;
-/// How long a page waits for room to hand a job over.
-const ROOM_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a page waits for room to hand a job over: longer than a database that writes its log back holds results up.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 /// Pages between two looks at the backlog: bounds how far the limit is overrun.
 const PAGES_PER_LOOK: u32 = 16;
 

@@ -8,7 +8,7 @@ use crate::domain::room::RoomLimits;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Settings {
-    /// Targets between claim and durable outcome, of both lanes; a quarter is kept for INTERACTIVE. Bounds the engine's
+    /// Targets between claim and durable outcome, of both lanes; half is kept for INTERACTIVE. Bounds the engine's
     /// memory: about 1 KiB each.
     pub max_in_flight_targets: usize,
     /// Jobs of one claim.

@@ -36,8 +36,8 @@ const USERS: u64 = 200;
 const LEG: u64 = 10;
 /// Room in the engine of one process; all events are INTERACTIVE, whose part it is.
 const PERMITS: u64 = 1_000;
-/// Of both lanes: INTERACTIVE has a quarter.
-const MAX_IN_FLIGHT: u64 = 4 * PERMITS;
+/// Of both lanes: INTERACTIVE has half.
+const MAX_IN_FLIGHT: u64 = 2 * PERMITS;
 /// Acknowledged events whose deliveries are asked for at a leg's end, and what they say compared with what came.
 const SAMPLE: usize = 200;
 /// Pushes between two looks at the providers' record, at most.
