@@ -66,6 +66,20 @@ fn nothing_at_all_gives_the_documented_defaults() {
     assert!(config.keys.is_empty() && config.apps.is_empty() && config.warnings.is_empty());
 }
 
+/// Google's quota of a project; Apple names none.
+#[test]
+fn fcm_is_paced_by_googles_quota_and_apns_by_nothing_unless_told_otherwise() {
+    let fcm = "[apps.pets.fcm]\nservice_account_file = \"sa.json\"\n";
+    let rates = |text: &str| {
+        let config = ok(text, &[]);
+        let app = &config.apps[&AppId::trusted("pets")];
+        (app.apns["default"].rate.per_minute, app.fcm["default"].rate.per_minute)
+    };
+    assert_eq!(rates(&format!("{APNS}{fcm}")), (0, 600_000));
+    let told = format!("{APNS}rate_per_minute = 300\n{fcm}rate_per_minute = 0\n");
+    assert_eq!(rates(&told), (300, 0));
+}
+
 #[test]
 fn environment_wins_over_the_file_and_the_file_over_defaults() {
     let text = "[grpc]\nlisten = \"127.0.0.1:1\"\nthreads = 3\n[database]\nurl = \"sqlite://a.db\"\n";
