@@ -1,35 +1,36 @@
 //! Shows in every run that the checker can be red: facts of a green history, with one thing in them that must not be.
 
 use super::checker::{self, Bounds};
-use super::facts::{Answer, Ask, Fact, Ms, Push, Reply};
+use super::facts::{Answer, Ask, Fact, Ms, Notify, Push, Reply};
+use super::rules::Rule;
 
 /// Makes facts that must be red of green ones; `None`: not of these.
 pub type Forge = fn(&[Fact], &Bounds) -> Option<Vec<Fact>>;
 
-/// What is forged, and the rule that must find it.
-pub const FORGERIES: &[(&str, Forge)] = &[
-    ("no", pushed_after_a_no),
-    ("lost", without_its_ending),
-    ("again", taken_and_sent_again),
-    ("identity", another_identity),
-    ("rest", never_at_rest),
-    ("endings", sent_and_never_taken),
-    ("counted", counted_and_not_listed),
-    ("doubt", in_doubt_and_sent_again),
-    ("answers", asked_and_not_answered),
-];
+/// What the rule must find. A rule without a forgery does not compile.
+pub fn forgery(rule: Rule) -> Forge {
+    match rule {
+        Rule::Rest => never_at_rest,
+        Rule::Lost => without_its_ending,
+        Rule::No => pushed_after_a_no,
+        Rule::Audience => outside_of_its_audience,
+        Rule::Invented => asked_for_by_nobody,
+        Rule::Ttl => pushed_after_its_time,
+        Rule::Identity => another_identity,
+        Rule::Again => taken_and_sent_again,
+        Rule::Floor => asked_to_wait_and_sent_at_once,
+        Rule::Attempts => attempted_without_end,
+        Rule::Doubt => in_doubt_and_sent_again,
+        Rule::Answers => asked_and_not_answered,
+        Rule::Endings => sent_and_never_taken,
+        Rule::Counted => counted_and_not_listed,
+    }
+}
 
-/// Rules that miss their forgery, of those that can be forged from these facts; and how many those are.
-pub fn missed(facts: &[Fact], bounds: &Bounds) -> (Vec<&'static str>, usize) {
-    let mut tried = 0;
-    let missed = FORGERIES.iter().filter_map(|(rule, forge)| {
-        let forged = forge(facts, bounds)?;
-        tried += 1;
-        let found = checker::check(&forged, bounds);
-        (!found.iter().any(|violation| violation.rule == *rule)).then_some(*rule)
-    });
-    let missed = missed.collect();
-    (missed, tried)
+/// Whether the rule finds its forgery; `None`: these facts do not allow for one.
+pub fn finds(rule: Rule, facts: &[Fact], bounds: &Bounds) -> Option<bool> {
+    let forged = forgery(rule)(facts, bounds)?;
+    Some(checker::check(&forged, bounds).iter().any(|violation| violation.rule == rule.name()))
 }
 
 fn last_at(facts: &[Fact]) -> Ms {
@@ -96,6 +97,53 @@ fn pushed_after_a_no(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     Some(forged)
 }
 
+/// Calls for the event of a push: the first, and repeats.
+fn is_ask_for(fact: &Fact, push: &Push) -> bool {
+    matches!(fact, Fact::Asked { ask: Ask::Notify(notify), .. } if notify.tag == push.tag)
+}
+
+fn outside_of_its_audience(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
+    let push = taken(facts)?;
+    owner(facts, push)?;
+    let mut forged = facts.to_vec();
+    for fact in forged.iter_mut().filter(|fact| is_ask_for(fact, push)) {
+        if let Fact::Asked { ask: Ask::Notify(notify), .. } = fact {
+            let Notify { users, topics, devices, everyone, .. } = notify;
+            (*users, *topics, *devices, *everyone) = (vec!["nobody".to_owned()], Vec::new(), Vec::new(), false);
+        }
+    }
+    Some(forged)
+}
+
+fn asked_for_by_nobody(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
+    let push = taken(facts)?;
+    Some(facts.iter().filter(|fact| !is_ask_for(fact, push)).cloned().collect())
+}
+
+fn pushed_after_its_time(facts: &[Fact], bounds: &Bounds) -> Option<Vec<Fact>> {
+    let push = taken(facts)?;
+    if facts.iter().any(|fact| matches!(fact, Fact::Jumped { .. })) {
+        return None;
+    }
+    let accepted = |fact: &Fact| match fact {
+        Fact::Answered { call, at, answer: Answer::Accepted { notification } }
+            if push.names.as_ref().is_some_and(|names| names.notification == *notification) =>
+        {
+            Some((*call, *at))
+        }
+        _ => None,
+    };
+    let (call, answered) = facts.iter().find_map(accepted)?;
+    let ttl_ms = facts.iter().find_map(|fact| match fact {
+        Fact::Asked { call: number, ask: Ask::Notify(notify), .. } if *number == call => Some(notify.ttl_ms),
+        _ => None,
+    })?;
+    let at = answered + ttl_ms + bounds.clocks_apart_ms + 1_001;
+    let mut forged = facts.to_vec();
+    forged.push(Fact::Pushed(Push { number: u32::MAX, at, ..push.clone() }));
+    Some(forged)
+}
+
 fn without_its_ending(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     // Somebody who certainly belongs to the audience: the checker itself must know that from calls alone.
     let taken = taken(facts)?;
@@ -141,6 +189,36 @@ fn taken_and_sent_again(facts: &[Fact], _: &Bounds) -> Option<Vec<Fact>> {
     let push = taken(facts)?;
     let mut forged = facts.to_vec();
     forged.push(Fact::Pushed(Push { number: u32::MAX, at: last_at(facts) + 1, ..push.clone() }));
+    Some(forged)
+}
+
+/// The next attempt comes as soon as the provider asked for a pause.
+fn asked_to_wait_and_sent_at_once(facts: &[Fact], bounds: &Bounds) -> Option<Vec<Fact>> {
+    let (at, push, replied) = facts.iter().enumerate().find_map(|(at, fact)| {
+        let Fact::Pushed(push) = fact else { return None };
+        let replied = facts.iter().find_map(|fact| match fact {
+            Fact::Replied { push: number, at, reply: Reply::Later { .. } } if *number == push.number => Some(*at),
+            _ => None,
+        })?;
+        // Nothing that would excuse a process for what it was told.
+        let is_excused = facts.iter().any(|fact| match fact {
+            Fact::Crashed { at } | Fact::Jumped { at, .. } => (push.at..replied + 20_000).contains(at),
+            Fact::Cut { connection, at } => *connection == push.connection && *at < replied + 20_000,
+            Fact::Apart { .. } => true,
+            _ => false,
+        });
+        (!is_excused && replied - push.at < bounds.patience_ms).then_some((at, push, replied))
+    })?;
+    let mut forged = facts.to_vec();
+    forged.insert(at + 1, Fact::Pushed(Push { number: u32::MAX, at: replied + 1, ..push.clone() }));
+    Some(forged)
+}
+
+fn attempted_without_end(facts: &[Fact], bounds: &Bounds) -> Option<Vec<Fact>> {
+    let push = taken(facts)?;
+    let mut forged = facts.to_vec();
+    let more = (0..bounds.attempts).map(|_| Fact::Pushed(Push { number: u32::MAX, ..push.clone() }));
+    forged.extend(more);
     Some(forged)
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::{Answer, Ask, Fact, Ms, Named, Notify, Push, Reply};
+use super::rules::Rule;
 
 /// A "no" is obeyed by then.
 const NO_AFTER_MS: Ms = 1_000;
@@ -226,9 +227,9 @@ struct Checker<'a> {
 impl<'a> Checker<'a> {
     fn rest(&mut self) {
         match self.story.rest {
-            None => self.found.push(violation("rest", "it never came to rest")),
+            None => self.found.push(violation(Rule::Rest, "it never came to rest")),
             Some((at, open)) if open > 0 => {
-                self.found.push(violation("rest", format!("{open} jobs or expansions are open at {at}")));
+                self.found.push(violation(Rule::Rest, format!("{open} jobs or expansions are open at {at}")));
             }
             Some(_) => {}
         }
@@ -240,7 +241,7 @@ impl<'a> Checker<'a> {
             let Some(call) = self.story.calls.get(number) else { continue };
             if !self.story.restarts.iter().any(|restart| (call.asked..=*at).contains(restart)) {
                 let what = format!("{:?} asked at {} failed at {at}", call.ask, call.asked);
-                self.found.push(violation("answers", what));
+                self.found.push(violation(Rule::Answers, what));
             }
         }
     }
@@ -253,52 +254,52 @@ impl<'a> Checker<'a> {
         for push in &self.story.pushes {
             let mut wrong = |rule, what: String| found.push(violation(rule, format!("{what}: {push:?}")));
             let Some(names) = &push.names else {
-                wrong("identity", "its nudged_id cannot be read".to_owned());
+                wrong(Rule::Identity, "its nudged_id cannot be read".to_owned());
                 continue;
             };
             if push.header_id.as_ref().is_some_and(|id| *id != push.nudged_id) {
-                wrong("identity", "apns-id is not the nudged_id".to_owned());
+                wrong(Rule::Identity, "apns-id is not the nudged_id".to_owned());
             }
             if **collapse.entry(&push.nudged_id).or_insert(&push.collapse_id) != push.collapse_id {
-                wrong("identity", "an earlier attempt had another collapse identity".to_owned());
+                wrong(Rule::Identity, "an earlier attempt had another collapse identity".to_owned());
             }
             if *notification_of.entry(push.tag).or_insert(&names.notification) != names.notification {
-                wrong("identity", format!("an earlier push of event {} was of another notification", push.tag));
+                wrong(Rule::Identity, format!("an earlier push of event {} was of another notification", push.tag));
             }
             let Some(Accepted { answered, notify, .. }) = self.story.event(push) else {
-                wrong("invented", "nobody asked for it".to_owned());
+                wrong(Rule::Invented, "nobody asked for it".to_owned());
                 continue;
             };
             if notify.tag != push.tag {
-                wrong("identity", format!("its notification is event {}", notify.tag));
+                wrong(Rule::Identity, format!("its notification is event {}", notify.tag));
             }
             let expected = notify.collapse_key.as_ref().unwrap_or(&push.nudged_id);
             if push.collapse_id.as_ref().is_some_and(|id| id != expected) {
-                wrong("identity", format!("its collapse identity should be {expected}"));
+                wrong(Rule::Identity, format!("its collapse identity should be {expected}"));
             }
             if self.story.jumps.is_empty()
                 && answered < Ms::MAX
                 && push.at > answered.saturating_add(notify.ttl_ms + NO_AFTER_MS + self.bounds.clocks_apart_ms)
             {
-                wrong("ttl", "its time to live had ended".to_owned());
+                wrong(Rule::Ttl, "its time to live had ended".to_owned());
             }
             let known = self.story.owners.get(names.device.as_str()).copied();
             let (user, token) = match known.map_or_else(|| self.unacknowledged_owner(push), Owner::One) {
                 Owner::One(owner) => owner,
                 Owner::Several => continue,
                 Owner::Nobody => {
-                    wrong("invented", "nobody registered its device".to_owned());
+                    wrong(Rule::Invented, "nobody registered its device".to_owned());
                     continue;
                 }
             };
             if token != push.token {
-                wrong("identity", format!("its device has the token {token}"));
+                wrong(Rule::Identity, format!("its device has the token {token}"));
             }
             if let Some(why) = self.not_for(push, notify, user) {
-                wrong("audience", why);
+                wrong(Rule::Audience, why);
             }
             if let Some(why) = self.forbidden(push, names, notify, user) {
-                wrong("no", why);
+                wrong(Rule::No, why);
             }
         }
         self.found.append(&mut found);
@@ -367,7 +368,7 @@ impl<'a> Checker<'a> {
         let mut found = Vec::new();
         for (id, pushes) in attempts {
             if pushes.len() > most {
-                found.push(violation("attempts", format!("{} requests for {id}", pushes.len())));
+                found.push(violation(Rule::Attempts, format!("{} requests for {id}", pushes.len())));
             }
             for pair in pushes.windows(2) {
                 found.extend(self.repeat(pair[0], pair[1]).or_else(|| self.doubt(pair[0], pair[1])));
@@ -387,7 +388,7 @@ impl<'a> Checker<'a> {
         let reply = self.story.replies.get(&push.number).map(|(_, reply)| *reply);
         let is_open = matches!(reply, None | Some(Reply::Taken { .. } | Reply::Silent));
         (is_open && self.is_once(push) && !self.story.disturbed_within(push.at, next.at))
-            .then(|| violation("doubt", format!("the provider may have taken it at {}: {next:?}", push.at)))
+            .then(|| violation(Rule::Doubt, format!("the provider may have taken it at {}: {next:?}", push.at)))
     }
 
     /// … and when `push` was answered.
@@ -400,14 +401,14 @@ impl<'a> Checker<'a> {
         }
         match reply {
             Reply::Taken { told: true } => {
-                Some(violation("again", format!("the provider had taken it at {replied}: {next:?}")))
+                Some(violation(Rule::Again, format!("the provider had taken it at {replied}: {next:?}")))
             }
-            Reply::Rejected => Some(violation("again", format!("the provider refused it at {replied}: {next:?}"))),
+            Reply::Rejected => Some(violation(Rule::Again, format!("the provider refused it at {replied}: {next:?}"))),
             Reply::Later { hint_ms } => {
                 let jumped = self.story.jumps.iter().any(|at| (push.at..=next.at).contains(at));
                 let floor = hint_ms.unwrap_or(0).max(self.bounds.floor_ms) - self.bounds.clocks_apart_ms;
                 (!jumped && next.at - replied < floor).then(|| {
-                    violation("floor", format!("the provider asked at {replied} to wait {floor} ms: {next:?}"))
+                    violation(Rule::Floor, format!("the provider asked at {replied} to wait {floor} ms: {next:?}"))
                 })
             }
             Reply::Taken { told: false } | Reply::Gone { .. } | Reply::Broken | Reply::NotProcessed | Reply::Silent => {
@@ -421,14 +422,16 @@ impl<'a> Checker<'a> {
         let mut found = Vec::new();
         for Counted { notification, open, expanding, ended } in &self.story.counted {
             if *open > 0 || *expanding {
-                found.push(violation("rest", format!("{notification} has {open} open, expanding {expanding}")));
+                found.push(violation(Rule::Rest, format!("{notification} has {open} open, expanding {expanding}")));
             }
             for (state, count) in *ended {
                 let of_it = |other: &&Ended<'_>| other.notification == *notification && other.state == *state;
                 let listed = self.story.ended.iter().filter(of_it).count() as u64;
                 if listed != *count {
-                    found
-                        .push(violation("counted", format!("{notification} has {listed} {state}, and counts {count}")));
+                    found.push(violation(
+                        Rule::Counted,
+                        format!("{notification} has {listed} {state}, and counts {count}"),
+                    ));
                 }
             }
         }
@@ -437,7 +440,7 @@ impl<'a> Checker<'a> {
             if let Some(why) = self.contradicts(ended) {
                 let Ended { notification, user, device, state, reason } = ended;
                 let what = format!("{why}: {notification} for {user} on {device:?} is {state} {reason}");
-                found.push(violation("endings", what));
+                found.push(violation(Rule::Endings, what));
             }
         }
         self.found.append(&mut found);
@@ -577,7 +580,7 @@ impl<'a> Checker<'a> {
                 let ended = endings.get(&(*notification, user));
                 let Some(ended) = ended else {
                     let what = format!("{notification} (event {}) has no ending for {user}", notify.tag);
-                    found.push(violation("lost", what));
+                    found.push(violation(Rule::Lost, what));
                     continue;
                 };
                 if ended.iter().any(|ended| ended.device.is_none()) {
@@ -586,7 +589,7 @@ impl<'a> Checker<'a> {
                 for device in self.certain_devices(accept, user) {
                     if !ended.iter().any(|ended| ended.device == Some(device)) {
                         let what = format!("{notification} (event {}) has no ending for {user}'s {device}", notify.tag);
-                        found.push(violation("lost", what));
+                        found.push(violation(Rule::Lost, what));
                     }
                 }
             }
@@ -627,8 +630,8 @@ impl<'a> Checker<'a> {
     }
 }
 
-fn violation(rule: &'static str, what: impl Into<String>) -> Violation {
-    Violation { rule, what: what.into() }
+fn violation(rule: Rule, what: impl Into<String>) -> Violation {
+    Violation { rule: rule.name(), what: what.into() }
 }
 
 /// Whether a call, as it was answered, forbids this push to this user.

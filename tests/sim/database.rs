@@ -181,15 +181,15 @@ impl Database {
         }
     }
 
-    /// What the disk holds when the process dies, before anything closes its files in order.
-    pub fn crash(&mut self) {
+    /// What the disk holds when the process dies, before anything closes its files in order. `forgets`: the log is not among it.
+    pub fn crash(&mut self, forgets: bool) {
         let before = self.path();
         let Self::File { dir, generation } = self else { return };
         *generation += 1;
         let after = dir.path().join(format!("{generation}.db"));
         fs::copy(&before, &after).expect("room in the temporary directory");
         let wal = |path: &PathBuf| PathBuf::from(format!("{}-wal", path.display()));
-        if wal(&before).exists() {
+        if wal(&before).exists() && !forgets {
             fs::copy(wal(&before), wal(&after)).expect("room in the temporary directory");
         }
     }

@@ -19,6 +19,7 @@ use nudged::storage::{Registry, Store};
 use super::app;
 use super::database::{self, Database, Weather};
 use super::history::{self, Setup};
+use super::lies::Lie;
 use super::provider::{Connector, Exchange, Provider};
 
 pub struct Life {
@@ -56,9 +57,8 @@ impl Life {
     pub async fn begin(
         runtime: &Runtime,
         setup: &Setup,
-        database: &Database,
-        weather: &Arc<Weather>,
-        provider: &Arc<Provider>,
+        (database, weather, provider): (&Database, &Arc<Weather>, &Arc<Provider>),
+        lie: Option<Lie>,
     ) -> Result<Self, String> {
         let text = |error: nudged::storage::StoreError| error.to_string();
         let deny = Arc::new(DenyFeed::default());
@@ -72,7 +72,8 @@ impl Life {
             let definition = Definition { name, on_maybe: OnMaybe::Drop, ..Definition::default() };
             store.put_event_type(key, Arc::new(definition), runtime.now()).await.map_err(text)?;
         }
-        let (apns, fcm) = senders(runtime, setup, &threads, &deny, provider)?;
+        let heard = if lie == Some(Lie::DeafSenders) { Arc::default() } else { Arc::clone(&deny) };
+        let (apns, fcm) = senders(runtime, setup, &threads, &heard, provider)?;
         let mut registry = Senders::default();
         let mut routing = Routing::default();
         for route in &routes {

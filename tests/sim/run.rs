@@ -17,6 +17,7 @@ use super::clock::{Clock, START_MS, millis};
 use super::database::{Database, Place, Weather};
 use super::facts::{Fact, Facts, Ms};
 use super::history::{self, Act, History, Step, token_text};
+use super::lies::Lie;
 use super::life::{FLOOR, Life};
 use super::provider::{Mood, Provider};
 
@@ -62,7 +63,15 @@ pub fn bounds(history: &History) -> Bounds {
 }
 
 pub fn run(history: &History, place: Place) -> Outcome {
-    let facts = simulate(history, place);
+    check(history, simulate(history, place, None))
+}
+
+/// With a part of the process that lies.
+pub fn run_lying(history: &History, place: Place, lie: Lie) -> Outcome {
+    check(history, simulate(history, place, Some(lie)))
+}
+
+fn check(history: &History, facts: Vec<Fact>) -> Outcome {
     let violations = checker::check(&facts, &bounds(history));
     Outcome { facts, violations }
 }
@@ -70,6 +79,7 @@ pub fn run(history: &History, place: Place) -> Outcome {
 /// What goes on through all lives.
 struct World<'a> {
     history: &'a History,
+    lie: Option<Lie>,
     facts: Arc<Facts>,
     clock: Arc<Clock>,
     provider: Arc<Provider>,
@@ -90,11 +100,12 @@ enum End {
     Rested,
 }
 
-fn simulate(history: &History, place: Place) -> Vec<Fact> {
+fn simulate(history: &History, place: Place, lie: Option<Lie>) -> Vec<Fact> {
     let (facts, clock) = (Arc::<Facts>::default(), Arc::<Clock>::default());
     let provider = Provider::new(history.seed, history.setup.mood, Arc::clone(&facts), Arc::clone(&clock));
     let mut world = World {
         history,
+        lie,
         provider: Arc::new(provider),
         weather: Arc::new(Weather::new(history.seed, history.setup.database)),
         callers: Arc::new(Callers::new(Arc::clone(&facts), Arc::clone(&clock))),
@@ -116,7 +127,7 @@ fn simulate(history: &History, place: Place) -> Vec<Fact> {
         let down_ms = match end {
             End::Crash { down_ms } => {
                 world.facts.add(Fact::Crashed { at });
-                database.crash();
+                database.crash(lie == Some(Lie::ForgetfulStore));
                 down_ms
             }
             End::Restart { down_ms } => down_ms,
@@ -183,8 +194,8 @@ impl World<'_> {
     /// As a supervisor does: again and again.
     async fn start(&self, runtime: &Runtime, database: &Database) -> Option<Life> {
         for _ in 0..MAX_STARTS {
-            let begun = Life::begin(runtime, &self.history.setup, database, &self.weather, &self.provider).await;
-            match begun {
+            let surroundings = (database, &self.weather, &self.provider);
+            match Life::begin(runtime, &self.history.setup, surroundings, self.lie).await {
                 Ok(life) => return Some(life),
                 Err(error) => tracing::info!(error, "it does not start"),
             }
