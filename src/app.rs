@@ -26,6 +26,7 @@ use std::thread::JoinHandle as ThreadHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -143,7 +144,8 @@ impl App {
         let health = server.health();
         let server = Arc::new(server);
         let stop_grpc = CancellationToken::new();
-        let (grpc_address, grpc, mut heartbeats) = serve_grpc(&runtime, &config.grpc, &server, &stop_grpc)?;
+        let Served { address: grpc_address, threads: grpc, mut heartbeats, runtimes } =
+            serve_grpc(&runtime, &config.grpc, &server, &stop_grpc)?;
 
         let engine_heartbeat = Heartbeat::new(&runtime, "engine", MAX_SILENCE);
         heartbeats.push(engine_heartbeat.clone());
@@ -154,7 +156,8 @@ impl App {
             Arc::new(readiness::RoomLeft(engine.hand_off())) as _,
             Arc::new(shutdown.clone()) as _,
         ];
-        let collectors = vec![Arc::clone(&gauges) as _];
+        let runtimes = [("engine", vec![Handle::current()]), ("grpc", runtimes), ("send", threads.runtimes())];
+        let collectors = vec![Arc::clone(&gauges) as _, Arc::new(gauges::TaskGauges { runtimes }) as _];
         let parts = AdminParts { runtime: runtime.clone(), metrics, heartbeats, checks, collectors };
         let admin_server = AdminServer::bind(config.admin.listen, parts).await?;
         let admin_address = admin_server.address();
@@ -308,18 +311,27 @@ fn read_tls(tls: &GrpcTls) -> anyhow::Result<TlsSetup> {
     })
 }
 
+/// What serves gRPC.
+struct Served {
+    address: SocketAddr,
+    threads: Vec<ThreadHandle<()>>,
+    heartbeats: Vec<Heartbeat>,
+    /// To be looked at.
+    runtimes: Vec<Handle>,
+}
+
 /// One listener, served by every gRPC thread's own runtime.
 fn serve_grpc(
     runtime: &Runtime,
     grpc: &Grpc,
     server: &Arc<Server>,
     stop: &CancellationToken,
-) -> anyhow::Result<(SocketAddr, Vec<ThreadHandle<()>>, Vec<Heartbeat>)> {
+) -> anyhow::Result<Served> {
     let cannot = || format!("listening on {} (grpc.listen)", grpc.listen);
     let listener = std::net::TcpListener::bind(grpc.listen).with_context(cannot)?;
     listener.set_nonblocking(true).with_context(cannot)?;
     let address = listener.local_addr().with_context(cannot)?;
-    let (mut threads, mut heartbeats) = (Vec::new(), Vec::new());
+    let (mut threads, mut heartbeats, mut runtimes) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..grpc.threads {
         let name = format!("grpc-{number}");
         let heartbeat = Heartbeat::new(runtime, name.clone(), MAX_SILENCE);
@@ -328,6 +340,7 @@ fn serve_grpc(
         let (server, stop) = (Arc::clone(server), stop.clone());
         let for_thread = runtime.clone();
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+        runtimes.push(tokio.handle().clone());
         let thread = runtime.thread(&name, move || {
             tokio.block_on(async move {
                 // Joined by the runtime's end; it has no state of its own.
@@ -344,5 +357,5 @@ fn serve_grpc(
         });
         threads.push(thread.context("starting a gRPC thread")?);
     }
-    Ok((address, threads, heartbeats))
+    Ok(Served { address, threads, heartbeats, runtimes })
 }

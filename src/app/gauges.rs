@@ -1,10 +1,11 @@
-//! Gauges that only the composition root can name by app and credential: what the platforms say of each credential, and
-//! how long certificates still hold. Set right before each scrape.
+//! Gauges that only the composition root can set: what the platforms say of each credential, how long certificates still
+//! hold, and how many tasks each kind of runtime has. Set right before each scrape.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use metrics::gauge;
+use tokio::runtime::Handle;
 
 use super::certificate;
 use crate::admin::Collector;
@@ -95,6 +96,23 @@ impl Collector for CredentialGauges {
             #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
             let days = known.not_after.map(|end| (end.0 - now.0) as f64 / MS_PER_DAY);
             show(&known.name, works, days);
+        }
+    }
+}
+
+/// Tasks that have not ended: a leak of them shows long before memory does.
+pub struct TaskGauges {
+    /// By the word that the label says.
+    pub runtimes: [(&'static str, Vec<Handle>); 3],
+}
+
+#[async_trait::async_trait]
+impl Collector for TaskGauges {
+    async fn collect(&self) {
+        for (name, handles) in &self.runtimes {
+            let alive: usize = handles.iter().map(|handle| handle.metrics().num_alive_tasks()).sum();
+            #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+            gauge!(names::TASKS, "runtime" => *name).set(alive as f64);
         }
     }
 }

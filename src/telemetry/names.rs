@@ -118,6 +118,8 @@ metrics! {
     CLOCK_JUMPS = Counter "nudged_clock_jumps_total" ["direction"];
     /// Spans given to the trace collector, by result: `exported` or `failed`.
     SPANS = Counter "nudged_spans_total" ["result"];
+    /// Tasks that have not ended, by the runtime that they run on: `engine`, `grpc` or `send`.
+    TASKS = Gauge "nudged_tasks" ["runtime"];
     /// Always 1; the version is in the label.
     BUILD_INFO = Gauge "nudged_build_info" ["version"];
     /// When the process started, in seconds since 1970.

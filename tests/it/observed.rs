@@ -39,6 +39,10 @@ async fn logs_and_metrics_tell_of_calls_broadcasts_and_credentials() {
     let up = format!(r#"nudged_provider_up{{app="{APP}",platform="apns",credential="default"}} 1"#);
     assert!(metrics.contains(&up), "{metrics}");
     assert!(!metrics.contains("nudged_certificate_days_left{"), "a signing key does not end");
+    for runtime in ["engine", "grpc", "send"] {
+        let tasks = world.metric(&format!(r#"nudged_tasks{{runtime="{runtime}"}}"#)).await;
+        assert!(tasks >= Some(1.0), "{runtime}: {tasks:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

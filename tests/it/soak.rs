@@ -1,5 +1,5 @@
 //! `make soak MINUTES=…`: a steady mixed load on the real binary, with one push in a hundred going wrong, while its memory,
-//! files, threads, log and latency are sampled. After a warm-up nothing may rise: the slope of each series is tested for
+//! files, threads, tasks, log and latency are sampled. After a warm-up nothing may rise: the slope of each series is tested for
 //! being above zero.
 
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nudged::api::proto::push_service_client::PushServiceClient;
-use nudged::api::proto::{NotifyEventRequest, SubscribeRequest, WatchDeliveriesRequest, device};
+use nudged::api::proto::{NotifyEventRequest, NotifyEventsRequest, SubscribeRequest, WatchDeliveriesRequest, device};
 use nudged::sandbox::{Action, Fault};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -31,8 +31,28 @@ struct Parameters {
     run: Duration,
     every: Duration,
     seed: u64,
-    /// Leaks on purpose: connections that are opened and kept.
-    leak: bool,
+    leak: Option<Leak>,
+}
+
+/// What leaks on purpose, another one with each sample.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leak {
+    /// Connections that are opened and kept: files, and their tasks.
+    Connections,
+    /// Requests on one connection that never end: tasks alone. A server takes 64 of these.
+    Requests,
+}
+
+impl FromStr for Leak {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "true" | "connections" => Ok(Self::Connections),
+            "requests" => Ok(Self::Requests),
+            _ => Err(format!("NUDGED_SOAK_LEAK is connections or requests, not {text:?}")),
+        }
+    }
 }
 
 /// `NUDGED_SOAK_…`.
@@ -48,7 +68,7 @@ impl Parameters {
             run,
             every: (run / 60).clamp(Duration::from_millis(500), Duration::from_secs(10)),
             seed: parameter("SEED").unwrap_or_else(rand::random),
-            leak: parameter("LEAK").unwrap_or(false),
+            leak: parameter("LEAK"),
         }
     }
 }
@@ -64,6 +84,8 @@ struct Sample {
     database_kib: f64,
     files: f64,
     threads: f64,
+    /// Of all its runtimes.
+    tasks: f64,
     wal_kib: f64,
     p99_ms: f64,
 }
@@ -99,16 +121,30 @@ async fn nothing_grows_under_a_steady_load() {
     tasks.push(tokio::spawn(broadcast(client.clone(), Arc::clone(&stop))));
     tasks.push(tokio::spawn(watch(client.clone(), Arc::clone(&stop))));
 
-    let (began, mut samples, mut leaked) = (Instant::now(), Vec::new(), Vec::new());
+    let (began, mut samples) = (Instant::now(), Vec::new());
+    let (mut connections, mut requests) = (Vec::new(), Vec::new());
     while began.elapsed() < run {
         tokio::time::sleep(every).await;
-        if leak {
-            leaked.push(tokio::net::TcpStream::connect(world.address.trim_start_matches("http://")).await.unwrap());
+        match leak {
+            None => {}
+            Some(Leak::Connections) => {
+                let address = world.address.trim_start_matches("http://");
+                connections.push(tokio::net::TcpStream::connect(address).await.unwrap());
+            }
+            Some(Leak::Requests) => {
+                let mut client = client.clone();
+                let never_ends = tokio_stream::pending::<NotifyEventsRequest>();
+                requests.push(tokio::spawn(async move {
+                    let answers = client.notify_events(never_ends).await;
+                    std::future::pending::<()>().await;
+                    drop(answers);
+                }));
+            }
         }
-        let sample = sample(&world, server.id(), &calls, began);
-        let Sample { at, memory_kib, mapped_kib, database_kib, files, threads, wal_kib, p99_ms } = sample;
+        let sample = sample(&world, server.id(), &calls, began).await;
+        let Sample { at, memory_kib, mapped_kib, database_kib, files, threads, tasks, wal_kib, p99_ms } = sample;
         println!(
-            "{at:6.0} s  memory {memory_kib:7.0} KiB  mapped {mapped_kib:7.0} KiB of database {database_kib:7.0} KiB  {files:3.0} files  {threads:3.0} threads  WAL {wal_kib:6.0} KiB  p99 {p99_ms:7.1} ms"
+            "{at:6.0} s  memory {memory_kib:7.0} KiB  mapped {mapped_kib:7.0} KiB of database {database_kib:7.0} KiB  {files:3.0} files  {threads:3.0} threads  {tasks:3.0} tasks  WAL {wal_kib:6.0} KiB  p99 {p99_ms:7.1} ms"
         );
         samples.push(sample);
     }
@@ -116,7 +152,10 @@ async fn nothing_grows_under_a_steady_load() {
     for task in tasks {
         task.await.unwrap();
     }
-    drop(leaked);
+    drop(connections);
+    for request in requests {
+        request.abort();
+    }
     let (made, pushes) = (calls.made.load(Ordering::Relaxed), world.sandbox.totals().received);
     assert!(made > 100 && pushes > 100, "the load was real: {made} calls, {pushes} pushes");
     let rising = verdict(&samples, run);
@@ -128,28 +167,51 @@ async fn nothing_grows_under_a_steady_load() {
 /// One figure of a sample.
 type Of = fn(&Sample) -> f64;
 
+/// When a series rises.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Rule {
+    /// By more than this share of itself in the whole run, beyond its noise; it settles for minutes, so a short run says
+    /// nothing.
+    ByShare(f64),
+    /// What comes one at a time: by a tenth of itself and by this many, in a short run by [`LEAST_IN_SHORT`], and in both
+    /// halves of the time. What is made late once (a thread of the runtime's pool, a connection, a reader's files) is a step:
+    /// it fits a line that rises by half as much again, but only in one half.
+    ByCount(f64),
+}
+
+/// A run of seconds sees every late start on a machine that others keep busy: only a leak of one in a second or so counts.
+const LEAST_IN_SHORT: f64 = 8.0;
+/// Of the whole rise, that each half must have: of a leak it is half, less what noise takes away.
+const SHARE_OF_A_HALF: f64 = 0.1;
+
 /// Prints every trend; the names of those that rise.
 fn verdict(samples: &[Sample], run: Duration) -> Vec<String> {
     let settled: Vec<Sample> =
         samples.iter().copied().filter(|sample| sample.at > WARM_UP * run.as_secs_f64()).collect();
-    // By how much of itself, and by how much at least, a series may rise in the whole run, beyond its noise, before it
-    // counts. Files and threads come one at a time, and the runtime's pool may start one of its threads late: one step
-    // fits a line that rises by half as much again.
-    let series: [(&str, Of, f64, f64, bool); 6] = [
-        ("memory in KiB", |sample| sample.memory_kib, 0.05, 0.0, true),
-        ("mapped beyond the database in KiB", |sample| sample.mapped_kib - sample.database_kib, 0.05, 0.0, true),
-        ("files", |sample| sample.files, 0.1, 4.0, false),
-        ("threads", |sample| sample.threads, 0.1, 4.0, false),
-        ("WAL in KiB", |sample| sample.wal_kib, 0.2, 0.0, true),
-        ("p99 in ms", |sample| sample.p99_ms, 0.5, 0.0, true),
+    let series: [(&str, Of, Rule); 7] = [
+        ("memory in KiB", |sample| sample.memory_kib, Rule::ByShare(0.05)),
+        ("mapped beyond the database in KiB", |sample| sample.mapped_kib - sample.database_kib, Rule::ByShare(0.05)),
+        ("files", |sample| sample.files, Rule::ByCount(4.0)),
+        ("threads", |sample| sample.threads, Rule::ByCount(4.0)),
+        ("tasks", |sample| sample.tasks, Rule::ByCount(4.0)),
+        ("WAL in KiB", |sample| sample.wal_kib, Rule::ByShare(0.2)),
+        ("p99 in ms", |sample| sample.p99_ms, Rule::ByShare(0.5)),
     ];
+    let is_short = run < VERDICT_AFTER;
     let mut rising = Vec::new();
-    for (name, of, share, least, needs_time) in series {
+    for (name, of, rule) in series {
         let points: Vec<(f64, f64)> = settled.iter().map(|sample| (sample.at, of(sample))).collect();
         let trend = Trend::of(&points);
-        let length = settled.last().map_or(0.0, |last| last.at) - settled.first().map_or(0.0, |first| first.at);
-        let rises = trend.low > 0.0 && trend.slope * length > (share * trend.mean).max(least);
-        let judged = !needs_time || run >= VERDICT_AFTER;
+        let (rises, judged) = match rule {
+            Rule::ByShare(share) => (trend.low > 0.0 && rise(&points) > share * trend.mean, !is_short),
+            Rule::ByCount(least) => {
+                let least = if is_short { LEAST_IN_SHORT } else { least };
+                let (first, second) = points.split_at(points.len() / 2);
+                let of_each = SHARE_OF_A_HALF * rise(&points);
+                let goes_on = rise(first) >= of_each && rise(second) >= of_each;
+                (trend.low > 0.0 && rise(&points) > (0.1 * trend.mean).max(least) && goes_on, true)
+            }
+        };
         println!(
             "{name}: mean {:.1}, slope {:+.2} an hour (95 %: {:+.2} to {:+.2}){}",
             trend.mean,
@@ -169,6 +231,12 @@ fn verdict(samples: &[Sample], run: Duration) -> Vec<String> {
         }
     }
     rising
+}
+
+/// By how much the line through a series rises over its length.
+fn rise(points: &[(f64, f64)]) -> f64 {
+    let length = points.last().map_or(0.0, |last| last.0) - points.first().map_or(0.0, |first| first.0);
+    Trend::of(points).slope * length
 }
 
 /// A straight line through a series.
@@ -202,7 +270,11 @@ impl Trend {
     }
 }
 
-fn sample(world: &World, pid: u32, calls: &Calls, began: Instant) -> Sample {
+async fn sample(world: &World, pid: u32, calls: &Calls, began: Instant) -> Sample {
+    let page = reqwest::get(format!("http://{}/metrics", world.admin)).await.unwrap().text().await.unwrap();
+    let of_runtimes = page.lines().filter_map(|line| line.strip_prefix("nudged_tasks{")?.split_once("} "));
+    let tasks: f64 = of_runtimes.map(|(_, value)| value.parse::<f64>().unwrap()).sum();
+    assert!(tasks > 0.0, "tasks are counted");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| -> f64 {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
@@ -221,6 +293,7 @@ fn sample(world: &World, pid: u32, calls: &Calls, began: Instant) -> Sample {
         database_kib: size(world.database()) as f64,
         files: files as f64,
         threads: field("Threads"),
+        tasks,
         wal_kib: size(world.database().with_file_name("nudged.db-wal")) as f64,
         p99_ms: p99 as f64 / 1000.0,
     }
@@ -323,24 +396,53 @@ mod tests {
         assert!(leak.low > 0.0 && (4.0..6.0).contains(&leak.slope), "{leak:?}");
     }
 
+    /// What is said of a run with this many threads at each sample.
+    fn said(secs: u64, threads: impl Fn(u32) -> f64) -> Vec<String> {
+        let run = Duration::from_secs(secs);
+        let samples: Vec<Sample> = (0..60)
+            .map(|at| Sample {
+                at: f64::from(at) / 60.0 * run.as_secs_f64(),
+                memory_kib: 50_000.0,
+                mapped_kib: 40_000.0,
+                database_kib: 1_000.0,
+                files: 35.0,
+                threads: threads(at),
+                tasks: 60.0,
+                wal_kib: 10_000.0,
+                p99_ms: 10.0,
+            })
+            .collect();
+        verdict(&samples, run)
+    }
+
     #[test]
-    fn two_late_threads_are_no_leak_and_a_thread_every_second_is_one() {
-        let run = |threads: fn(u32) -> f64| -> Vec<String> {
-            let samples: Vec<Sample> = (0..40)
-                .map(|at| Sample {
-                    at: f64::from(at) / 2.0,
-                    memory_kib: 50_000.0,
-                    mapped_kib: 40_000.0,
-                    database_kib: 1_000.0,
-                    files: 35.0,
-                    threads: threads(at),
-                    wal_kib: 10_000.0,
-                    p99_ms: 10.0,
-                })
-                .collect();
-            verdict(&samples, Duration::from_secs(20))
-        };
-        assert!(run(|at| 11.0 + f64::from(u32::from(at > 20) + u32::from(at > 28))).is_empty());
-        assert_eq!(run(|at| 11.0 + f64::from(at / 2)), ["threads"]);
+    fn what_starts_late_is_no_leak() {
+        for secs in [20, 600] {
+            for first in 0..60 {
+                for late in [1, 2, 4] {
+                    let step = |at| 11.0 + f64::from(late * u32::from(at >= first));
+                    assert!(said(secs, step).is_empty(), "{late} threads at sample {first} of {secs} s");
+                }
+                let two = |at| 11.0 + f64::from(u32::from(at >= first) + u32::from(at >= first + 8));
+                assert!(said(secs, two).is_empty(), "two threads from sample {first} of {secs} s on");
+            }
+        }
+        // A pool that a busy machine made, and a while later lets go.
+        for first in 20..60 {
+            let burst = |at| if (first..first + 20).contains(&at) { 17.0 } else { 11.0 };
+            assert!(said(20, burst).is_empty(), "a burst at {first}");
+        }
+    }
+
+    #[test]
+    fn a_thread_at_every_sample_is_a_leak_and_one_at_every_fifth_in_a_long_run() {
+        assert_eq!(said(20, |at| 11.0 + f64::from(at)), ["threads"]);
+        assert_eq!(said(600, |at| 11.0 + f64::from(at / 5)), ["threads"]);
+        // As tasks come and go under the load.
+        for seed in 0..100_u32 {
+            let noise = |at: u32| f64::from(((at + 97 * seed).wrapping_mul(2_654_435_761) >> 16) % 8);
+            assert_eq!(said(20, |at| 11.0 + f64::from(at) / 1.5 + noise(at)), ["threads"], "seed {seed}");
+            assert!(said(20, |at| 11.0 + noise(at)).is_empty(), "seed {seed}");
+        }
     }
 }

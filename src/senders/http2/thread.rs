@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Mutex;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -35,6 +36,7 @@ struct Thread {
     /// As long as there are drivers.
     jobs: mpsc::UnboundedSender<Job>,
     handle: std::thread::JoinHandle<()>,
+    tokio: Handle,
 }
 
 impl SendingThreads {
@@ -51,6 +53,12 @@ impl SendingThreads {
         }
         let state = Mutex::new(State { threads, tasks: Vec::new(), next: 0 });
         Ok(Self { runtime: runtime.clone(), state })
+    }
+
+    /// The threads' runtimes, to be looked at; none in simulation and after [`SendingThreads::shutdown`].
+    pub fn runtimes(&self) -> Vec<Handle> {
+        let state = self.state.lock().expect("no panic while held");
+        state.threads.iter().map(|thread| thread.tokio.clone()).collect()
     }
 
     /// Runs a driver until it is done. After [`SendingThreads::shutdown`] it is dropped at once.
@@ -103,6 +111,7 @@ impl Drop for SendingThreads {
 
 fn start(runtime: &Runtime, number: usize) -> io::Result<Thread> {
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tokio = executor.handle().clone();
     let (jobs, mut queue) = mpsc::unbounded_channel();
     let handle = runtime.thread(&format!("send-{number}"), move || {
         // Drivers catch their own panics; this is the net below.
@@ -110,7 +119,7 @@ fn start(runtime: &Runtime, number: usize) -> io::Result<Thread> {
             tracing::error!(number, "a sending thread panicked; it goes on");
         }
     })?;
-    Ok(Thread { jobs, handle })
+    Ok(Thread { jobs, handle, tokio })
 }
 
 async fn serve(queue: &mut mpsc::UnboundedReceiver<Job>) {
