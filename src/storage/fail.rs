@@ -53,8 +53,12 @@ pub(super) const DAMAGED: &[&str] =
 
 /// Of SQLite: the operating system could not read or write.
 pub(super) fn is_io_error(error: &DieselError) -> bool {
-    says(error, &["disk I/O error"])
+    says(error, IO_ERROR)
 }
+
+/// SQLITE_IOERR, and SQLITE_READONLY: the files were opened for writing, so their file system turned read-only, or somebody moved
+/// them away. Neither is over when it is tried again.
+pub(super) const IO_ERROR: &[&str] = &["disk I/O error", "attempt to write a readonly database"];
 
 fn says(error: &DieselError, words: &[&str]) -> bool {
     let DieselError::DatabaseError(_, info) = error else { return false };
@@ -122,7 +126,9 @@ mod tests {
         for message in DAMAGED {
             assert!(is_damaged(&says(message)) && !is_io_error(&says(message)));
         }
-        assert!(is_io_error(&says("disk I/O error")) && !is_damaged(&says("disk I/O error")));
+        for message in IO_ERROR {
+            assert!(is_io_error(&says(message)) && !is_damaged(&says(message)) && !is_disk_full(&says(message)));
+        }
         assert!(!is_damaged(&says("database is locked")) && !is_io_error(&says("database is locked")));
     }
 }

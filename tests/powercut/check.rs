@@ -143,7 +143,7 @@ fn look(directory: &Path, life: &Life, cut: Cut, image: &Image) -> Result<Start,
 }
 
 /// Through the store's own doors: everything that was answered.
-async fn remembers(world: &mut World, facts: &[Fact]) -> Result<(), String> {
+pub async fn remembers(world: &mut World, facts: &[Fact]) -> Result<(), String> {
     for fact in facts {
         let stands = match fact {
             Fact::Accepted { id, key, hash, .. } => {

@@ -386,7 +386,7 @@ impl World {
         }
     }
 
-    fn event(&mut self, audience: Audience, key: &str, hash: u8) -> NewEvent {
+    pub fn event(&mut self, audience: Audience, key: &str, hash: u8) -> NewEvent {
         let text = "가나다라마바사 ".repeat(1 + self.random.below(60));
         let content = Content { title: Some("새 댓글".to_owned()), body: Some(text), ..Content::default() };
         NewEvent {

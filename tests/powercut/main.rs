@@ -13,6 +13,7 @@ mod disk;
 mod eye;
 mod life;
 mod random;
+mod readonly;
 mod room;
 mod vfs;
 

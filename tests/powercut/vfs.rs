@@ -34,6 +34,28 @@ struct Machine {
     locks: BTreeMap<FileId, BTreeMap<usize, c_int>>,
     /// Of each file: its WAL's index and who holds which of its locks, shared and exclusive, as bits.
     indices: BTreeMap<FileId, Index>,
+    refusal: Option<Refusal>,
+}
+
+/// Changes of files that are refused from some point on.
+#[derive(Clone, Copy)]
+struct Refusal {
+    /// So many more are done before.
+    after: usize,
+    /// SQLite's code.
+    code: c_int,
+}
+
+impl Machine {
+    /// What a change of a file is answered instead of being done.
+    fn refuses(&mut self) -> Option<c_int> {
+        let refusal = self.refusal.as_mut()?;
+        if refusal.after == 0 {
+            return Some(refusal.code);
+        }
+        refusal.after -= 1;
+        None
+    }
 }
 
 #[derive(Default)]
@@ -79,6 +101,16 @@ impl Mounted {
 
     pub fn events(&self) -> Vec<Event> {
         lock(&self.machine).disk.events().to_vec()
+    }
+
+    /// As a file system that turns read-only: `after` more changes are done, and every later one is answered with `code`.
+    pub fn refuse(&self, after: usize, code: c_int) {
+        lock(&self.machine).refusal = Some(Refusal { after, code });
+    }
+
+    /// Changes are done again.
+    pub fn allow(&self) {
+        lock(&self.machine).refusal = None;
     }
 }
 
@@ -166,7 +198,7 @@ unsafe extern "C" fn open(
         let mut locked = lock(&machine);
         let file = match locked.disk.find(&name) {
             Some(file) => file,
-            None if flags & ffi::SQLITE_OPEN_CREATE != 0 => locked.disk.create(&name),
+            None if flags & ffi::SQLITE_OPEN_CREATE != 0 && locked.refuses().is_none() => locked.disk.create(&name),
             None => return ffi::SQLITE_CANTOPEN,
         };
         let journal = ffi::SQLITE_OPEN_WAL | ffi::SQLITE_OPEN_MAIN_JOURNAL | ffi::SQLITE_OPEN_SUPER_JOURNAL;
@@ -195,6 +227,9 @@ unsafe extern "C" fn delete(_: *mut ffi::sqlite3_vfs, path: *const c_char, sync:
     let mut machine = lock(&machine);
     if machine.disk.find(&name).is_none() {
         return ffi::SQLITE_IOERR_DELETE_NOENT;
+    }
+    if machine.refuses().is_some() {
+        return ffi::SQLITE_IOERR_DELETE;
     }
     machine.disk.delete(&name);
     if sync != 0 {
@@ -295,14 +330,22 @@ unsafe extern "C" fn write(
     let (at, count) = span(at, count);
     // SAFETY: an open file of ours, and `count` bytes.
     let (handle, data) = unsafe { (handle(file), std::slice::from_raw_parts(data.cast::<u8>(), count)) };
-    lock(&handle.machine).disk.write(handle.file, at, data);
+    let mut machine = lock(&handle.machine);
+    if let Some(code) = machine.refuses() {
+        return code;
+    }
+    machine.disk.write(handle.file, at, data);
     ffi::SQLITE_OK
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
     // SAFETY: an open file of ours.
     let handle = unsafe { handle(file) };
-    lock(&handle.machine).disk.truncate(handle.file, span(size, 0).0);
+    let mut machine = lock(&handle.machine);
+    if let Some(code) = machine.refuses() {
+        return code;
+    }
+    machine.disk.truncate(handle.file, span(size, 0).0);
     ffi::SQLITE_OK
 }
 

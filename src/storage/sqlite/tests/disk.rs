@@ -69,6 +69,20 @@ async fn a_damaged_page_met_by_the_writer_stops_the_store() {
     assert!(matches!(store.ping().await, Err(StoreError::Unavailable { .. })), "and nothing is read or written");
 }
 
+/// SQLite's own word, by the one way to have it from a file that can be written.
+#[tokio::test]
+async fn a_database_that_turned_read_only_stops_the_store() {
+    let (store, deny) = in_memory();
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    store.writer.inline_core().conn.batch_execute("PRAGMA query_only = ON").unwrap();
+    assert!(matches!(world.try_accept(world.to_users(&["mina"])).await, Err(StoreError::Unavailable { .. })));
+    assert!(store.writer.is_dead(), "what cannot be written is not tried again and again");
+    let why = store.fatal().await;
+    assert!(why.contains("readonly") && !store.is_damaged(), "{why}");
+}
+
 /// Overwrites everything from the `from`th byte on.
 fn spoil(path: &Path, from: u64) {
     let Ok(mut file) = std::fs::OpenOptions::new().write(true).open(path) else { return };
