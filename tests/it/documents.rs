@@ -114,29 +114,80 @@ fn anchor_of(heading: &str) -> String {
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
 }
 
-#[test]
-fn the_tables_of_faults_name_tests_that_exist() {
-    fn sources(path: &std::path::Path, text: &mut String) {
-        for entry in std::fs::read_dir(path).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                sources(&path, text);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                text.push_str(&std::fs::read_to_string(path).unwrap());
+/// A source file and the modules that it is, `tests` left out: a file's own tests are named by the file.
+struct Source {
+    path: PathBuf,
+    modules: Vec<String>,
+    text: String,
+}
+
+impl Source {
+    fn all() -> Vec<Self> {
+        let mut found = Vec::new();
+        for folder in ["src", "tests"] {
+            gather(&root().join(folder), &[], &mut found);
+        }
+        // A file that another one includes under a name of its own.
+        let mut aliases = Vec::new();
+        for source in &found {
+            for (path, rest) in source.text.split("#[path = \"").skip(1).filter_map(|rest| rest.split_once("\"]")) {
+                let alias = rest.trim_start().trim_start_matches("pub ").strip_prefix("mod ");
+                let Some((alias, _)) = alias.and_then(|rest| rest.split_once(';')) else { continue };
+                let Ok(path) = source.path.with_file_name(path).canonicalize() else { continue };
+                let text = std::fs::read_to_string(&path).unwrap();
+                let modules = source.modules.iter().cloned().chain([alias.to_owned()]).collect();
+                aliases.push(Self { path, modules, text });
             }
         }
+        found.append(&mut aliases);
+        found
     }
+
+    fn has(&self, name: &str) -> bool {
+        [format!("fn {name}("), format!("fn {name}<")].iter().any(|known| self.text.contains(known))
+    }
+}
+
+fn gather(path: &std::path::Path, above: &[&str], found: &mut Vec<Source>) {
+    for entry in std::fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap();
+        let here = [above, &[name]].concat();
+        if path.is_dir() {
+            gather(&path, &here, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.push(Source { modules: modules_of(here.into_iter()), path, text });
+        }
+    }
+}
+
+fn modules_of<'a>(parts: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let names =
+        parts.map(|part| part.trim_end_matches(".rs")).filter(|name| !matches!(*name, "mod" | "main" | "tests"));
+    names.map(str::to_owned).collect()
+}
+
+/// What the document names is a function in a file of just that module, or a module.
+fn is_ours(code: &str, sources: &[Source]) -> bool {
+    let parts = modules_of(code.split("::"));
+    let Some((name, modules)) = parts.split_last() else { return false };
+    sources
+        .iter()
+        .any(|source| source.modules.ends_with(&parts) || (source.modules.ends_with(modules) && source.has(name)))
+}
+
+#[test]
+fn the_tables_of_faults_name_tests_that_exist() {
     let page = read("docs/reliability.md");
-    let mut text = String::new();
-    for folder in ["src", "tests"] {
-        sources(&root().join(folder), &mut text);
-    }
+    let sources = Source::all();
     let mut named = 0;
     for code in page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")) {
-        let name = code.rsplit("::").next().unwrap();
-        let exists = [format!("fn {name}("), format!("fn {name}<")].iter().any(|known| text.contains(known));
-        assert!(exists, "docs/reliability.md names {code}, which is no function of ours");
+        assert!(is_ours(code, &sources), "docs/reliability.md names {code}, which is no function or module of ours");
         named += 1;
     }
     assert!(named > 60, "only {named} tests are named");
+    assert!(is_ours("documents::the_tables_of_faults_name_tests_that_exist", &sources));
+    let elsewhere = "reload::the_tables_of_faults_name_tests_that_exist";
+    assert!(!is_ours(elsewhere, &sources), "a test of another module is not found");
 }
