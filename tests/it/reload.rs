@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use nudged::api::auth::ApiKey;
 use nudged::api::proto::push_service_client::PushServiceClient;
-use nudged::api::proto::{NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest, device};
+use nudged::api::proto::{NotifyEventRequest, RegisterDeviceRequest, SetOptInRequest, delivery, device};
+use nudged::sandbox::{Action, Fault};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
+use super::load::deliveries;
 use super::server::{APP, PATIENCE, World, binary, event, opt_in, register};
 
 const KEY: &str = "nk_reload_test";
@@ -166,6 +168,93 @@ async fn a_credential_file_that_changes_is_read_again() {
 
     std::fs::write(&file, good).unwrap();
     assert!(world.sandbox.wait_for_accepted(1, PATIENCE).await, "with the right key it goes out, and nothing was lost");
+}
+
+/// Half of a PEM, as a disk that is full or a copy that was cut off leaves it: the credential before stays in force.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_credential_file_leaves_the_old_credential_in_force() {
+    let world = World::new().await;
+    let server = world.start();
+    let mut client = world.client().await;
+    register(&mut client, "choco", device::Platform::Apns, &format!("{:064x}", 1)).await;
+    opt_in(&mut client, "choco", true).await;
+    client.notify_event(event("before", &["choco"])).await.unwrap();
+    assert!(world.sandbox.wait_for_accepted(1, PATIENCE).await);
+    let file = world.config.with_file_name("AuthKey_SANDBOX001.p8");
+    let good = std::fs::read(&file).unwrap();
+    assert_eq!(world.metric("nudged_config_current").await, Some(1.0));
+
+    std::fs::write(&file, &good[..good.len() / 2]).unwrap();
+    eventually("the damage is told", async || world.metric("nudged_config_current").await == Some(0.0)).await;
+    assert!(world.metric("nudged_config_reloads_total{result=\"failed\"}").await >= Some(1.0));
+    let log = world.log();
+    let line = log.lines().find(|line| line.contains("cannot be reloaded")).expect("a line");
+    assert!(line.contains("the credential [apps.ifriendspet.apns]"), "it says which: {line}");
+    let id = client.notify_event(event("meanwhile", &["choco"])).await.unwrap().into_inner().notification_id;
+    assert!(world.sandbox.wait_for_accepted(2, PATIENCE).await, "accepted is delivered");
+    sent(&mut client, &id).await;
+    let received = world.sandbox.received();
+    assert_eq!(received.len(), 2, "and nothing was refused");
+    assert_eq!(received[0].connection, received[1].connection, "over the connection that was there");
+
+    std::fs::write(&file, good).unwrap();
+    eventually("it is whole again", async || world.metric("nudged_config_current").await == Some(1.0)).await;
+    assert!(server.terminate().success());
+}
+
+/// Any other bytes are another credential: what was handed over ends where it is, with one request, and what comes next goes
+/// over a connection of the new sender.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_in_flight_ends_on_the_old_connection_when_its_credential_is_replaced() {
+    /// Longer than it takes to notice a change, on a machine that is busy, too.
+    const DELAY_MS: u64 = 12_000;
+    let world = World::new().await;
+    let patient = |key: &str| (format!("NUDGED_DELIVERY__{key}"), "60".to_owned());
+    let patient = [patient("SEND_TIMEOUT_SECS"), patient("DRAIN_SECS")];
+    let environment: Vec<(&str, String)> = patient.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+    let server = world.start_with(&environment);
+    let mut client = world.client().await;
+    for (user, token) in [("choco", 1), ("bori", 2)] {
+        register(&mut client, user, device::Platform::Apns, &format!("{token:064x}")).await;
+        opt_in(&mut client, user, true).await;
+    }
+    client.notify_event(event("before", &["choco"])).await.unwrap();
+    assert!(world.sandbox.wait_for_accepted(1, PATIENCE).await, "the connection is there");
+    let slow = Fault { token: Some(format!("{:064x}", 1)), ..Fault::new(Action::Delay { ms: DELAY_MS }) };
+    world.sandbox.add_fault(slow).unwrap();
+    let in_flight = client.notify_event(event("in flight", &["choco"])).await.unwrap().into_inner().notification_id;
+    assert!(world.sandbox.wait_for(2, PATIENCE).await, "it is with the provider");
+
+    let file = world.config.with_file_name("AuthKey_SANDBOX001.p8");
+    let mut text = std::fs::read(&file).unwrap();
+    text.push(b'\n');
+    std::fs::write(&file, text).unwrap();
+    eventually("the change is noticed", async || {
+        world.metric("nudged_config_reloads_total{result=\"applied\"}").await >= Some(1.0)
+    })
+    .await;
+    let next = client.notify_event(event("next", &["bori"])).await.unwrap().into_inner().notification_id;
+    sent(&mut client, &next).await;
+    let open = deliveries(&mut client, &in_flight).await;
+    assert!(open.iter().all(|one| one.state() != delivery::State::Sent), "it is still in flight: {open:?}");
+    sent(&mut client, &in_flight).await;
+
+    let received = world.sandbox.received();
+    let to = |token: u32| -> Vec<_> { received.iter().filter(|push| push.token == format!("{token:064x}")).collect() };
+    let (old, new) = (to(1), to(2));
+    assert_eq!((old.len(), new.len()), (2, 1), "one request each, beside the first");
+    assert_eq!(old[0].connection, old[1].connection);
+    assert_ne!(old[1].connection, new[0].connection, "the next push uses another connection");
+    assert!(server.terminate().success());
+}
+
+/// Until all its deliveries are.
+async fn sent(client: &mut PushServiceClient<Channel>, notification: &str) {
+    eventually("it is sent", async || {
+        let found = deliveries(client, notification).await;
+        !found.is_empty() && found.iter().all(|one| one.state() == delivery::State::Sent)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
