@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes the targets of src/fuzzing: by libFuzzer where `cargo fuzz` and a nightly toolchain are installed, else by the
-# engine of our own, saying so. First the canary, whose planted bug must be found.
+# engine of our own, saying so. First the canaries, whose planted bugs must be found.
 #   SECONDS_EACH   for each target (60)
 #   TARGET         only this one
 #   INPUT          with TARGET: run this file once more, nothing else
@@ -13,10 +13,17 @@ each=${SECONDS_EACH:-60}
 work=target/fuzz-work red=target/fuzz-red
 mkdir -p "$red"
 
+# Built first: the limit is for what is tested. An input that asks for more than the system gives ends the process, after the
+# target and the seed were told.
+max_address_mib=4096
 ours() {
     local test=$1
     shift
-    env "$@" "$cargo" test --locked --lib "fuzzing::tests::$test" -- --nocapture
+    "$cargo" test --locked --lib --no-run
+    (
+        ulimit -v $((max_address_mib * 1024)) || echo 'fuzz: a lower limit of memory holds already' >&2
+        env "$@" "$cargo" test --locked --lib "fuzzing::tests::$test" -- --nocapture
+    )
 }
 
 if [ -n "${INPUT:-}" ]; then
@@ -37,6 +44,7 @@ if [ -z "$engine" ]; then
 fi
 if [ "$engine" = ours ]; then
     ours the_planted_bug
+    ours an_input_that_holds
     ours every_target "NUDGED_TEST_FUZZ_SECONDS=$each" "NUDGED_TEST_FUZZ_TARGET=${TARGET:-}"
     exit
 fi

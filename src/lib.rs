@@ -17,3 +17,8 @@ pub mod senders;
 pub mod service;
 pub mod storage;
 pub mod telemetry;
+
+/// So that the fuzz targets can tell what an input makes them hold.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: fuzzing::memory::Counting = fuzzing::memory::Counting;

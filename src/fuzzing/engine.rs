@@ -1,9 +1,10 @@
 //! The engine that needs stable Rust only: everything it does follows from a seed.
 //!
 //! It keeps a pool of inputs, first the corpus, takes one, changes it a little and runs the target. An input that comes to
-//! something new joins the pool. The first input that panics is cut down as long as it still panics, written out, and told
-//! with the command that runs it again. An input that runs longer than [`TOO_LONG`] is written out and ends the process, for
-//! nothing can stop it.
+//! something new joins the pool. The first input that panics, or holds more than [`TOO_MUCH`] memory, is cut down as long as
+//! it still does, written out, and told with the command that runs it again. An input that runs longer than [`TOO_LONG`] is
+//! written out and ends the process, for nothing can stop it; so does one that asks for more than the system gives, and
+//! target and seed, which are told first, make it again.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,6 +15,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::memory::{self, TOO_MUCH};
 use super::{MAX_INPUT_BYTES, Target};
 use crate::runtime::Runtime;
 
@@ -35,6 +37,8 @@ pub struct Ran {
     pub inputs: u64,
     /// Different things that inputs came to.
     pub shapes: usize,
+    /// The most that one of them held, in bytes.
+    pub held: usize,
 }
 
 /// An input that broke a promise.
@@ -56,12 +60,25 @@ impl fmt::Display for Red {
     }
 }
 
-/// Runs one input. `Err`: what the panic said.
+/// Runs one input. `Err`: what the panic said, or that it held too much memory.
 pub fn run(target: &Target, input: &[u8]) -> Result<u64, String> {
-    catch_unwind(AssertUnwindSafe(|| (target.run)(input))).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
-    })
+    measured(target, input).0
+}
+
+/// … and the most bytes that it held.
+fn measured(target: &Target, input: &[u8]) -> (Result<u64, String>, usize) {
+    let (shape, held) = memory::most_held(|| catch_unwind(AssertUnwindSafe(|| (target.run)(input))));
+    let shape = match shape {
+        Ok(_) if held > TOO_MUCH => {
+            Err(format!("it held {} MiB at one time, and may hold {}", held >> 20, TOO_MUCH >> 20))
+        }
+        Ok(shape) => Ok(shape),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            Err(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
+        }
+    };
+    (shape, held)
 }
 
 /// Replays the corpus, then mutates it until the bound. `artifacts`: where a red input is written.
@@ -72,6 +89,7 @@ pub fn fuzz(
     bound: Bound,
     artifacts: &Path,
 ) -> Result<Ran, Box<Red>> {
+    println!("fuzz\t{}\tbegins with seed {seed}", target.name);
     let runtime = Runtime::production();
     let end = runtime.instant() + bound.time;
     let watch = Watch::new(target.name, artifacts);
@@ -87,7 +105,9 @@ pub fn fuzz(
     for input in corpus {
         watch.begins(input);
         ran.inputs += 1;
-        seen.insert(run(target, input).map_err(|why| red(input.clone(), why))?);
+        let (shape, held) = measured(target, input);
+        ran.held = ran.held.max(held);
+        seen.insert(shape.map_err(|why| red(input.clone(), why))?);
         pool.push(input.clone());
     }
     if pool.is_empty() {
@@ -98,7 +118,9 @@ pub fn fuzz(
         let input = random.mutate(&pool, target.words);
         watch.begins(&input);
         mutated += 1;
-        let shape = run(target, &input).map_err(|why| red(input.clone(), why))?;
+        let (shape, held) = measured(target, &input);
+        ran.held = ran.held.max(held);
+        let shape = shape.map_err(|why| red(input.clone(), why))?;
         if seen.insert(shape) && pool.len() < MAX_POOL {
             pool.push(input);
         }

@@ -3,7 +3,8 @@
 //!
 //! Two engines run the same targets. libFuzzer (the package in `fuzz/`, `make fuzz`) is guided by coverage and made for
 //! hours; [`engine`] needs nothing but stable Rust, replays the committed corpus in every test run and mutates it for a
-//! moment. Time is bounded by both: libFuzzer's `-timeout`, the engine's watch. The corpus lies in `fuzz/corpus`, a file of
+//! moment. Time and memory are bounded by both: libFuzzer's `-timeout` and `-malloc_limit_mb`, the engine's watch and the
+//! allocator of the tests, see [`memory`]. The corpus lies in `fuzz/corpus`, a file of
 //! escaped lines for each target, see [`corpus`].
 //!
 //! A target says what an input came to as a number; inputs that come to something new are worth mutating further. Compiled
@@ -11,6 +12,7 @@
 
 pub mod corpus;
 pub mod engine;
+pub mod memory;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,16 @@ fn canary(input: &[u8]) -> u64 {
     depth as u64
 }
 
+/// The same of memory: the planted bug holds twice of what an input may, and nothing panics.
+pub const HOARDER: Target = Target { name: "hoarder", run: hoarder, words: &[] };
+
+fn hoarder(input: &[u8]) -> u64 {
+    let depth = b"more!".iter().zip(input).take_while(|(a, b)| a == b).count();
+    let held = vec![0_u8; if depth < 5 { depth } else { 2 * memory::TOO_MUCH }];
+    std::hint::black_box(&held);
+    depth as u64
+}
+
 /// Every target, by name.
 #[must_use]
 pub fn targets() -> &'static [Target] {
@@ -47,7 +59,10 @@ pub fn targets() -> &'static [Target] {
 
 #[must_use]
 pub fn target(name: &str) -> Option<&'static Target> {
-    targets::ALL.iter().find(|target| target.name == name).or((name == CANARY.name).then_some(&CANARY))
+    targets::ALL
+        .iter()
+        .find(|target| target.name == name)
+        .or([&CANARY, &HOARDER].into_iter().find(|target| target.name == name))
 }
 
 /// A number for whatever an input came to.

@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::engine::{self, Bound};
-use super::{CANARY, MAX_INPUT_BYTES, Target, corpus, target, targets};
+use super::engine::{self, Bound, Ran};
+use super::{CANARY, HOARDER, MAX_INPUT_BYTES, Target, corpus, target, targets};
 
 /// A moment: enough to notice what a change broke at once.
 const INPUTS: u64 = 2_000;
@@ -47,7 +47,13 @@ fn every_target_keeps_its_promises() {
         assert!(!inputs.is_empty(), "{} has no corpus", target.name);
         let bound = if set("INPUT").is_some() { Bound { inputs: 0, time: TIME } } else { bound() };
         match engine::fuzz(target, &inputs, seed, bound, &artifacts()) {
-            Ok(ran) => println!("fuzz\t{}\t{} inputs\t{} shapes\tseed {seed}", target.name, ran.inputs, ran.shapes),
+            Ok(Ran { inputs, shapes, held }) => {
+                println!(
+                    "fuzz\t{}\t{inputs} inputs\t{shapes} shapes\t{} KiB held\tseed {seed}",
+                    target.name,
+                    held >> 10
+                );
+            }
             Err(found) => red.push(found.to_string()),
         }
     }
@@ -64,6 +70,17 @@ fn the_planted_bug_is_found_cut_down_and_red_again() {
     let written = std::fs::read(&found.file).expect("written out");
     assert!(engine::run(&CANARY, &written).is_err());
     assert!(found.to_string().contains("make fuzz TARGET=canary INPUT="), "{found}");
+}
+
+#[test]
+fn an_input_that_holds_too_much_memory_is_found_cut_down_and_red_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let bound = Bound { inputs: 5_000_000, time: Duration::from_secs(120) };
+    let found = engine::fuzz(&HOARDER, &[b"more?".to_vec()], 1, bound, directory.path());
+    let found = found.expect_err("memory is not bounded");
+    assert_eq!(found.input, b"more!");
+    assert!(found.why.contains("it held 64 MiB"), "{found}");
+    assert!(engine::run(&HOARDER, &found.input).is_err() && engine::run(&HOARDER, b"more").is_ok());
 }
 
 #[test]
