@@ -86,17 +86,17 @@ impl Parameters {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite() {
-    torture(Parameters::new(Victim::Sqlite, 20, 500)).await;
+    torture(Parameters::new(Victim::Sqlite, 20, 1_000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres() {
-    torture(Parameters::new(Victim::Replica, 15, 300)).await;
+    torture(Parameters::new(Victim::Replica, 15, 1_000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_itself() {
-    torture(Parameters::new(Victim::Postgres, 10, 300)).await;
+    torture(Parameters::new(Victim::Postgres, 10, 1_000)).await;
 }
 
 fn user(number: u64) -> String {
