@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Appends a run of a harness to docs/ledger.tsv, or adds up what is in it.
-#   scripts/ledger.sh HARNESS PARAMETERS DONE FINDINGS    DONE: NUMBER UNIT[, NUMBER UNIT…]; FINDINGS: `none` or words
+#   scripts/ledger.sh HARNESS PARAMETERS DONE FINDINGS    DONE: NUMBER UNIT[, NUMBER UNIT…]; FINDINGS: words, which begin with
+#                                                         `none` where there are none
 #   scripts/ledger.sh                                     the sum of each harness and unit
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +14,7 @@ if [ $# -eq 0 ]; then
             space = index(parts[i], " ")
             sum[$3 "\t" substr(parts[i], space + 1)] += substr(parts[i], 1, space - 1)
         }
-        if ($6 != "none") found[$3]++
+        if ($6 !~ /^none/) found[$3]++
     }
     END {
         for (key in sum) { split(key, at, "\t"); printf "%s\t%d %s\t%d runs with findings\n", at[1], sum[key], at[2], found[at[1]] }
@@ -21,7 +22,7 @@ if [ $# -eq 0 ]; then
     exit
 fi
 if [ $# -ne 4 ]; then
-    sed -n '2,4s/^# *//p' "$0" >&2
+    sed -n '2,5s/^# *//p' "$0" >&2
     exit 2
 fi
 for field in "$@"; do
