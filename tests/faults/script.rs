@@ -223,6 +223,8 @@ pub fn required(platform: Platform) -> Vec<String> {
         "400",
         "400 html",
         "400 noise",
+        "410",
+        "410 html",
         "503",
         "502 html",
         "503 noise",
