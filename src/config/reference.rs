@@ -181,7 +181,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "max_in_flight_targets",
                 Value("20000"),
-                "Deliveries claimed and without a recorded outcome, over all routes; half of them are for the INTERACTIVE lane.",
+                "Deliveries claimed and without a recorded outcome, over all routes; half of them are for the INTERACTIVE lane. In a lane one credential holds at most three quarters, and a ninth while its provider answers nothing; below 2000 a lane is not divided.",
             ),
             key(
                 "max_open_targets",

@@ -1,6 +1,8 @@
 //! What providers answer, and what the running server makes of it: faults that pause, tokens that are dead or only
 //! elsewhere, rates, and the dead sent again.
 
+mod stalled;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use nudged::api::proto::get_provider_status_response::{Route, State};
 use nudged::api::proto::push_service_client::PushServiceClient;
 use nudged::api::proto::{
     ConfirmRetirementsRequest, Delivery, GetProviderStatusRequest, ListDeliveriesRequest, ListDevicesRequest,
-    NotifyEventRequest, RedriveDeliveriesRequest, delivery, device,
+    NotifyEventRequest, RedriveDeliveriesRequest, RegisterDeviceRequest, SetOptInRequest, delivery, device,
 };
 use nudged::runtime::Runtime;
 use nudged::sandbox::{Action, Fault, Options, Sandbox, Target, TokenState};
