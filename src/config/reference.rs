@@ -375,7 +375,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "environment_probes_per_minute",
                 Value("30"),
-                "Tokens a minute that Apple calls bad and that are tried in its other environment before they are retired. 0: none.",
+                "Tokens a minute, in each process, that Apple calls bad and that are tried in its other environment before they are retired; the others wait for their turn. 0: none.",
             ),
         ],
     },
