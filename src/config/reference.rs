@@ -181,7 +181,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "max_in_flight_targets",
                 Value("20000"),
-                "Deliveries claimed and without a recorded outcome, over all routes; half of them are for the INTERACTIVE lane.",
+                "Deliveries claimed and without a recorded outcome, over all routes; half of them are for the INTERACTIVE lane. In a lane one credential holds at most three quarters, and a ninth while its provider answers nothing; below 2000 a lane is not divided.",
             ),
             key(
                 "max_open_targets",
@@ -375,7 +375,7 @@ pub const SECTIONS: &[Section] = &[
             key(
                 "environment_probes_per_minute",
                 Value("30"),
-                "Tokens a minute that Apple calls bad and that are tried in its other environment before they are retired. 0: none.",
+                "Tokens a minute, in each process, that Apple calls bad and that are tried in its other environment before they are retired; the others wait for their turn. 0: none.",
             ),
         ],
     },

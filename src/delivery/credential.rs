@@ -1,15 +1,16 @@
 //! What the routes of one credential share: its rate, its faults, and that its provider asked to slow down.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::pacer::Pacer;
 use super::route_state::RouteState;
+use super::share::Share;
 use crate::domain::ids::{AppKey, DeviceId};
 use crate::domain::pacing::Rate;
-use crate::domain::platform::{Platform, RouteSpec};
+use crate::domain::platform::{Environment, Platform, RouteSpec};
 use crate::domain::time::UnixMs;
 use crate::planted;
 use crate::runtime::Instant;
@@ -30,12 +31,12 @@ const TELL_EVERY_MS: i64 = 5 * 60_000;
 pub struct CredentialKey {
     pub app: AppKey,
     pub platform: Platform,
-    pub name: std::sync::Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl CredentialKey {
     pub fn of(spec: &RouteSpec) -> Self {
-        Self { app: spec.app, platform: spec.platform, name: std::sync::Arc::clone(&spec.credential) }
+        Self { app: spec.app, platform: spec.platform, name: Arc::clone(&spec.credential) }
     }
 
     /// The same in every process on the store.
@@ -48,6 +49,8 @@ pub struct Credential {
     pub key: CredentialKey,
     pub pacer: Pacer,
     pub state: RouteState,
+    /// Of the engine's room, by environment.
+    shares: [Arc<Share>; 3],
     slow: Mutex<Slow>,
     told_at: AtomicI64,
     probes: Mutex<Probes>,
@@ -70,16 +73,26 @@ struct Probes {
 }
 
 impl Credential {
-    pub fn new(key: CredentialKey, rate: Option<Rate>) -> Self {
+    pub fn new(key: CredentialKey, rate: Option<Rate>, now: Instant) -> Self {
         let pacer = Pacer::new(key.stored(), rate);
         Self {
             key,
             pacer,
             state: RouteState::default(),
+            shares: [Share::new(now), Share::new(now), Share::new(now)],
             slow: Mutex::default(),
             told_at: AtomicI64::new(i64::MIN),
             probes: Mutex::default(),
         }
+    }
+
+    /// What its routes in one environment hold of the room: they share that service's fate.
+    pub fn share(&self, environment: Environment) -> &Arc<Share> {
+        &self.shares[match environment {
+            Environment::None => 0,
+            Environment::Production => 1,
+            Environment::Sandbox => 2,
+        }]
     }
 
     /// How often the other environment may be asked about a token; 0: never.
@@ -93,6 +106,9 @@ impl Credential {
         let mut probes = self.probes.lock().expect("no panic while held");
         if probes.per_minute == 0 {
             return None;
+        }
+        if planted::is("probes-unlimited") {
+            return Some(Duration::ZERO);
         }
         if let Some(at) = probes.reserved.get(&device).copied() {
             if at <= now {
@@ -169,14 +185,15 @@ mod tests {
     use super::*;
     use crate::runtime::Runtime;
 
-    fn credential() -> Credential {
-        Credential::new(CredentialKey { app: AppKey(1), platform: Platform::Apns, name: "default".into() }, None)
+    fn credential(runtime: &Runtime) -> Credential {
+        let key = CredentialKey { app: AppKey(1), platform: Platform::Apns, name: "default".into() };
+        Credential::new(key, None, runtime.instant())
     }
 
     #[tokio::test(start_paused = true)]
     async fn probes_are_spread_over_the_minute() {
         let runtime = Runtime::simulated(1, UnixMs(0));
-        let credential = credential();
+        let credential = credential(&runtime);
         assert_eq!(credential.probe_in(DeviceId(1), runtime.instant()), None, "switched off");
         credential.set_probes(6);
         let in_secs = |id| credential.probe_in(DeviceId(id), runtime.instant()).map(|wait| wait.as_secs());
@@ -189,7 +206,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn complaints_hold_everything_and_relapses_hold_it_longer() {
         let runtime = Runtime::simulated(1, UnixMs(0));
-        let credential = credential();
+        let credential = credential(&runtime);
         let minute = Duration::from_secs(60);
         assert!(credential.slowed(minute, runtime.instant()));
         assert!(!credential.slowed(minute, runtime.instant()), "the same complaint");
@@ -206,7 +223,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_few_unclear_complaints_are_about_devices() {
         let runtime = Runtime::simulated(1, UnixMs(0));
-        let credential = credential();
+        let credential = credential(&runtime);
         for _ in 1..UNCLEAR {
             assert!(!credential.unclear(runtime.instant()));
         }

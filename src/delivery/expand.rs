@@ -5,7 +5,7 @@
 //! into the queue. Open fan-outs take turns page by page, so a second broadcast does not
 //! wait for the first, and the expander waits while enough is open already.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,13 +36,13 @@ pub struct Expander {
     /// Claimed, but paused: expanding them would fill the room of those that are not.
     held: Vec<Fanout>,
     pages: u32,
-    /// There was no room at the last look, nor a little later.
-    is_full: bool,
+    /// Routes that there was no room for at the last look, nor a little later. Bounded by the routes.
+    full: BTreeSet<RouteId>,
 }
 
 impl Expander {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: VecDeque::new(), held: Vec::new(), pages: 0, is_full: false }
+        Self { shared, open: VecDeque::new(), held: Vec::new(), pages: 0, full: BTreeSet::new() }
     }
 
     pub async fn run(mut self) {
@@ -230,15 +230,27 @@ impl Expander {
     }
 
     /// Room for a job, waited for a little where there is none: as long as the route keeps up, expanding at its pace is
-    /// cheaper than a detour through the queue. Once that was in vain, not again until there is room. Not at all where
+    /// cheaper than a detour through the queue. Once that was in vain, not again until there is room for this route, and
+    /// not for one whose provider is silent: the other routes' people wait for the page meanwhile. Not at all where
     /// other processes may have room: the queue is how they get their share.
     async fn permit(&mut self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
         let shared = &self.shared;
         let mut permit = shared.try_permit(route, lane, targets);
-        if permit.is_none() && !self.is_full && !shared.store.is_shared() && shared.can_send(route) {
-            permit = shared.runtime.timeout(ROOM_PATIENCE, shared.permits.take(lane, targets)).await.flatten();
+        if permit.is_none()
+            && !self.full.contains(&route)
+            && !shared.store.is_shared()
+            && shared.can_send(route)
+            && let Some(lanes) = shared.route(route)
+            && !lanes.share.is_silent(shared.runtime.instant())
+        {
+            let room = shared.permits.take(&shared.runtime, &lanes.share, lane, targets);
+            permit = shared.runtime.timeout(ROOM_PATIENCE, room).await.flatten();
         }
-        self.is_full = permit.is_none();
+        if permit.is_none() {
+            self.full.insert(route);
+        } else {
+            self.full.remove(&route);
+        }
         permit
     }
 }

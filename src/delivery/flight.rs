@@ -34,6 +34,11 @@ fn on_grid(at: UnixMs) -> UnixMs {
     UnixMs(at.0.saturating_add(RETRY_GRID_MS - 1).div_euclid(RETRY_GRID_MS) * RETRY_GRID_MS)
 }
 
+/// What is known of a token that was asked about in the other environment.
+fn elsewhere(answer: &ProviderAnswer) -> ProviderAnswer {
+    ProviderAnswer::new(400, &format!("BadDeviceToken; elsewhere {answer}"))
+}
+
 /// A complaint about rates comes from behind the credential.
 const fn proves_the_credential(cause: RetryCause) -> bool {
     match cause {
@@ -399,14 +404,22 @@ impl Flight {
                 }
                 self.end(index, ResultCode::Sent);
             }
-            // Asked elsewhere, and not welcome there either.
+            // Could not be asked about elsewhere: that the credential is refused there says nothing about the token.
+            SendOutcome::SenderBroken { scope: FaultScope::Credential | FaultScope::Target, answer }
+                if self.probing.is_some() && !planted::is("fault-elsewhere-retires") =>
+            {
+                self.first_answer_at.get_or_insert(now);
+                let until = at.plus(TARGET_FAULT_PAUSE);
+                self.wait(index, until, ResultCode::MovedToRetry, Some((elsewhere(&answer), at)), self.job.attempt);
+            }
+            // Asked elsewhere, and not welcome there either; or the credential is not for that environment, as a key that
+            // Apple limited to one: then no token is ours there.
             SendOutcome::TokenGone { answer, .. }
             | SendOutcome::Rejected { answer }
             | SendOutcome::SenderBroken { answer, .. }
                 if self.probing.is_some() =>
             {
-                let said = format!("BadDeviceToken; elsewhere {answer}");
-                self.retire(index, self.read_at, ProviderAnswer::new(400, &said), at);
+                self.retire(index, self.read_at, elsewhere(&answer), at);
             }
             SendOutcome::RetryLater { cause, after, answer } => {
                 self.succeeded |= proves_the_credential(cause);

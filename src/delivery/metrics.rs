@@ -91,14 +91,17 @@ pub fn backlog(shared: &Shared, backlog: &Backlog) {
     gauge!(names::DENY_ENTRIES).set(shared.deny.len() as f64);
     let table = shared.table();
     for platform in Platform::ALL {
-        let (mut connections, mut in_flight, mut queued, mut paused, mut slowed) = (0, 0, 0, 0, 0);
+        let (mut connections, mut in_flight, mut queued) = (0, 0, 0);
+        let (mut paused, mut slowed, mut silent) = (0, 0, 0);
+        let now = shared.runtime.instant();
         for lanes in table.routes.values().filter(|lanes| lanes.route.spec.platform == platform) {
             let status = lanes.link().sender.status();
             connections += status.connections;
             in_flight += status.in_flight;
             queued += status.queued;
             paused += u32::from(lanes.is_broken());
-            slowed += u32::from(lanes.credential.slowed_until(shared.runtime.instant()).is_some());
+            slowed += u32::from(lanes.credential.slowed_until(now).is_some());
+            silent += u32::from(lanes.share.is_silent(now) && lanes.share.is_held());
         }
         let label = platform.name();
         gauge!(names::SENDER_CONNECTIONS, "platform" => label).set(f64::from(connections));
@@ -106,5 +109,6 @@ pub fn backlog(shared: &Shared, backlog: &Backlog) {
         gauge!(names::SENDER_QUEUED, "platform" => label).set(f64::from(queued));
         gauge!(names::ROUTES_PAUSED, "platform" => label).set(f64::from(paused));
         gauge!(names::ROUTES_SLOWED, "platform" => label).set(f64::from(slowed));
+        gauge!(names::ROUTES_SILENT, "platform" => label).set(f64::from(silent));
     }
 }

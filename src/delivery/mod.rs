@@ -25,6 +25,7 @@ mod quiet;
 mod retention;
 mod route_state;
 mod settings;
+mod share;
 mod shared;
 mod troubles;
 mod worker;

@@ -153,6 +153,9 @@ impl Writer {
                 }
                 continue;
             };
+            if flight.probing().is_none() && results.iter().any(|(_, outcome)| outcome.is_answer()) {
+                lanes.share.answered(instant);
+            }
             let mut learner = Learner { shared: &self.shared, lanes: &lanes, slowing: &mut self.slowing, now, instant };
             learner.learn(flight, results);
             if !flight.gone().is_empty() {

@@ -18,6 +18,7 @@ use super::permits::Permits;
 use super::quiet::Quiet;
 use super::route_state::{Paused, RouteState};
 use super::settings::Settings;
+use super::share::Share;
 use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
@@ -93,6 +94,8 @@ pub struct RouteLanes {
     link: RwLock<Arc<Link>>,
     pub state: RouteState,
     pub credential: Arc<Credential>,
+    /// What the credential holds of the room in this environment.
+    pub share: Arc<Share>,
     pub lanes: [LaneInbox; 2],
     /// The route is configured no more: its workers stop claiming and give back what they hold.
     pub removed: CancellationToken,
@@ -108,7 +111,8 @@ pub struct Link {
 impl RouteLanes {
     pub fn new(route: Arc<Route>, link: Link, credential: Arc<Credential>, lanes: [LaneInbox; 2]) -> Self {
         let (state, removed) = (RouteState::default(), CancellationToken::new());
-        Self { route, link: RwLock::new(Arc::new(link)), state, credential, lanes, removed }
+        let share = Arc::clone(credential.share(route.spec.environment));
+        Self { route, link: RwLock::new(Arc::new(link)), state, credential, share, lanes, removed }
     }
 
     /// Its own fault or its credential's.
@@ -236,7 +240,7 @@ impl Shared {
     /// What goes through a credential, as it was configured first or is now.
     pub fn credential(&self, key: &CredentialKey) -> Arc<Credential> {
         let mut credentials = self.credentials.lock().expect("no panic while held");
-        let make = || Arc::new(Credential::new(key.clone(), None));
+        let make = || Arc::new(Credential::new(key.clone(), None, self.runtime.instant()));
         Arc::clone(credentials.entry(key.clone()).or_insert_with(make))
     }
 
@@ -271,10 +275,11 @@ impl HandOff for Shared {
             return None;
         }
         let now = self.runtime.instant();
-        if self.route(route).is_some_and(|lanes| lanes.paused_until(lane, now).is_some()) {
+        let lanes = self.route(route)?;
+        if lanes.paused_until(lane, now).is_some() {
             return None;
         }
-        self.permits.try_take(lane, targets)
+        self.permits.try_take(&lanes.share, lane, targets, now)
     }
 
     fn knows_route(&self, route: RouteId) -> bool {

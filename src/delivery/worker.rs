@@ -171,8 +171,9 @@ impl Worker {
             Aim::Probe => (1, 1),
             Aim::Send | Aim::Look => (settings.max_claim_jobs, settings.max_claim_targets),
         };
+        let share = Arc::clone(&self.lanes.share);
         let mut room = {
-            let mut room = std::pin::pin!(shared.permits.claim(self.lane, most));
+            let mut room = std::pin::pin!(shared.permits.claim(&shared.runtime, &share, self.lane, most));
             loop {
                 tokio::select! {
                     biased;
@@ -471,6 +472,9 @@ impl Worker {
         let now = shared.runtime.instant();
         let read_at = shared.runtime.now().minus(now.into_std().saturating_duration_since(gated_at));
         flight.sending(count, read_at, now);
+        if flight.probing().is_none() {
+            self.lanes.share.asks(now);
+        }
         let ticket = shared.ticket();
         let batch = Batch {
             route: Arc::clone(flight.probing().unwrap_or(&self.lanes.route)),

@@ -31,6 +31,7 @@ impl RetryPolicy {
     pub fn delay(&self, cause: RetryCause, hint: Option<Duration>, attempt: u32, random: f64) -> Duration {
         let hint = hint.filter(|_| !planted::is("retry-after-ignored"));
         let floor = match (hint, cause) {
+            (None, _) if planted::is("floors-ignored") => Duration::ZERO,
             (Some(hint), _) => hint.max(self.transport_floor),
             (None, RetryCause::Transport) => self.transport_floor,
             (None, RetryCause::Throttled | RetryCause::DeviceThrottled | RetryCause::ProviderThrottled) => {

@@ -100,6 +100,20 @@ impl SendOutcome {
     pub fn is_attempt(&self) -> bool {
         !matches!(self, Self::Held | Self::NotAttempted | Self::SenderBroken { .. })
     }
+
+    /// Whether a provider said something, whatever it was: a sign of life.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Sent { .. } => true,
+            Self::RetryLater { answer, .. }
+            | Self::MaybeSent { answer }
+            | Self::TokenGone { answer, .. }
+            | Self::Rejected { answer }
+            | Self::SenderBroken { answer, .. } => answer.status != 0,
+            Self::Held | Self::NotAttempted => false,
+        }
+    }
 }
 
 /// What the device is asked to do about power: not the same as the lane (our queues).

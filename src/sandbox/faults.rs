@@ -124,6 +124,10 @@ pub enum Action {
     MaxStreams { streams: u32 },
     /// Take the push, then reset the stream: delivered, and the sender cannot know.
     AcceptThenDrop {},
+    /// The connection stands still from now on, in both directions, and is not closed for ten minutes.
+    Freeze {},
+    /// Bytes that are no HTTP/2 frame, as a proxy's that speaks HTTP/1.1.
+    InvalidFrames {},
 }
 
 fn ok() -> u16 {

@@ -1,7 +1,8 @@
 //! The byte stream under a fake provider's HTTP/2 connection: gathers writes, and says what `h2` cannot.
 //!
 //! `h2`'s server can neither change SETTINGS_MAX_CONCURRENT_STREAMS during a connection nor send a GOAWAY with a chosen
-//! last-stream-id or debug data, and both are things APNs does. So this layer follows the frames that leave: in a
+//! last-stream-id or debug data, and both are things APNs does. Nor can it stand still or babble, as what lies between does.
+//! So this layer follows the frames that leave: in a
 //! SETTINGS frame it writes the limit that is wanted now, and between two frames it can put a GOAWAY.
 //!
 //! To change the limit later, the owner of the connection has `h2` announce the extended CONNECT protocol (a SETTINGS
@@ -20,6 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes gathered before a write pushes back; about what one TLS flush carries well.
 const GATHER_BYTES: usize = 64 * 1024;
 
+/// Read as a frame it is longer than any may be.
+const NO_FRAME: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+
 const FRAME_HEADER_BYTES: usize = 9;
 const KIND_HEADERS: u8 = 1;
 const KIND_SETTINGS: u8 = 4;
@@ -35,8 +39,10 @@ const SETTING_BYTES: usize = 6;
 /// What the connection's owner asks of this layer.
 pub(super) struct Wire {
     max_streams: AtomicU32,
-    goaway_waiting: AtomicBool,
-    goaway: Mutex<Option<(u32, Vec<u8>)>>,
+    waiting: AtomicBool,
+    /// To be put between two frames: a frame, or what is none.
+    between: Mutex<Option<Vec<u8>>>,
+    is_frozen: AtomicBool,
 }
 
 impl Wire {
@@ -44,8 +50,9 @@ impl Wire {
     pub(super) fn new(max_streams: u32) -> Arc<Self> {
         Arc::new(Self {
             max_streams: AtomicU32::new(max_streams),
-            goaway_waiting: AtomicBool::new(false),
-            goaway: Mutex::new(None),
+            waiting: AtomicBool::new(false),
+            between: Mutex::new(None),
+            is_frozen: AtomicBool::new(false),
         })
     }
 
@@ -56,8 +63,34 @@ impl Wire {
 
     /// Takes effect with the next flush. `debug` is GOAWAY's opaque data.
     pub(super) fn send_goaway(&self, last_stream_id: u32, debug: &[u8]) {
-        *self.goaway.lock().expect("no panic while held") = Some((last_stream_id, debug.to_vec()));
-        self.goaway_waiting.store(true, Ordering::Release);
+        let length = u32::try_from(8 + debug.len()).expect("debug data is a short text");
+        let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + 8 + debug.len());
+        frame.put_slice(&length.to_be_bytes()[1..]);
+        frame.put_slice(&[KIND_GOAWAY, 0]);
+        frame.put_u32(0);
+        frame.put_u32(last_stream_id & 0x7fff_ffff);
+        frame.put_u32(0);
+        frame.put_slice(debug);
+        self.put_between(frame);
+    }
+
+    /// Takes effect with the next flush.
+    pub(super) fn send_invalid(&self) {
+        self.put_between(NO_FRAME.to_vec());
+    }
+
+    fn put_between(&self, bytes: Vec<u8>) {
+        *self.between.lock().expect("no panic while held") = Some(bytes);
+        self.waiting.store(true, Ordering::Release);
+    }
+
+    /// Nothing is read or written from now on.
+    pub(super) fn freeze(&self) {
+        self.is_frozen.store(true, Ordering::Release);
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.is_frozen.load(Ordering::Acquire)
     }
 }
 
@@ -136,26 +169,23 @@ impl<T> FrameIo<T> {
         self.header_bytes == 0 && self.payload_left == 0 && !self.in_header_block
     }
 
-    fn insert_goaway(&mut self) {
-        if !self.wire.goaway_waiting.load(Ordering::Acquire) || !self.between_frames() {
+    fn insert(&mut self) {
+        if !self.wire.waiting.load(Ordering::Acquire) || !self.between_frames() {
             return;
         }
-        self.wire.goaway_waiting.store(false, Ordering::Release);
-        let Some((last_stream_id, debug)) = self.wire.goaway.lock().expect("no panic while held").take() else {
-            return;
-        };
-        let length = u32::try_from(8 + debug.len()).expect("debug data is a short text");
-        self.out.put_slice(&length.to_be_bytes()[1..]);
-        self.out.put_slice(&[KIND_GOAWAY, 0]);
-        self.out.put_u32(0);
-        self.out.put_u32(last_stream_id & 0x7fff_ffff);
-        self.out.put_u32(0);
-        self.out.put_slice(&debug);
+        self.wire.waiting.store(false, Ordering::Release);
+        if let Some(bytes) = self.wire.between.lock().expect("no panic while held").take() {
+            self.out.put_slice(&bytes);
+        }
     }
 }
 
 impl<T: AsyncWrite + Unpin> FrameIo<T> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nobody is to be woken: there is no end to it.
+        if self.wire.is_frozen() {
+            return Poll::Pending;
+        }
         loop {
             let end = self.settings_at.unwrap_or(self.out.len());
             if end == 0 {
@@ -173,6 +203,9 @@ impl<T: AsyncWrite + Unpin> FrameIo<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for FrameIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.wire.is_frozen() {
+            return Poll::Pending;
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -189,7 +222,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for FrameIo<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.insert_goaway();
+        self.insert();
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }

@@ -40,6 +40,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after the last answer a connection that said GOAWAY waits for the client to hang up.
 const GOAWAY_LINGER: Duration = Duration::from_secs(1);
 
+/// How long a connection that stands still is kept.
+const FROZEN_FOR: Duration = Duration::from_secs(10 * 60);
+
 /// How long a connection that is cut after its GOAWAY stays, so that the frame is read before the socket dies.
 const CUT_LINGER: Duration = Duration::from_millis(20);
 
@@ -75,6 +78,10 @@ pub(super) enum Verdict {
     Stall,
     /// Cut the connection now.
     Close,
+    /// Neither read nor write on this connection any more.
+    Freeze,
+    /// Write what is no frame.
+    InvalidFrames,
 }
 
 pub(super) struct Goaway {
@@ -268,7 +275,8 @@ struct Driver<'a, S: Service, T> {
     waiting: FuturesUnordered<BoxFuture<'static, Event>>,
     /// Streams that are never answered.
     parked: Vec<SendResponse<Bytes>>,
-    /// Streams above a GOAWAY's last-stream-id; kept because dropping them would send a reset.
+    /// Streams above a GOAWAY's last-stream-id, or of a connection that is done for; kept because dropping them would send
+    /// a reset.
     beyond: Vec<SendResponse<Bytes>>,
     limit: u32,
     settings_due: bool,
@@ -438,6 +446,15 @@ impl<S: Service, T: AsyncRead + AsyncWrite + Unpin> Driver<'_, S, T> {
             Verdict::Stall if self.parked.len() < MAX_PARKED => self.parked.push(respond),
             Verdict::Stall => respond.send_reset(Reason::ENHANCE_YOUR_CALM),
             Verdict::Close => self.closed = true,
+            Verdict::Freeze => {
+                self.wire.freeze();
+                self.end_at = Some(self.runtime.instant() + FROZEN_FOR);
+                self.beyond.push(respond);
+            }
+            Verdict::InvalidFrames => {
+                self.wire.send_invalid();
+                self.beyond.push(respond);
+            }
         }
     }
 }

@@ -73,6 +73,14 @@ pub(super) fn play(action: Action, received: &mut Received, answers: &impl Answe
             silent("close_connection", false);
             Reply::now(Verdict::Close)
         }
+        Action::Freeze {} => {
+            silent("freeze", false);
+            Reply::now(Verdict::Freeze)
+        }
+        Action::InvalidFrames {} => {
+            silent("invalid_frames", false);
+            Reply::now(Verdict::InvalidFrames)
+        }
         Action::Delay { ms } => {
             Reply { delay: Duration::from_millis(ms), ..Reply::now(Verdict::Respond(answers.success())) }
         }

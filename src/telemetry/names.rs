@@ -86,6 +86,8 @@ metrics! {
     ROUTES_PAUSED = Gauge "nudged_routes_paused" ["platform"];
     /// Routes that wait because their provider asked to slow down.
     ROUTES_SLOWED = Gauge "nudged_routes_slowed" ["platform"];
+    /// Routes whose provider has answered nothing for two seconds although pushes are under way: they get little room.
+    ROUTES_SILENT = Gauge "nudged_routes_silent" ["platform"];
     /// Dead tokens that were not retired, because so many die alike that the configuration is the likelier fault.
     RETIREMENTS_HELD = Counter "nudged_retirements_held_total" ["platform"];
     /// Answers that blame the platform's configuration for one kind of device (FCM: its APNs or web push credentials).

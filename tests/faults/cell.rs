@@ -15,7 +15,7 @@ use nudged::api::proto::{
 };
 use nudged::domain::time::UnixMs;
 use nudged::runtime::{Instant, Runtime};
-use nudged::sandbox::{Action, Fault, Pipes, Received, Sandbox};
+use nudged::sandbox::{Action, Fault, Pipes, Received, Sandbox, Target};
 use tonic::transport::Channel;
 
 use super::script::{Door, Moment, Script, goaway, script};
@@ -51,7 +51,7 @@ impl Cell {
         self.script(UnixMs(0)).door
     }
 
-    fn script(&self, now: UnixMs) -> Script {
+    pub fn script(&self, now: UnixMs) -> Script {
         script(&self.row.fault, self.row.platform, now)
     }
 
@@ -106,6 +106,31 @@ impl Providers for Pipes {
     }
 }
 
+/// The least that is waited after an answer, as the documents promise it.
+#[derive(Clone, Copy)]
+pub struct Floors {
+    /// After a 5xx of APNs.
+    pub apns_error: Duration,
+    /// … and of FCM.
+    pub fcm_error: Duration,
+    /// After a 429.
+    pub throttled: Duration,
+}
+
+impl Floors {
+    /// What the provider asks for itself takes their place. Its dates have whole seconds.
+    fn after(&self, row: &Row, status: u16) -> Duration {
+        let hint = row.fault.split_once("; Retry-After: ").map(|(_, hint)| hint.parse().unwrap_or(1));
+        match (status, hint, row.platform) {
+            (429 | 500.., Some(secs), _) => Duration::from_secs(secs),
+            (429, None, _) => self.throttled,
+            (500.., None, Platform::Fcm) => self.fcm_error,
+            (500.., None, _) => self.apns_error,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
 /// Where cells are played.
 pub struct Stage {
     pub providers: Arc<dyn Providers>,
@@ -115,6 +140,7 @@ pub struct Stage {
     pub runtime: Runtime,
     /// Longer than the longest wait that nudged is configured with.
     pub patience: Duration,
+    pub floors: Floors,
     /// In the first minute. Shorter than the shortest pause of a route, which is to be seen.
     pub slowest_look: Duration,
 }
@@ -162,12 +188,16 @@ struct Player {
 
 impl Player {
     async fn play(&mut self) {
-        let Script { door: _, answers, ttl_secs } = self.cell.script(self.stage.runtime.now());
+        let Script { door: _, answers, token_endpoint, ttl_secs } = self.cell.script(self.stage.runtime.now());
         let (row, moment) = (self.cell.row.clone(), self.cell.moment);
         // Rows of people ascend in this order, and a job's targets with them.
         let everybody: Vec<&str> = [VICTIM].into_iter().chain(BESIDE).chain([TRIGGER, WITNESS]).collect();
         for who in &everybody {
             self.person(who).await;
+        }
+        for action in token_endpoint {
+            // The first token is fetched before anything can be refused.
+            self.stage.providers.fault(Fault::new(action).on(Target::Oauth).skip(1));
         }
         let mut before = None;
         if moment != Moment::First {
@@ -338,6 +368,13 @@ impl Player {
                 self.wrong(format!("{who}: {stands:?}"));
             }
             return;
+        }
+        for (push, next) in pushes.iter().zip(pushes.iter().skip(1)) {
+            let floor = self.stage.floors.after(row, push.status);
+            let waited = next.at.since(push.at);
+            if waited < floor {
+                self.wrong(format!("tried again {waited:?} after a {}, not {floor:?}", push.status));
+            }
         }
         let found = match stands {
             (delivery::State::Sent, _) if pushes.len() == 1 => Ending::Sent,

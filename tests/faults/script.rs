@@ -29,12 +29,16 @@ pub enum Door {
     Closed,
     /// A certificate that nobody here trusts.
     Untrusted,
+    /// It is connected to, and says nothing: no SETTINGS, which are waited for.
+    Mute,
 }
 
 pub struct Script {
     pub door: Door,
     /// What the pushes to the one device are answered with, in this order; then they are taken.
     pub answers: Vec<Action>,
+    /// What FCM's token endpoint answers with, once it has given a token.
+    pub token_endpoint: Vec<Action>,
     /// Of the event, where waiting is the end. What cannot be tried again before ends at once.
     pub ttl_secs: Option<i64>,
 }
@@ -47,8 +51,17 @@ const BELOW_THE_HOUR: i64 = 30 * 60;
 const BELOW_THE_STEP: i64 = 4 * 60;
 
 fn open(answers: Vec<Action>) -> Script {
-    Script { door: Door::Open, answers, ttl_secs: None }
+    Script { door: Door::Open, answers, token_endpoint: Vec::new(), ttl_secs: None }
 }
+
+/// The token that there is counts no more, and another one is not to be had: as often as nudged asks for one before it
+/// gives a fetch up.
+fn without_a_token(answer: Action, times: usize) -> Script {
+    Script { token_endpoint: vec![answer; times], ..open(vec![status(401, None)]) }
+}
+
+/// nudged asks so often in one fetch, where the answer is one that passes.
+const TRIES_OF_A_FETCH: usize = 3;
 
 /// `now` by the clock that providers and nudged have.
 pub fn script(fault: &str, platform: Platform, now: UnixMs) -> Script {
@@ -127,11 +140,17 @@ fn named(fault: &str, platform: Platform, now: UnixMs) -> Option<Script> {
         "GOAWAY, above its last stream, and cut" => one(goaway(true, true)),
         "connection cut" => one(Action::CloseConnection {}),
         "stall" => one(Action::Stall {}),
+        "connection frozen" => one(Action::Freeze {}),
+        "invalid frames" => one(Action::InvalidFrames {}),
+        "token endpoint: 503" => Some(without_a_token(status(503, None), TRIES_OF_A_FETCH)),
+        "token endpoint: 400 invalid_grant" => Some(without_a_token(status(400, Some("invalid_grant")), 1)),
+        "token endpoint: stall" => Some(without_a_token(Action::Stall {}, TRIES_OF_A_FETCH)),
         "slow answer" => one(Action::Delay { ms: 400 }),
         "MAX_CONCURRENT_STREAMS 1" => one(Action::MaxStreams { streams: 1 }),
         "MAX_CONCURRENT_STREAMS 0" => one(Action::MaxStreams { streams: 0 }),
         "connection refused" => Some(Script { door: Door::Closed, ttl_secs: Some(SHORT), ..open(Vec::new()) }),
         "TLS failure" => Some(Script { door: Door::Untrusted, ttl_secs: Some(SHORT), ..open(Vec::new()) }),
+        "no SETTINGS" => Some(Script { door: Door::Mute, ttl_secs: Some(SHORT), ..open(Vec::new()) }),
         "no fault" => Some(open(Vec::new())),
         _ if platform == Platform::Apns && fault == "400 BadDeviceToken, in both environments" => {
             Some(script("400 BadDeviceToken, twice", platform, now))
@@ -145,9 +164,13 @@ pub fn goaway(refuse: bool, close: bool) -> Action {
     Action::Goaway { refuse, close, reason: None }
 }
 
-fn script_of(status: u16, reason: &str) -> Script {
-    let reason = Some(reason.to_owned());
-    open(vec![Action::Status { status, reason, retry_after: None, body: None, timestamp: None }])
+fn script_of(code: u16, reason: &str) -> Script {
+    open(vec![status(code, Some(reason))])
+}
+
+fn status(status: u16, reason: Option<&str>) -> Action {
+    let reason = reason.map(str::to_owned);
+    Action::Status { status, reason, retry_after: None, body: None, timestamp: None }
 }
 
 /// As an HTTP date, which has whole seconds.
@@ -218,11 +241,16 @@ pub fn required(platform: Platform) -> Vec<String> {
         "400 UNSPECIFIED_ERROR",
         "503 UNSPECIFIED_ERROR",
         "503 SOMETHING_NEW",
+        "token endpoint: 503",
+        "token endpoint: 400 invalid_grant",
+        "token endpoint: stall",
     ];
     let of_both = [
         "400",
         "400 html",
         "400 noise",
+        "410",
+        "410 html",
         "503",
         "502 html",
         "503 noise",
@@ -237,11 +265,14 @@ pub fn required(platform: Platform) -> Vec<String> {
         "GOAWAY, above its last stream, and cut",
         "connection cut",
         "stall",
+        "connection frozen",
+        "invalid frames",
         "slow answer",
         "MAX_CONCURRENT_STREAMS 1",
         "MAX_CONCURRENT_STREAMS 0",
         "connection refused",
         "TLS failure",
+        "no SETTINGS",
         "no fault",
     ];
     let hints = match platform {

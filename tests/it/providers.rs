@@ -1,6 +1,8 @@
 //! What providers answer, and what the running server makes of it: faults that pause, tokens that are dead or only
 //! elsewhere, rates, and the dead sent again.
 
+mod stalled;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -8,8 +10,8 @@ use nudged::api::proto::admin_service_client::AdminServiceClient;
 use nudged::api::proto::get_provider_status_response::{Route, State};
 use nudged::api::proto::push_service_client::PushServiceClient;
 use nudged::api::proto::{
-    ConfirmRetirementsRequest, Delivery, GetProviderStatusRequest, ListDeliveriesRequest, ListDevicesRequest,
-    NotifyEventRequest, RedriveDeliveriesRequest, delivery, device,
+    ConfirmRetirementsRequest, Delivery, Device, GetProviderStatusRequest, ListDeliveriesRequest, ListDevicesRequest,
+    NotifyEventRequest, RedriveDeliveriesRequest, RegisterDeviceRequest, SetOptInRequest, delivery, device,
 };
 use nudged::runtime::Runtime;
 use nudged::sandbox::{Action, Fault, Options, Sandbox, Target, TokenState};
@@ -83,6 +85,21 @@ async fn apns_route(world: &World) -> Route {
     routes(&world.address).await.into_iter().find(is_it).unwrap()
 }
 
+/// Apple's production, with the same keys.
+async fn production(world: &World) -> (tempfile::TempDir, Sandbox) {
+    let here = world.config.parent().unwrap();
+    let there = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(here).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && path.extension().is_none_or(|extension| extension != "toml") {
+            std::fs::copy(&path, there.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let options = Options { dir: Some(there.path().to_owned()), ..Options::default() };
+    let production = Sandbox::start(&Runtime::production(), options).await.unwrap();
+    (there, production)
+}
+
 fn check(world: &World) -> String {
     let output = binary().args(["check", "--config"]).arg(&world.config).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -141,17 +158,7 @@ async fn a_refused_credential_burns_nothing_says_why_and_goes_on_by_itself() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_of_the_other_environment_moves_there_and_one_of_neither_is_retired() {
     let world = World::new().await;
-    // Apple's production, with the same keys.
-    let here = world.config.parent().unwrap();
-    let there = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(here).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() && path.extension().is_none_or(|extension| extension != "toml") {
-            std::fs::copy(&path, there.path().join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    let options = Options { dir: Some(there.path().to_owned()), ..Options::default() };
-    let production = Sandbox::start(&Runtime::production(), options).await.unwrap();
+    let (_dir, production) = production(&world).await;
     let server =
         world.start_with(&[("NUDGED_APPS__IFRIENDSPET__APNS__ENDPOINT", production.apns_endpoint().to_owned())]);
     let mut client = world.client().await;
@@ -185,21 +192,99 @@ async fn a_token_of_the_other_environment_moves_there_and_one_of_neither_is_reti
     server.kill();
 }
 
+/// Apple's other environment is asked about one bad token a minute; the others wait for their turn, alive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_tokens_are_asked_about_elsewhere_than_are_allowed_a_minute() {
+    let world = World::new().await;
+    let (_dir, production) = production(&world).await;
+    let server = world.start_with(&[
+        ("NUDGED_APPS__IFRIENDSPET__APNS__ENDPOINT", production.apns_endpoint().to_owned()),
+        ("NUDGED_APPS__IFRIENDSPET__APNS__ENVIRONMENT_PROBES_PER_MINUTE", "1".to_owned()),
+    ]);
+    let mut client = world.client().await;
+    let users = people(&mut client, 3).await;
+    for number in 0..3 {
+        world.sandbox.set_token_state(&apns_token(number), TokenState::Bad {}).unwrap();
+    }
+    let id = notify(&mut client, "one", &users).await;
+    reasons(&mut client, &id, &[("SENT", 1), ("MOVED_TO_RETRY", 2)]).await;
+    let asked: BTreeSet<String> = production.received().iter().map(|push| push.token.clone()).collect();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    let mut waits: Vec<i64> = deliveries(&mut client, &id)
+        .await
+        .into_iter()
+        .filter_map(|one| one.last_attempt)
+        .map(|last| last.next_at.unwrap().seconds - last.at.unwrap().seconds)
+        .collect();
+    waits.sort_unstable();
+    assert!(matches!(waits[..], [59..=61, 119..=121]), "a minute apart: {waits:?}");
+    for user in &users {
+        let request = ListDevicesRequest { app_id: APP.into(), user_id: user.clone(), ..ListDevicesRequest::default() };
+        let devices = client.list_devices(request).await.unwrap().into_inner().devices;
+        assert!(devices.iter().all(Device::active), "{devices:?}");
+    }
+    server.kill();
+}
+
+/// That the credential is refused where a bad token is asked about is not the token's fault.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_credential_refused_elsewhere_retires_nobody() {
+    let world = World::new().await;
+    let (_dir, production) = production(&world).await;
+    let server =
+        world.start_with(&[("NUDGED_APPS__IFRIENDSPET__APNS__ENDPOINT", production.apns_endpoint().to_owned())]);
+    let mut client = world.client().await;
+    let users = people(&mut client, 2).await;
+    world.sandbox.set_token_state(&apns_token(0), TokenState::Bad {}).unwrap();
+    production.add_fault(Fault::status(403, "InvalidProviderToken").on(Target::Apns).times(100)).unwrap();
+    let id = notify(&mut client, "one", &users).await;
+    reasons(&mut client, &id, &[("SENT", 1), ("MOVED_TO_RETRY", 1)]).await;
+    let all = deliveries(&mut client, &id).await;
+    let last = all.into_iter().find_map(|one| one.last_attempt).expect("it was tried");
+    assert_eq!(last.platform_reason, "BadDeviceToken; elsewhere 403 InvalidProviderToken");
+    let wait = last.next_at.unwrap().seconds - last.at.unwrap().seconds;
+    assert!((299..=301).contains(&wait), "five minutes, like others that a fault keeps from being asked: {wait} s");
+    let request = ListDevicesRequest { app_id: APP.into(), user_id: users[0].clone(), ..ListDevicesRequest::default() };
+    let device = client.list_devices(request).await.unwrap().into_inner().devices.remove(0);
+    assert!(device.active(), "{device:?}");
+    assert!(routes(&world.address).await.iter().all(|route| route.state() == State::Working), "it works here");
+    server.kill();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dying_alike_pauses_instead_until_an_operator_confirms() {
+    dying_alike(TokenState::OtherApp {}, "400 DeviceTokenNotForTopic").await;
+}
+
+/// Apple's answer to tokens of the other environment: each would be asked about there, before it is retired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_tokens_alike_pause_instead_until_an_operator_confirms() {
+    dying_alike(TokenState::Bad {}, "400 BadDeviceToken").await;
+}
+
+async fn dying_alike(state: TokenState, answer: &str) {
     let world = World::new().await;
     let server = world.start_with(&[("NUDGED_DELIVERY__RETIREMENT_GUARD_MIN", "5".to_owned())]);
     let mut client = world.client().await;
     let users = people(&mut client, 30).await;
     for number in 0..30 {
-        world.sandbox.set_token_state(&apns_token(number), TokenState::OtherApp {}).unwrap();
+        world.sandbox.set_token_state(&apns_token(number), state).unwrap();
     }
     let id = notify(&mut client, "one", &users).await;
-    reasons(&mut client, &id, &[("TOKEN_GONE", 5), ("QUEUED", 25)]).await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.metric("nudged_retirements_held_total{platform=\"apns\"}").await < Some(25.0) {
+        assert!(Instant::now() < deadline, "they are not held: {:?}", deliveries(&mut client, &id).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let route = apns_route(&world).await;
     assert_eq!((route.state(), &*route.cause), (State::Paused, "tokens"));
-    assert!(route.reason.contains("400 DeviceTokenNotForTopic"), "{route:?}");
-    assert!(world.metric("nudged_retirements_held_total{platform=\"apns\"}").await >= Some(25.0));
+    assert!(route.reason.contains(answer), "{route:?}");
+    if state == (TokenState::OtherApp {}) {
+        reasons(&mut client, &id, &[("TOKEN_GONE", 5), ("QUEUED", 25)]).await;
+    }
+    // Those of the first five that are to be asked about elsewhere wait as well.
+    let gone = deliveries(&mut client, &id).await.iter().filter(|one| one.state() == delivery::State::Dead).count();
+    assert!(gone <= 5, "{gone} are retired");
     let choice = |environment: device::ApnsEnvironment| ConfirmRetirementsRequest {
         app_id: APP.into(),
         platform: device::Platform::Apns.into(),

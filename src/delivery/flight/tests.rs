@@ -232,6 +232,31 @@ async fn a_bad_token_is_asked_about_elsewhere_and_moves_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fault_of_the_credential_elsewhere_says_nothing_about_the_token() {
+    let (mut flight, instant) = flight(3, HOUR);
+    flight.take_pending();
+    flight.sending(3, UnixMs(5), instant);
+    for index in 0..3 {
+        flight.look_elsewhere(index, other_route());
+    }
+    assert_eq!(flight.take_pending(), [0, 1, 2]);
+    flight.sending(3, UnixMs(5), instant);
+    let refused = |scope, reason| SendOutcome::SenderBroken { scope, answer: ProviderAnswer::new(403, reason) };
+    flight.answer(0, refused(FaultScope::Credential, "InvalidProviderToken"), UnixMs(9), instant);
+    // A key that Apple limited to one environment: no token of the other is ours.
+    flight.answer(1, refused(FaultScope::Route, "BadEnvironmentKeyIdInToken"), UnixMs(9), instant);
+    flight.answer(2, bad_token(), UnixMs(9), instant);
+    assert_eq!(flight.next(), Next::Finish);
+    let flush = flight.flush(&POLICY, UnixMs(9), || 0.0);
+    assert_eq!(codes(&flush), [ResultCode::MovedToRetry, ResultCode::DeadToken, ResultCode::DeadToken]);
+    let retired: Vec<_> = flush.update.retirements.iter().map(|retired| retired.device).collect();
+    assert_eq!(retired, [DeviceId(20), DeviceId(30)]);
+    let [follower] = &flush.update.followers[..] else { panic!("one follower") };
+    assert_eq!((follower.route, follower.due_at), (RouteId(3), on_grid(UnixMs(9).plus(TARGET_FAULT_PAUSE))));
+    assert_eq!(&*flush.update.details[0].answer.reason, "BadDeviceToken; elsewhere 403 InvalidProviderToken");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_doubted_token_waits_and_one_registered_again_is_tried_again() {
     let (mut flight, instant) = flight(3, 10 * HOUR);
     flight.sending(3, UnixMs(5), instant);

@@ -119,6 +119,33 @@ async fn refused_and_reset_streams_carry_their_codes() {
 }
 
 #[tokio::test]
+async fn a_frozen_connection_answers_nobody_and_is_not_closed() {
+    let sandbox = start(Options::default()).await;
+    let (mut client, jwt) = proven(&sandbox).await;
+    sandbox.add_fault(Fault::new(Action::Freeze {})).unwrap();
+    let frozen = client.start(alert(&jwt)).await.unwrap();
+    let beside = client.start(alert(&jwt)).await.unwrap();
+    let both = futures_util::future::select(Box::pin(frozen), Box::pin(beside));
+    assert!(Runtime::production().timeout(Duration::from_millis(100), both).await.is_none());
+    let push = &sandbox.received()[0];
+    assert_eq!((push.status, push.reason.as_deref(), push.accepted), (0, Some("freeze"), false));
+    let (mut other, jwt) = proven(&sandbox).await;
+    assert_eq!(other.send(alert(&jwt)).await.unwrap().status, 200, "another connection is none the worse");
+    sandbox.shutdown().await;
+}
+
+#[tokio::test]
+async fn invalid_frames_end_the_connection_at_the_clients_side() {
+    let sandbox = start(Options::default()).await;
+    let (mut client, jwt) = proven(&sandbox).await;
+    sandbox.add_fault(Fault::new(Action::InvalidFrames {})).unwrap();
+    let error = client.send(alert(&jwt)).await.unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::FRAME_SIZE_ERROR), "{error}");
+    assert_eq!(sandbox.received()[0].reason.as_deref(), Some("invalid_frames"));
+    sandbox.shutdown().await;
+}
+
+#[tokio::test]
 async fn stalled_push_is_never_answered_while_others_are() {
     let sandbox = start(Options::default()).await;
     let (mut client, jwt) = proven(&sandbox).await;

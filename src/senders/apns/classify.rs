@@ -19,8 +19,12 @@ enum Meaning {
     WrongHere,
     /// The credential.
     Broken,
+    /// The certificate, which belongs to the connection: no request over it will be taken.
+    BadCertificate,
     /// The credential is good, but not for this bundle or environment.
     NotForRoute,
+    /// The same of a certificate, and its connection.
+    CertificateNotForRoute,
     StaleCredential,
     TooManyCredentials,
     Throttled,
@@ -32,16 +36,15 @@ enum Meaning {
     ServerError,
 }
 
-fn meaning(status: StatusCode, reason: &str) -> Meaning {
+/// `has_time`: it came with the time since when Apple knows, as only its own 410 does.
+fn meaning(status: StatusCode, reason: &str, has_time: bool) -> Meaning {
     match reason {
         "BadDeviceToken" => Meaning::WrongHere,
         "DeviceTokenNotForTopic" | "Unregistered" | "ExpiredToken" => Meaning::TokenGone,
-        "TopicDisallowed" | "BadCertificateEnvironment" | "BadEnvironmentKeyIdInToken" | "BadEnvironmentKeyInToken" => {
-            Meaning::NotForRoute
-        }
-        "BadCertificate" | "Forbidden" | "InvalidProviderToken" | "MissingProviderToken" | "UnrelatedKeyIdInToken" => {
-            Meaning::Broken
-        }
+        "TopicDisallowed" | "BadEnvironmentKeyIdInToken" | "BadEnvironmentKeyInToken" => Meaning::NotForRoute,
+        "BadCertificateEnvironment" => Meaning::CertificateNotForRoute,
+        "BadCertificate" => Meaning::BadCertificate,
+        "Forbidden" | "InvalidProviderToken" | "MissingProviderToken" | "UnrelatedKeyIdInToken" => Meaning::Broken,
         "ExpiredProviderToken" => Meaning::StaleCredential,
         "TooManyProviderTokenUpdates" => Meaning::TooManyCredentials,
         "TooManyRequests" => Meaning::DeviceThrottled,
@@ -51,10 +54,10 @@ fn meaning(status: StatusCode, reason: &str) -> Meaning {
         "BadCollapseId" | "BadExpirationDate" | "BadMessageId" | "BadPriority" | "BadTopic" | "DuplicateHeaders"
         | "InvalidPushType" | "MissingDeviceToken" | "MissingTopic" | "PayloadEmpty" | "BadPath"
         | "MethodNotAllowed" | "PayloadTooLarge" => Meaning::Drop,
-        // Reasons may grow, and bodies may be missing or a proxy's: the status decides, and no token is given up on it
-        // but for 410, which has no other meaning.
+        // Reasons may grow, and bodies may be missing or a proxy's: the status decides, and no token is given up on it. A
+        // 410 with Apple's time is about the token, whatever its reason is called; without one it may be anybody's.
         _ => match status.as_u16() {
-            410 => Meaning::TokenGone,
+            410 if has_time || planted::is("gone-by-status") => Meaning::TokenGone,
             429 => Meaning::Throttled,
             500.. => Meaning::ServerError,
             _ => Meaning::Drop,
@@ -71,17 +74,22 @@ pub(super) fn classify(answer: &Answer<'_>, now: UnixMs) -> Verdict {
     }
     let body = serde_json::from_slice::<Value>(answer.body).unwrap_or_default();
     let reason = body["reason"].as_str().unwrap_or_default();
-    let meaning = meaning(status, reason);
+    let since = since(status, &body);
+    let meaning = meaning(status, reason, since.is_some());
     let said = ProviderAnswer::new(status.as_u16(), if reason.is_empty() { "without a reason" } else { reason });
     let later =
         |cause| SendOutcome::RetryLater { cause, after: retry_after(answer.headers, now), answer: said.clone() };
     let (outcome, then) = match meaning {
         Meaning::Drop => (SendOutcome::Rejected { answer: said }, Then::Keep),
-        Meaning::TokenGone => {
-            (SendOutcome::TokenGone { since: since(status, &body), elsewhere: false, answer: said }, Then::Keep)
-        }
+        Meaning::TokenGone => (SendOutcome::TokenGone { since, elsewhere: false, answer: said }, Then::Keep),
         Meaning::WrongHere => (SendOutcome::TokenGone { since: None, elsewhere: true, answer: said }, Then::Keep),
         Meaning::Broken => (SendOutcome::SenderBroken { scope: FaultScope::Credential, answer: said }, Then::Keep),
+        Meaning::BadCertificate => {
+            (SendOutcome::SenderBroken { scope: FaultScope::Credential, answer: said }, Then::Retire)
+        }
+        Meaning::CertificateNotForRoute => {
+            (SendOutcome::SenderBroken { scope: FaultScope::Route, answer: said }, Then::Retire)
+        }
         Meaning::NotForRoute => (SendOutcome::SenderBroken { scope: FaultScope::Route, answer: said }, Then::Keep),
         Meaning::StaleCredential => {
             (SendOutcome::SenderBroken { scope: FaultScope::Credential, answer: said }, Then::ReauthOnNewConnection)
@@ -169,8 +177,8 @@ mod tests {
             (400, "DeviceTokenNotForTopic", "gone", Then::Keep),
             (400, "TopicDisallowed", "route", Then::Keep),
             (400, "IdleTimeout", "transport", Then::Retire),
-            (403, "BadCertificate", "broken", Then::Keep),
-            (403, "BadCertificateEnvironment", "route", Then::Keep),
+            (403, "BadCertificate", "broken", Then::Retire),
+            (403, "BadCertificateEnvironment", "route", Then::Retire),
             (403, "ExpiredProviderToken", "broken", Then::ReauthOnNewConnection),
             (403, "InvalidProviderToken", "broken", Then::Keep),
             (403, "MissingProviderToken", "broken", Then::Keep),
@@ -191,7 +199,7 @@ mod tests {
             (503, "Shutdown", "server", Then::Retire),
             (400, "SomethingNew", "rejected", Then::Keep),
             (403, "SomethingNew", "rejected", Then::Keep),
-            (410, "SomethingNew", "gone", Then::Keep),
+            (410, "SomethingNew", "rejected", Then::Keep),
             (429, "SomethingNew", "throttled", Then::Keep),
             (502, "SomethingNew", "server", Then::Keep),
             (302, "SomethingNew", "rejected", Then::Keep),
@@ -226,7 +234,6 @@ mod tests {
         }
         for status in statuses {
             let expected = match status {
-                410 => "gone",
                 429 => "throttled",
                 500.. => "server",
                 _ => "rejected",
@@ -246,6 +253,23 @@ mod tests {
             }
         }
         assert_eq!(word(&verdict(200, "")), "sent");
+    }
+
+    /// A proxy's 410, or one that lost its body, is no word of Apple's about a token.
+    #[test]
+    fn a_410_retires_by_its_reason_or_its_time_and_never_by_its_status() {
+        for (body, expected) in [
+            ("", "rejected"),
+            ("<html>Gone</html>", "rejected"),
+            ("{}", "rejected"),
+            (r#"{"reason":"SomethingNew"}"#, "rejected"),
+            (r#"{"reason":"SomethingNew","timestamp":0}"#, "rejected"),
+            (r#"{"reason":"SomethingNew","timestamp":1790000000123}"#, "gone"),
+            (r#"{"timestamp":1790000000123}"#, "gone"),
+            (r#"{"reason":"Unregistered"}"#, "gone"),
+        ] {
+            assert_eq!(word(&verdict(410, body)), expected, "{body}");
+        }
     }
 
     #[test]

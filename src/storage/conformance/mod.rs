@@ -85,7 +85,7 @@ macro_rules! store_conformance {
             explaining: the_last_block_that_names_a_target_wins, deliveries_are_listed_in_pages,
             deliveries_are_filtered, a_person_is_explained, an_expansion_that_has_not_come_is_pending,
             another_apps_ids_are_not_found, notifications_are_listed_newest_first, counts_follow_a_delivery;
-            watching: results_and_retirements_are_told_in_their_order, a_watcher_is_told_what_it_asked_for,
+            watching: results_and_retirements_are_told_in_their_order, a_token_that_moves_to_another_user_is_told, a_watcher_is_told_what_it_asked_for,
             an_apps_results_are_its_own, a_large_result_is_told_in_pages, old_and_foreign_positions_are_refused,
             watchers_that_reconnect_miss_nothing;
         );

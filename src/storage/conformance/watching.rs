@@ -122,6 +122,26 @@ pub async fn results_and_retirements_are_told_in_their_order(fixture: &Fixture) 
     }
 }
 
+/// Whoever had the token is told of, not who has it now; and a token that only stays with its user is no news.
+pub async fn a_token_that_moves_to_another_user_is_told(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let from = now(world.store(), world.app).await;
+    let token = "a".repeat(64);
+    let before = world.register("mina", &token).await;
+    world.register("mina", &token).await;
+    let after = world.register("bori", &token).await;
+    assert_ne!(before.id, after.id);
+    let events = told(world.store(), world.app, from, &WatchFilter::default(), 100, 1).await;
+    assert_eq!(lines(&events), ["mina retired MOVED"]);
+    assert!(matches!(events[0].watched, Watched::DeviceRetired { device, .. } if device == before.id), "{events:#?}");
+    // And back again: each time by its own row.
+    world.register("mina", &token).await;
+    let events = told(world.store(), world.app, from, &WatchFilter::default(), 1, 2).await;
+    assert_eq!(lines(&events), ["mina retired MOVED", "bori retired MOVED"]);
+    let of_mina = WatchFilter { deliveries: false, user: Some(user("mina")), ..WatchFilter::default() };
+    assert_eq!(lines(&told(world.store(), world.app, from, &of_mina, 100, 1).await), ["mina retired MOVED"]);
+}
+
 pub async fn a_watcher_is_told_what_it_asked_for(fixture: &Fixture) {
     let world = World::new(fixture).await;
     let from = now(world.store(), world.app).await;

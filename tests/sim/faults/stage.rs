@@ -31,7 +31,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::play::cell::{Cell, Found, Stage, play};
+use super::play::cell::{Cell, Floors, Found, Stage, play};
 use super::play::script::Door;
 use crate::app;
 use crate::clock::START_MS;
@@ -55,6 +55,12 @@ const SLOWEST_LOOK: Duration = Duration::from_secs(4);
 const IDLE: Duration = Duration::from_secs(24 * 3600);
 /// One poll in so many is put behind the others.
 const REORDER_ONE_IN: u32 = 8;
+/// As docs/reliability.md has them under "Identity and timing".
+const FLOORS: Floors = Floors {
+    apns_error: Duration::from_secs(15 * 60),
+    fcm_error: Duration::from_secs(10),
+    throttled: Duration::from_secs(60),
+};
 /// Google's default quota, as in the configuration.
 const FCM_RATE: Rate = Rate { per_minute: 600_000, ramp_up: Duration::from_secs(60) };
 const APNS_PROBES_PER_MINUTE: u32 = 30;
@@ -154,6 +160,7 @@ impl House {
             admin: AdminServiceClient::new(channel),
             runtime: runtime.clone(),
             patience: PATIENCE,
+            floors: FLOORS,
             slowest_look: SLOWEST_LOOK,
         };
         Self { stage: Arc::new(stage), _engine: engine, _threads: threads }
@@ -216,7 +223,7 @@ impl Connect for Way {
         Box::pin(async move {
             runtime.sleep(CONNECTING).await;
             match door {
-                Door::Open => {}
+                Door::Open | Door::Mute => {}
                 Door::Closed => {
                     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 443));
                     return Err(ConnectError::Tcp { address, source: io::ErrorKind::ConnectionRefused.into() });
@@ -228,6 +235,11 @@ impl Connect for Way {
             }
             let (ours, theirs) = tokio::io::duplex(64 * 1024);
             match platform {
+                // Held, and neither read nor written.
+                _ if door == Door::Mute => drop(runtime.spawn(async move {
+                    let _held = theirs;
+                    std::future::pending::<()>().await;
+                })),
                 Platform::Apns => pipes.apns(theirs),
                 Platform::Fcm => pipes.fcm(theirs),
             }
