@@ -64,7 +64,7 @@ pub struct Writer {
 struct Writes {
     updates: Vec<(JobUpdate, After)>,
     /// Ended jobs: dropped, with their permits, once the writes are durable.
-    ended: Vec<Flight>,
+    ended: Vec<Box<Flight>>,
 }
 
 impl Writes {
@@ -285,7 +285,7 @@ impl Writer {
                     if let Err(mut flight) = self.regate(flight) {
                         let pending = flight.take_pending().len();
                         flight.put_back(pending);
-                        flights.insert(ticket, *flight);
+                        flights.insert(ticket, flight);
                         later.insert(ticket);
                     }
                 }
@@ -296,9 +296,8 @@ impl Writer {
     }
 
     /// Back to its worker; `Err` when that has ended: shutdown, or the route was removed.
-    fn regate(&self, flight: Flight) -> Result<(), Box<Flight>> {
+    fn regate(&self, flight: Box<Flight>) -> Result<(), Box<Flight>> {
         let (route, lane) = (flight.route.id, flight.job.lane);
-        let flight = Box::new(flight);
         let Some(lanes) = self.shared.route(route) else { return Err(flight) };
         match lanes.lanes[lane.index()].work.send(Work::Regate(flight)) {
             Err(mpsc::error::SendError(Work::Regate(flight))) => Err(flight),

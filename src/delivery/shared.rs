@@ -54,7 +54,8 @@ pub struct Shared {
     /// A route or credential was paused, or works again.
     pub troubled: Notify,
     /// Jobs at the senders, by ticket. Bounded by the permits.
-    pub flights: Mutex<HashMap<u64, Flight>>,
+    /// Boxed: thousands of them inline would be a table of megabytes, met at random.
+    pub flights: Mutex<HashMap<u64, Box<Flight>>>,
     /// Leases that are still to be given back: their route was removed, or the store refused to take them. Bounded by the
     /// permits, for a store that takes nothing gives no new ones.
     pub orphans: Mutex<Vec<Orphan>>,

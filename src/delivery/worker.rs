@@ -487,7 +487,7 @@ impl Worker {
             gated_at,
             sink: Sink { ticket, outcomes: shared.outcomes.clone() },
         };
-        shared.flights.lock().expect("no panic while held").insert(ticket, flight);
+        shared.flights.lock().expect("no panic while held").insert(ticket, Box::new(flight));
         Some(batch)
     }
 
@@ -570,7 +570,7 @@ impl Worker {
     /// Hands a flight without outstanding targets to the writer of outcomes.
     fn settle(&self, flight: Flight) {
         let ticket = self.shared.ticket();
-        self.shared.flights.lock().expect("no panic while held").insert(ticket, flight);
+        self.shared.flights.lock().expect("no panic while held").insert(ticket, Box::new(flight));
         self.shared.settled.notify_one();
     }
 

@@ -1,5 +1,6 @@
 //! What a notification says: inline content and the caller's data, checked at the edge.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -204,10 +205,10 @@ pub fn number(value: f64) -> Option<Value> {
 
 /// FCM and its relatives take strings only: a string stays as it is, everything else becomes compact JSON.
 #[must_use]
-pub fn as_string_value(value: &Value) -> String {
+pub fn as_string_value(value: &Value) -> Cow<'_, str> {
     match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::String(text) => Cow::Borrowed(text),
+        other => Cow::Owned(other.to_string()),
     }
 }
 

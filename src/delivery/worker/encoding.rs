@@ -16,6 +16,9 @@ use super::Worker;
 
 /// Encoded variants kept per lane: a broadcast's jobs share theirs.
 const ENCODED_KEPT: usize = 64;
+/// A job of so few targets is nearly always the only one of its notification on its route: what was encoded for it would
+/// only push out what others share.
+const KEPT_FROM: usize = 17;
 
 /// A notification, and its variant as `render::Variant` names it.
 pub(super) type EncodedKey = (NotificationId, Option<String>, Option<usize>);
@@ -37,13 +40,19 @@ impl Worker {
         let mut variants: Vec<(Variant<'_>, Result<u16, ResultCode>)> = Vec::new();
         let app_default = templates.and_then(|_| shared.types.default_locale(notification.app));
         let renamed = if planted::is("identity-changes-on-retry") { i64::from(flight.job.attempt) } else { 0 };
+        let is_shared = flight.job.targets.len() >= KEPT_FROM;
         let mut targets = Vec::with_capacity(allowed.len());
         for (index, facts) in allowed {
             let content = &notification.body.content;
             let named = render::choose(content, templates, facts.locale.as_ref(), app_default.as_ref());
             let found = variants.iter().find(|(known, _)| *known == named).map(|(_, variant)| *variant);
             let variant = found.unwrap_or_else(|| {
-                let made = self.encode(link, notification, templates, named, app_default.as_ref()).map(|one| {
+                let made = if is_shared {
+                    self.encoded_once(link, notification, templates, named, app_default.as_ref())
+                } else {
+                    self.encode(link, notification, templates, named, app_default.as_ref())
+                };
+                let made = made.map(|one| {
                     encoded.push(one);
                     u16::try_from(encoded.len() - 1).expect("no more variants than targets")
                 });
@@ -65,7 +74,7 @@ impl Worker {
         (encoded, targets)
     }
 
-    fn encode(
+    fn encoded_once(
         &mut self,
         link: &Link,
         notification: &Notification,
@@ -77,6 +86,22 @@ impl Worker {
         if let Some(known) = self.encoded.get(&key) {
             return known.clone();
         }
+        let made = self.encode(link, notification, templates, variant, app_default);
+        if self.encoded.len() >= ENCODED_KEPT {
+            self.encoded.clear();
+        }
+        self.encoded.insert(key, made.clone());
+        made
+    }
+
+    fn encode(
+        &self,
+        link: &Link,
+        notification: &Notification,
+        templates: Option<&Templates>,
+        variant: Variant<'_>,
+        app_default: Option<&Locale>,
+    ) -> Result<Encoded, ResultCode> {
         let event_type = notification.event_type.as_str();
         let rendered = render::render(&notification.body, event_type, templates, variant, app_default);
         if let Some(templates) = templates {
@@ -90,18 +115,13 @@ impl Worker {
             push_id: link.push_id,
         };
         let platform = self.lanes.route.spec.platform;
-        let made = link.sender.encode(&self.lanes.route, &message, &options).map_err(|error| {
+        link.sender.encode(&self.lanes.route, &message, &options).map_err(|error| {
             tracing::info!(notification_id = %self.shared.public_id(notification.id), %platform, %error,
                 "a notification cannot be sent on this platform");
             match error {
                 EncodeError::TooLarge { .. } => ResultCode::PayloadTooLarge,
                 EncodeError::Invalid(_) => ResultCode::NotEncodable,
             }
-        });
-        if self.encoded.len() >= ENCODED_KEPT {
-            self.encoded.clear();
-        }
-        self.encoded.insert(key, made.clone());
-        made
+        })
     }
 }

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderValue, Method, Request};
-use serde_json::{Map, Value};
+use serde::Serialize;
 use uuid::fmt::Hyphenated;
 
 use super::auth::ProviderTokens;
@@ -39,6 +39,8 @@ const APNS_EXPIRATION: HeaderName = HeaderName::from_static("apns-expiration");
 const APNS_COLLAPSE_ID: HeaderName = HeaderName::from_static("apns-collapse-id");
 
 const PATH: &[u8] = b"/3/device/";
+/// Most bodies fit, so that theirs is one allocation.
+const BODY_ROOM: usize = 512;
 
 /// A message, ready but for the device.
 pub(super) struct Prepared {
@@ -87,12 +89,11 @@ pub(super) fn prepare(
     let collapse_key = options.collapse_key.as_ref().map(CollapseKey::as_str);
     let apns_options = apns_options(bundle, message, options, collapse_key)?;
     let headers = headers(&apns_options, with_token)?;
-    let body = body(message, apns_options)?;
-    let mut text = Value::Object(body).to_string();
+    let mut text = body(message, apns_options)?;
     let suffix: &'static [u8] = if options.push_id {
         // The body is an object with at least `aps`: its last brace makes room for one more key.
         text.pop();
-        text.push_str(r#","nudged_id":""#);
+        text.extend_from_slice(br#","nudged_id":""#);
         br#""}"#
     } else {
         b""
@@ -184,34 +185,51 @@ fn headers(options: &NotificationOptions<'_>, with_token: bool) -> Result<Header
     Ok(headers)
 }
 
-fn body(message: &Message, options: NotificationOptions<'_>) -> Result<Map<String, Value>, EncodeError> {
+/// The JSON, written as it goes out: for a single person's event this is done for every push.
+fn body(message: &Message, options: NotificationOptions<'_>) -> Result<Vec<u8>, EncodeError> {
     let builder = if message.silent { silent() } else { alert(message) };
     let payload: Payload<'_> = builder.build("", options);
-    let unusable = || EncodeError::Invalid("the payload cannot be serialized".to_owned());
-    let Ok(Value::Object(mut body)) = serde_json::to_value(&payload) else { return Err(unusable()) };
-    let Some(Value::Object(aps)) = body.get_mut("aps") else { return Err(unusable()) };
+    let mut aps = payload.aps;
     // a2 says 0 where leaving out says the same.
-    if aps.get("mutable-content") == Some(&Value::from(0)) {
-        aps.shift_remove("mutable-content");
-    }
+    aps.mutable_content = aps.mutable_content.filter(|mutable| *mutable != 0);
+    let mut text = Vec::with_capacity(BODY_ROOM);
+    text.extend_from_slice(br#"{"aps":"#);
+    json(&mut text, &aps)?;
     // Beyond a2.
     if !message.silent
         && let Some(thread_id) = &message.thread_id
     {
-        aps.insert("thread-id".to_owned(), thread_id.as_str().into());
+        text.pop();
+        text.extend_from_slice(if text.ends_with(b"{") { br#""thread-id":"# } else { br#","thread-id":"# });
+        json(&mut text, thread_id)?;
+        text.push(b'}');
     }
+    let ours = [("link", &message.link), ("image", &message.image)];
     for (key, value) in &message.data {
         // Our own keys win, whatever came in.
-        if !matches!(key.as_str(), "aps" | "nudged_id") {
-            body.insert(key.clone(), value.clone());
+        let is_ours = ours.iter().any(|(name, value)| name == key && value.is_some());
+        if !is_ours && !matches!(key.as_str(), "aps" | "nudged_id") {
+            member(&mut text, key, value)?;
         }
     }
-    for (key, value) in [("link", &message.link), ("image", &message.image)] {
+    for (key, value) in ours {
         if let Some(value) = value {
-            body.insert(key.to_owned(), value.as_str().into());
+            member(&mut text, key, value)?;
         }
     }
-    Ok(body)
+    text.push(b'}');
+    Ok(text)
+}
+
+fn member(text: &mut Vec<u8>, key: &str, value: &impl Serialize) -> Result<(), EncodeError> {
+    text.push(b',');
+    json(text, key)?;
+    text.push(b':');
+    json(text, value)
+}
+
+fn json(text: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) -> Result<(), EncodeError> {
+    serde_json::to_writer(text, value).map_err(|_| EncodeError::Invalid("the payload cannot be serialized".to_owned()))
 }
 
 /// Nothing but `content-available`: Apple may hold back or refuse a background push with more.

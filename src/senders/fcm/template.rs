@@ -26,6 +26,22 @@ pub(super) struct Template {
 }
 
 impl Template {
+    pub(super) fn with_room(bytes: usize) -> Self {
+        Self { text: Vec::with_capacity(bytes), holes: Vec::with_capacity(8) }
+    }
+
+    /// Without its holes.
+    pub(super) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// One without holes.
+    pub(super) fn append(&mut self, other: &Self) -> &mut Self {
+        debug_assert!(other.holes.is_empty(), "their places would be others");
+        self.text.extend_from_slice(&other.text);
+        self
+    }
+
     pub(super) fn raw(&mut self, text: &str) -> &mut Self {
         self.text.extend_from_slice(text.as_bytes());
         self

@@ -2,6 +2,7 @@
 //!
 //! A message is encoded once into a template; a push fills in the token, the id and the seconds that are left.
 
+use std::borrow::Cow;
 use std::task::Context;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderValue, Method, Request};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 use uuid::fmt::Hyphenated;
 
 use super::auth::AccessTokens;
@@ -34,6 +35,8 @@ const MAX_TTL: Duration = Duration::from_secs(2_419_200);
 
 const PUSH_ID: &str = "nudged_id";
 const TAG: &str = "tag";
+/// Most bodies fit, so that theirs is one allocation.
+const BODY_ROOM: usize = 768;
 
 /// A message, ready but for the device.
 pub(super) struct Prepared {
@@ -56,28 +59,32 @@ pub(super) fn fill(prepared: &Prepared, token: &str, nudged_id: uuid::Uuid, ttl:
     prepared.template.fill(token, id, ttl.min(MAX_TTL).as_secs())
 }
 
-/// A JSON object of texts (and numbers, in Android's block).
-type Texts = Map<String, Value>;
+/// Members of a JSON object, in their order.
+type Texts<'a> = Vec<(&'a str, Cow<'a, str>)>;
 
-/// Builds what all devices share.
+/// Builds what all devices share. Written as it goes out, without a tree in between: for a single person's event this is
+/// done for every push.
 pub(super) fn prepare(message: &Message, options: &SendOptions) -> Result<Prepared, EncodeError> {
     let notification = notification(message);
     let data = data(message);
-    let on_android = android_notification(message);
-    let aps = aps(message);
+    let on_android = AndroidNotification::of(message);
+    let mut aps = Template::default();
+    aps.json(&Aps::of(message));
     let id_size = if options.push_id { PUSH_ID.len() + Hyphenated::LENGTH } else { 0 };
     let data_size = size_of(&data) + id_size;
     let tag_size = TAG.len() + options.collapse_key.as_ref().map_or(Hyphenated::LENGTH, |key| key.as_str().len());
-    let android = size_of(&notification) + size_of(&on_android) + data_size + if message.silent { 0 } else { tag_size };
-    let ios = json!({ "aps": aps }).to_string().len() + data_size;
+    let android = size_of(&notification) + on_android.size() + data_size + if message.silent { 0 } else { tag_size };
+    let ios = r#"{"aps":}"#.len() + aps.len() + data_size;
     let size = android.max(ios);
     if size > MAX_PAYLOAD_BYTES {
         return Err(EncodeError::TooLarge { size, limit: MAX_PAYLOAD_BYTES });
     }
-    let mut template = Template::default();
+    let mut template = Template::with_room(BODY_ROOM);
     template.raw(r#"{"message":{"token":""#).hole(Hole::Token).raw("\"");
     if !notification.is_empty() {
-        template.raw(r#","notification":"#).json(&notification);
+        template.raw(r#","notification":{"#);
+        write_texts(&mut template, &notification);
+        template.raw("}");
     }
     write_data(&mut template, &data, options.push_id);
     write_android(&mut template, message.silent, &on_android, options);
@@ -86,45 +93,50 @@ pub(super) fn prepare(message: &Message, options: &SendOptions) -> Result<Prepar
     Ok(Prepared { template, size })
 }
 
-fn notification(message: &Message) -> Texts {
-    let mut texts = Texts::new();
-    if !message.silent {
-        for (key, value) in [("title", &message.title), ("body", &message.body), ("image", &message.image)] {
-            if let Some(value) = value {
-                texts.insert(key.to_owned(), value.as_str().into());
-            }
-        }
-    }
-    texts
+/// Those of the texts that are there.
+fn given<'a, const N: usize>(
+    texts: [(&'a str, &'a Option<String>); N],
+) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> {
+    texts.into_iter().filter_map(|(key, value)| Some((key, Cow::Borrowed(value.as_deref()?))))
 }
 
-fn data(message: &Message) -> Texts {
-    let mut texts = Texts::new();
+fn notification(message: &Message) -> Texts<'_> {
+    if message.silent {
+        return Texts::new();
+    }
+    given([("title", &message.title), ("body", &message.body), ("image", &message.image)]).collect()
+}
+
+fn data(message: &Message) -> Texts<'_> {
+    let ours = [("link", &message.link), ("image", &message.image)];
+    let mut texts = Texts::with_capacity(message.data.len() + ours.len());
     for (key, value) in &message.data {
-        if key != PUSH_ID {
-            texts.insert(key.clone(), as_string_value(value).into());
+        // Our own keys win, whatever came in.
+        let is_ours = ours.iter().any(|(name, value)| name == key && value.is_some());
+        if !is_ours && key != PUSH_ID {
+            texts.push((key, as_string_value(value)));
         }
     }
-    for (key, value) in [("link", &message.link), ("image", &message.image)] {
-        if let Some(value) = value {
-            texts.insert(key.to_owned(), value.as_str().into());
-        }
-    }
+    texts.extend(given(ours));
     texts
 }
 
-fn size_of(texts: &Texts) -> usize {
-    texts.iter().map(|(key, value)| key.len() + value.as_str().map_or_else(|| value.to_string().len(), str::len)).sum()
+fn size_of(texts: &Texts<'_>) -> usize {
+    texts.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
-fn write_data(template: &mut Template, data: &Texts, push_id: bool) {
+fn write_texts(template: &mut Template, texts: &Texts<'_>) {
+    for (at, (key, value)) in texts.iter().enumerate() {
+        template.raw(if at == 0 { "" } else { "," }).json(key).raw(":").json(&**value);
+    }
+}
+
+fn write_data(template: &mut Template, data: &Texts<'_>, push_id: bool) {
     if data.is_empty() && !push_id {
         return;
     }
     template.raw(r#","data":{"#);
-    for (at, (key, value)) in data.iter().enumerate() {
-        template.raw(if at == 0 { "" } else { "," }).json(key).raw(":").json(value);
-    }
+    write_texts(template, data);
     if push_id {
         template.raw(if data.is_empty() { "\"" } else { ",\"" }).raw(PUSH_ID).raw("\":\"").hole(Hole::PushId).raw("\"");
     }
@@ -139,24 +151,32 @@ fn write_collapse_identity(template: &mut Template, options: &SendOptions) {
     };
 }
 
-/// Without the tag, which may differ by device.
-fn android_notification(message: &Message) -> Texts {
-    let mut block = Texts::new();
-    if !message.silent {
-        for (key, value) in [("sound", &message.sound), ("click_action", &message.category)] {
-            if let Some(value) = value {
-                block.insert(key.to_owned(), value.as_str().into());
-            }
+/// Android's block without the tag, which may differ by device.
+#[derive(Default)]
+struct AndroidNotification<'a> {
+    texts: Texts<'a>,
+    count: Option<u32>,
+}
+
+impl<'a> AndroidNotification<'a> {
+    const COUNT: &'static str = "notification_count";
+
+    fn of(message: &'a Message) -> Self {
+        if message.silent {
+            return Self::default();
         }
-        if let Some(badge) = message.badge.filter(|badge| *badge > 0) {
-            block.insert("notification_count".to_owned(), badge.into());
-        }
+        let texts = given([("sound", &message.sound), ("click_action", &message.category)]).collect();
+        Self { texts, count: message.badge.filter(|badge| *badge > 0) }
     }
-    block
+
+    fn size(&self) -> usize {
+        let count = self.count.map_or(0, |count| Self::COUNT.len() + count.to_string().len());
+        size_of(&self.texts) + count
+    }
 }
 
 /// No `collapse_key`: FCM keeps only four of them per device. The `tag` does the replacing, on the screen.
-fn write_android(template: &mut Template, silent: bool, notification: &Texts, options: &SendOptions) {
+fn write_android(template: &mut Template, silent: bool, notification: &AndroidNotification<'_>, options: &SendOptions) {
     let priority = match options.priority {
         Priority::High => "HIGH",
         Priority::Normal => "NORMAL",
@@ -166,8 +186,11 @@ fn write_android(template: &mut Template, silent: bool, notification: &Texts, op
     if !silent {
         template.raw(r#","notification":{""#).raw(TAG).raw("\":");
         write_collapse_identity(template, options);
-        for (key, value) in notification {
-            template.raw(",").json(key).raw(":").json(value);
+        for (key, value) in &notification.texts {
+            template.raw(",").json(key).raw(":").json(&**value);
+        }
+        if let Some(count) = notification.count {
+            template.raw(",").json(AndroidNotification::COUNT).raw(":").json(&count);
         }
         template.raw("}");
     }
@@ -175,7 +198,7 @@ fn write_android(template: &mut Template, silent: bool, notification: &Texts, op
 }
 
 /// For iPhones behind FCM. What Apple's block leaves out, FCM fills in from `notification`.
-fn write_apns(template: &mut Template, message: &Message, aps: &Value, options: &SendOptions) {
+fn write_apns(template: &mut Template, message: &Message, aps: &Template, options: &SendOptions) {
     let priority = match (message.silent, options.priority) {
         (false, Priority::High) => "10",
         (true, _) | (false, Priority::Normal) => "5",
@@ -188,7 +211,7 @@ fn write_apns(template: &mut Template, message: &Message, aps: &Value, options: 
     }
     template.raw(r#","apns-collapse-id":"#);
     write_collapse_identity(template, options);
-    template.raw(r#"},"payload":{"aps":"#).json(aps).raw("}");
+    template.raw(r#"},"payload":{"aps":"#).append(aps).raw("}");
     if !message.silent
         && let Some(image) = &message.image
     {
@@ -197,35 +220,56 @@ fn write_apns(template: &mut Template, message: &Message, aps: &Value, options: 
     template.raw("}");
 }
 
-fn aps(message: &Message) -> Value {
-    if message.silent {
-        return json!({ "content-available": 1 });
-    }
-    let mut aps = Map::new();
-    if let Some(subtitle) = &message.subtitle {
+/// Apple's block.
+#[derive(Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Aps<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_available: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alert: Option<Alert<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    badge: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sound: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    category: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thread_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mutable_content: Option<u8>,
+}
+
+#[derive(Serialize)]
+struct Alert<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    subtitle: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
+}
+
+impl<'a> Aps<'a> {
+    fn of(message: &'a Message) -> Self {
+        if message.silent {
+            return Self { content_available: Some(1), ..Self::default() };
+        }
         // FCM knows no subtitle, and takes the whole alert from here once there is one.
-        let mut alert = Map::new();
-        for (key, value) in [("title", &message.title), ("subtitle", &Some(subtitle.clone())), ("body", &message.body)]
-        {
-            if let Some(value) = value {
-                alert.insert(key.to_owned(), value.as_str().into());
-            }
-        }
-        aps.insert("alert".to_owned(), alert.into());
-    }
-    if let Some(badge) = message.badge {
-        aps.insert("badge".to_owned(), badge.into());
-    }
-    for (key, value) in [("sound", &message.sound), ("category", &message.category), ("thread-id", &message.thread_id)]
-    {
-        if let Some(value) = value {
-            aps.insert(key.to_owned(), value.as_str().into());
+        let alert = message.subtitle.as_deref().map(|subtitle| Alert {
+            title: message.title.as_deref(),
+            subtitle,
+            body: message.body.as_deref(),
+        });
+        Self {
+            content_available: None,
+            alert,
+            badge: message.badge,
+            sound: message.sound.as_deref(),
+            category: message.category.as_deref(),
+            thread_id: message.thread_id.as_deref(),
+            mutable_content: message.image.as_ref().map(|_| 1),
         }
     }
-    if message.image.is_some() {
-        aps.insert("mutable-content".to_owned(), 1.into());
-    }
-    aps.into()
 }
 
 /// One service account on FCM.
