@@ -228,10 +228,14 @@ impl PushService for PushApi {
         let mut call = self.call(&caller, &message.app_id)?;
         let input = convert::notify_event(call.violations(), message);
         if input.dry_run {
-            let rehearsal = self.service.rehearse(call, input).await;
+            // Boxed, or every call's future had its size.
+            let rehearsal = Box::pin(self.service.rehearse(call, input)).await;
             return self.answer(rehearsal.map(convert::rehearsed));
         }
-        let accepted = self.service.notify(call, input).await;
+        let accepted = match self.service.checked(call, input) {
+            Ok(checked) => self.service.notify(checked).await,
+            Err(error) => Err(error),
+        };
         if let Ok(accepted) = &accepted {
             let id = accepted.notification;
             if let Some(span) = span {

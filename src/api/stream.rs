@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, Streaming};
 
 use crate::domain::violation::Violation;
+use crate::service::events::Checked;
 use crate::service::{Service, ServiceError};
 
 use super::auth::{AuthError, Caller, KeyRing};
@@ -137,10 +138,15 @@ impl EventStream {
             }
             Err(error) => Err(error),
         };
+        let sequence = message.sequence;
+        let checked = checked(&service, caller, message.event);
         self.pending.push(Box::pin(async move {
-            let sequence = message.sequence;
-            let outcome = match notify(&service, caller, message.event).await {
-                Ok(result) => Outcome::Result(result),
+            let accepted = match checked {
+                Ok(checked) => service.notify(checked).await.map_err(ApiError::from),
+                Err(error) => Err(error),
+            };
+            let outcome = match accepted {
+                Ok(accepted) => Outcome::Result(convert::accepted(service.identity(), accepted)),
                 Err(error) => Outcome::Error(status::as_message(&status::status(&error, service.runtime()))),
             };
             (proto::NotifyEventsResponse { sequence, outcome: Some(outcome) }, bytes)
@@ -149,11 +155,11 @@ impl EventStream {
 }
 
 /// As the unary call, with the key looked up anew and an idempotency key required.
-async fn notify(
+fn checked(
     service: &Service,
     caller: Result<Caller, AuthError>,
     event: Option<proto::NotifyEventRequest>,
-) -> Result<proto::NotifyEventResponse, ApiError> {
+) -> Result<Box<Checked>, ApiError> {
     let caller = caller?;
     if !caller.has(Scope::Notify) {
         return Err(AuthError::ScopeMissing(Scope::Notify).into());
@@ -166,8 +172,7 @@ async fn notify(
         call.violations().add("idempotency_key", "is required in a stream");
     }
     let input = convert::notify_event(call.violations(), event);
-    let accepted = service.notify(call, input).await?;
-    Ok(convert::accepted(service.identity(), accepted))
+    Ok(service.checked(call, input)?)
 }
 
 impl Stream for EventStream {

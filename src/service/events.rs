@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics::{counter, histogram};
+use metrics::{Counter, Histogram, counter, histogram};
 
 use crate::domain::content::{self, Content, Data};
 use crate::domain::event_type::{OnMaybe, Ttl};
@@ -64,27 +64,44 @@ pub struct NotifyEvent {
 const TTL_ENDED: &str = "the TTL has already ended";
 
 impl Service {
-    /// `Ok` means durable. Refuses a dry run, which must never be sent by mistake.
-    pub async fn notify(&self, mut call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
+    /// Everything that can be said without the store. Apart from the rest, and boxed, for a future carries what it is given
+    /// through every layer it passes: of thousands of calls under way each would be copied a dozen times.
+    pub fn checked(&self, mut call: Call<'_>, input: NotifyEvent) -> Result<Box<Checked>> {
         if input.dry_run {
             call.violations.add("dry_run", "is for NotifyEvent only");
         }
-        let begun = self.runtime.instant();
-        let accepted = self.accept(call, input).await?;
-        histogram!(names::ACCEPT_SECONDS).record((self.runtime.instant() - begun).as_secs_f64());
+        self.check_at(call, input, self.runtime.now())
+    }
+
+    fn check_at(&self, call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<Box<Checked>> {
+        let (begun, may_broadcast) = (self.runtime.instant(), call.may_broadcast);
+        let (app, event, given) = check(call, input, now)?;
+        if event.audience.everyone && !may_broadcast {
+            return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
+        }
+        Ok(Box::new(Checked { app, event, given, now, begun }))
+    }
+
+    /// `Ok` means durable.
+    pub async fn notify(&self, checked: Box<Checked>) -> Result<Accepted> {
+        let begun = checked.begun;
+        let accepted = self.accept(checked).await?;
+        let meters = self.meters.get_or_init(Meters::new);
+        meters.accept_seconds.record((self.runtime.instant() - begun).as_secs_f64());
         if !accepted.duplicate {
-            counter!(names::ACCEPTED).increment(1);
+            meters.accepted.increment(1);
         }
         Ok(accepted)
     }
 
-    async fn accept(&self, call: Call<'_>, input: NotifyEvent) -> Result<Accepted> {
-        let now = self.runtime.now();
-        let ready = self.prepare(call, input, now).await?;
-        self.limit(&ready.app).await?;
-        match self.store.accept(ready.event, Arc::clone(&self.hand_off), now).await {
+    async fn accept(&self, checked: Box<Checked>) -> Result<Accepted> {
+        let ttl_given = checked.given.ttl;
+        let (checked, _) = self.completed(checked).await?;
+        self.limit(&checked.app).await?;
+        let Checked { event, now, .. } = *checked;
+        match self.store.accept(event, Arc::clone(&self.hand_off), now).await {
             Err(StoreError::AlreadyExpired) => {
-                let field = if ready.ttl_given { "ttl" } else { "event_at" };
+                let field = if ttl_given { "ttl" } else { "event_at" };
                 Err(ServiceError::Invalid(vec![Violation::new(field, TTL_ENDED)]))
             }
             answer => answer.map_err(|error| self.refused(error)),
@@ -93,20 +110,48 @@ impl Service {
 
     /// Everything up to the store: what is wrong with the event, and what its type decides.
     pub(super) async fn prepare(&self, call: Call<'_>, input: NotifyEvent, now: UnixMs) -> Result<Ready> {
-        let may_broadcast = call.may_broadcast;
-        let (app, mut event, given) = check(call, input, now)?;
-        if event.audience.everyone && !may_broadcast {
-            return Err(ServiceError::PermissionDenied { scope: BROADCAST_SCOPE });
-        }
-        let declared = self.declared(&app, &event.event_type).await?;
-        let version = standing(&app, &event.event_type, declared)?;
+        let checked = self.check_at(call, input, now)?;
+        let (checked, templates) = self.completed(checked).await?;
+        let Checked { app, event, .. } = *checked;
+        Ok(Ready { app, event, templates })
+    }
+
+    /// With what the event's type decides.
+    async fn completed(&self, mut checked: Box<Checked>) -> Result<(Box<Checked>, Option<Arc<Templates>>)> {
+        let declared = match self.known_undeclared(checked.app.key) {
+            Some(declared) => declared,
+            None => self.declared(&checked.app, &checked.event.event_type).await?,
+        };
+        let version = standing(&checked.app, &checked.event.event_type, declared)?;
         let templates = match version {
             Some(version) => Some(self.templates(version).await?),
             None => None,
         };
-        complete(&mut event, &given, version.zip(templates.as_deref()), now)?;
-        Ok(Ready { app, event, templates, ttl_given: given.ttl })
+        let Checked { event, given, now, .. } = &mut *checked;
+        complete(event, given, version.zip(templates.as_deref()), *now)?;
+        Ok((checked, templates))
     }
+}
+
+/// What every event counts: looked up by their names once, for that costs more than the counting.
+pub(super) struct Meters {
+    accept_seconds: Histogram,
+    accepted: Counter,
+}
+
+impl Meters {
+    fn new() -> Self {
+        Self { accept_seconds: histogram!(names::ACCEPT_SECONDS), accepted: counter!(names::ACCEPTED) }
+    }
+}
+
+/// An event in which nothing is wrong that can be found without the store.
+pub struct Checked {
+    app: Arc<App>,
+    event: NewEvent,
+    given: Given,
+    now: UnixMs,
+    begun: Instant,
 }
 
 /// An event that the store can take.
@@ -115,7 +160,6 @@ pub(super) struct Ready {
     pub event: NewEvent,
     /// Of the type's standing version, where it is declared.
     pub templates: Option<Arc<Templates>>,
-    ttl_given: bool,
 }
 
 /// Apps known to have no declared event types.
@@ -140,15 +184,16 @@ impl UndeclaredApps {
 }
 
 impl Service {
+    /// Where the store said so a moment ago.
+    fn known_undeclared(&self, app: AppKey) -> Option<DeclaredType> {
+        let known = self.undeclared.0.lock().expect("no panic while held");
+        let is_known = known.until.get(&app).is_some_and(|until| self.runtime.instant() < *until);
+        is_known.then(DeclaredType::default)
+    }
+
     async fn declared(&self, app: &App, event_type: &EventType) -> Result<DeclaredType> {
         let now = self.runtime.instant();
-        let declarations = {
-            let known = self.undeclared.0.lock().expect("no panic while held");
-            if known.until.get(&app.key).is_some_and(|until| now < *until) {
-                return Ok(DeclaredType::default());
-            }
-            known.declarations
-        };
+        let declarations = self.undeclared.0.lock().expect("no panic while held").declarations;
         let declared = self.store.event_type(app.key, event_type).await.map_err(|error| self.refused(error))?;
         if !declared.any_declared {
             let mut known = self.undeclared.0.lock().expect("no panic while held");

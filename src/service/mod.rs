@@ -25,7 +25,7 @@ pub mod restore;
 pub mod subscriptions;
 pub mod watch;
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use crate::domain::identity::IdentityKey;
 use crate::domain::ids::{DeviceId, RouteId};
@@ -44,7 +44,7 @@ pub use error::ServiceError;
 pub use crate::storage::{Attempt, Counts, NotificationView, OptIn, StoreError, Subscription};
 
 use self::dry_run::LargeDryRuns;
-use self::events::UndeclaredApps;
+use self::events::{Meters, UndeclaredApps};
 use self::limits::Limits;
 
 pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
@@ -63,6 +63,7 @@ pub struct Service {
     /// For previews and dry runs.
     sending: RwLock<Arc<Sending>>,
     undeclared: UndeclaredApps,
+    meters: OnceLock<Meters>,
     limits: Limits,
     large_dry_runs: LargeDryRuns,
 }
@@ -84,6 +85,7 @@ impl Service {
             hand_off,
             runtime,
             undeclared: UndeclaredApps::default(),
+            meters: OnceLock::new(),
             types: Arc::default(),
             sending: RwLock::default(),
             limits: Limits::default(),

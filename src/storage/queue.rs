@@ -206,7 +206,7 @@ pub trait Queue: Send + Sync {
 
     async fn backlog(&self, now: UnixMs) -> Result<Backlog>;
 
-    /// Deletes expired idempotency keys and history older than `history_before`, [`RETAIN_BATCH`] rows of a table at most or
+    /// Deletes expired idempotency keys and history older than `history_before`, [`RETAIN_BATCH`](super::RETAIN_BATCH) rows of a table at most or
     /// whole partitions, and makes partitions ahead. How many rows; as many as a batch, and there may be more.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }

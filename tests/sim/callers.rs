@@ -234,7 +234,11 @@ impl Callers {
             collapse_key: notify.collapse_key.clone().unwrap_or_default(),
             ..NotifyEvent::default()
         };
-        told(line.service.notify(call, input).await, |accepted| {
+        let notified = match line.service.checked(call, input) {
+            Ok(checked) => line.service.notify(checked).await,
+            Err(error) => Err(error),
+        };
+        told(notified, |accepted| {
             let notification = line.service.identity().public_notification(accepted.notification).to_string();
             self.known().notifications.insert(notify.tag, notification.clone());
             Answer::Accepted { notification }

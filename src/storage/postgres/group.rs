@@ -49,7 +49,7 @@ const RECONNECT: Duration = Duration::from_millis(100);
 const MAX_TIMING: u32 = 16;
 
 struct Event {
-    prepared: Prepared,
+    prepared: Box<Prepared>,
     now: UnixMs,
     ids: Ids,
 }
@@ -71,7 +71,7 @@ impl Acceptor {
     }
 
     /// Once queued it happens, whether or not anybody waits for the answer.
-    pub async fn accept(&self, prepared: Prepared, now: UnixMs) -> Result<Accepted> {
+    pub async fn accept(&self, prepared: Box<Prepared>, now: UnixMs) -> Result<Accepted> {
         let bytes = prepared.bytes();
         self.0.ask(Event { prepared, now, ids: Ids::default() }, bytes, DOING).await
     }
@@ -226,7 +226,7 @@ impl Committer {
         let leased: Vec<i64> = planned.iter().flat_map(|plan| &plan.hand_overs).map(|handed| handed.job.id.0).collect();
         context.held.lock().expect("no panic while held").extend(leased);
         for (candidate, plan) in candidates.into_iter().zip(planned.drain(..)) {
-            let Prepared { engine, event, .. } = &group[candidate.place].request.prepared;
+            let Prepared { engine, event, .. } = &*group[candidate.place].request.prepared;
             if !written.contains(&candidate.id.0) {
                 inner.let_go(plan.hand_overs.iter().map(|handed| handed.job.id.0));
                 lost.push(candidate);
@@ -330,7 +330,7 @@ async fn users(
     let (named, actors) = ensure_users(conn, &context.ids, &named, &actors).await?;
     let (mut named, mut actors) = (named.into_iter(), actors.into_iter());
     let of = |candidate: &Candidate| {
-        let prepared = &group[candidate.place].request.prepared;
+        let prepared = &*group[candidate.place].request.prepared;
         let users = named.by_ref().take(prepared.users.len()).collect();
         (users, prepared.event.actor.as_ref().and_then(|_| actors.next().flatten()))
     };

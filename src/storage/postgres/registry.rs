@@ -166,7 +166,8 @@ impl Registry for PostgresStore {
     async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted> {
         let doing = "accepting an event";
         let now = self.inner.clock(now);
-        let mut prepared = Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?;
+        // Boxed: it passes many hands, and every one that holds it by value copies it.
+        let mut prepared = Box::new(Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?);
         if prepared.is_simple() {
             return self.acceptor.accept(prepared, now).await;
         }

@@ -23,7 +23,7 @@ pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/
 
 /// The path of a database that lives in memory, for simulation.
 pub const MEMORY: &str = ":memory:";
-/// SQLite's own file system in memory (https://www.sqlite.org/inmemorydb.html, read 2026-11).
+/// SQLite's own file system in memory (<https://www.sqlite.org/inmemorydb.html>, read 2026-11).
 const SHARED_MEMORY: &str = "file:/";
 const SHARED_MEMORY_END: &str = "?vfs=memdb";
 

@@ -197,7 +197,8 @@ impl Registry for SqliteStore {
 
     async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted> {
         let doing = "accepting an event";
-        let mut prepared = Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?;
+        // Boxed: it passes many hands, and every one that holds it by value copies it.
+        let mut prepared = Box::new(Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?);
         if let Some(limit) = prepared.wide_limit() {
             let (answer, too_many) = self
                 .read(Asker::Caller, doing, move |conn| {
