@@ -91,12 +91,17 @@ pub(super) fn device_owners(conn: &mut SqliteConnection, app: AppKey, devices: &
     Ok(targets)
 }
 
-/// Choices of the row's user and device, as columns. `?2` is the event type. The user's come from `choice_joins`; the
-/// device's are looked up only where `has_choice` says that there are any.
+/// Choices of the row's user and device, as columns. `?2` is the event type. The user's come from `choice_joins`.
 macro_rules! choices {
     () => {
-        "all_types.opted_in, this_type.opted_in, \
-         CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
+        concat!("all_types.opted_in, this_type.opted_in, ", device_choices!())
+    };
+}
+
+/// Looked up only where `has_choice` says that there are any.
+macro_rules! device_choices {
+    () => {
+        "CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
          WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
          CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
          WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = ?2) END"
@@ -112,6 +117,26 @@ macro_rules! choice_joins {
             " AND all_types.device = 0 AND all_types.event_type = '' LEFT JOIN opt_in this_type ON this_type.user_key = ",
             $user,
             " AND this_type.device = 0 AND this_type.event_type = ?2"
+        )
+    };
+}
+
+/// The user's own choices, a row each: which of the two it is, and the answer. One way down the tree for both, where
+/// [`choice_joins`] goes two: the plus sign keeps SQLite from looking for each of them. The rows of a device follow each
+/// other, and [`People::collect`] makes one of them.
+macro_rules! own_choices {
+    () => {
+        concat!("(own.event_type = ''), own.opted_in, ", device_choices!())
+    };
+}
+
+/// What [`own_choices`] reads; `$user` is SQL.
+macro_rules! own_choice_join {
+    ($user:literal) => {
+        concat!(
+            " LEFT JOIN opt_in own ON own.user_key = ",
+            $user,
+            " AND own.device = 0 AND +own.event_type IN ('', ?2)"
         )
     };
 }
@@ -256,9 +281,9 @@ impl People {
             PersonTypes;
             concat!(
                 "SELECT e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                choices!(),
+                own_choices!(),
                 " FROM json_each(?1) AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1",
-                choice_joins!("e.value")
+                own_choice_join!("e.value")
             ),
             Text => json_ids(users.iter().map(|user| user.0)), Text => event_type.as_str(),
         )
@@ -274,9 +299,9 @@ impl People {
             PersonTypes;
             concat!(
                 "SELECT e.id, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                choices!(),
+                own_choices!(),
                 " FROM app_user e LEFT JOIN device d ON d.user_key = e.id AND d.state = 1",
-                choice_joins!("e.id"),
+                own_choice_join!("e.id"),
                 " WHERE e.app = ?1 AND e.external_id = ?3"
             ),
             BigInt => app.0, Text => event_type.as_str(), Text => user.as_str(),
@@ -298,10 +323,10 @@ impl People {
             PersonTypes;
             concat!(
                 "SELECT e.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                choices!(),
+                own_choices!(),
                 " FROM (SELECT user_key FROM subscription WHERE topic = ?1 AND user_key > ?3 AND active = 1 \
                  ORDER BY user_key LIMIT ?4 + 0) AS e LEFT JOIN device d ON d.user_key = e.user_key AND d.state = 1",
-                choice_joins!("e.user_key")
+                own_choice_join!("e.user_key")
             ),
             BigInt => topic, Text => event_type.as_str(), BigInt => after.0, BigInt => limit,
         )
@@ -322,10 +347,10 @@ impl People {
             PersonTypes;
             concat!(
                 "SELECT e.id, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                choices!(),
+                own_choices!(),
                 " FROM (SELECT id FROM app_user WHERE app = ?1 AND id > ?3 ORDER BY id LIMIT ?4 + 0) AS e \
                  LEFT JOIN device d ON d.user_key = e.id AND d.state = 1",
-                choice_joins!("e.id")
+                own_choice_join!("e.id")
             ),
             BigInt => app.0, Text => event_type.as_str(), BigInt => after.0, BigInt => limit,
         )
@@ -336,21 +361,40 @@ impl People {
     fn collect(rows: impl Iterator<Item = QueryResult<PersonRow>>) -> Attempt<Self> {
         let mut found = Self::default();
         for row in rows {
-            let (user, device, route, seal_key, sealed, locale, all, this_type, device_all, device_type) = row?;
-            let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
-            let person = found.person(UserKey(user), user_choice);
-            let (Some(device), Some(route)) = (device, route) else { continue };
+            let (user, device, route, seal_key, sealed, locale, is_of_all, opted_in, device_all, device_type) = row?;
+            let person = found.person(UserKey(user));
+            match is_of_all {
+                None => {}
+                Some(0) => person.choice.this_type = choice(opted_in),
+                Some(_) => person.choice.all = choice(opted_in),
+            }
+            let (Some(device), Some(route)) = (device.map(DeviceId), route.map(RouteId)) else { continue };
+            if person.devices.last().is_some_and(|(last, _)| *last == device) {
+                // Another choice of theirs.
+                continue;
+            }
             let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-            person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
+            person.devices.push((device, facts(DeviceState::Active, route, device_choice)));
             found.facts.push(TargetFacts {
-                target: Target { user: UserKey(user), device: DeviceId(device) },
+                target: Target { user: UserKey(user), device },
                 state: DeviceState::Active,
-                route: RouteId(route),
+                route,
                 token: token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?,
                 locale: locale.as_deref().map(Locale::trusted),
-                user_choice,
+                user_choice: UserChoice { all: None, this_type: None },
                 device_choice,
             });
+        }
+        // Both are by user, in the order asked.
+        let mut people = found.people.iter();
+        let mut person = people.next();
+        for facts in &mut found.facts {
+            while person.is_some_and(|person| person.user != facts.target.user) {
+                person = people.next();
+            }
+            if let Some(person) = person {
+                facts.user_choice = person.choice;
+            }
         }
         found.sort();
         Ok(found)
@@ -379,7 +423,8 @@ impl People {
         }
         let mut others = Self::default();
         for found in facts_of_targets(conn, event_type, targets)?.into_iter().flatten() {
-            let person = others.person(found.target.user, found.user_choice);
+            let person = others.person(found.target.user);
+            person.choice = found.user_choice;
             person.devices.push((found.target.device, facts(found.state, found.route, found.device_choice)));
             others.facts.push(found);
         }
@@ -400,8 +445,10 @@ impl People {
         Self { people: vec![Person { user, choice, devices: Vec::new() }], facts: Vec::new() }
     }
 
-    fn person(&mut self, user: UserKey, choice: UserChoice) -> &mut Person {
+    /// The last one, or a new one without choices.
+    fn person(&mut self, user: UserKey) -> &mut Person {
         if self.people.last().is_none_or(|last| last.user != user) {
+            let choice = UserChoice { all: None, this_type: None };
             self.people.push(Person { user, choice, devices: Vec::new() });
         }
         self.people.last_mut().expect("pushed above when it was not there")
