@@ -339,7 +339,11 @@ fn serve_grpc(
         let listener = listener.try_clone().with_context(cannot)?;
         let (server, stop) = (Arc::clone(server), stop.clone());
         let for_thread = runtime.clone();
-        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+        // What other threads woke goes first (tokio's default: when there is nothing else, or every 31 tasks). The store
+        // answers a group of calls at once, and the connection's own task, woken by the first of them, must not go ahead
+        // of the rest: it would write one answer at a time.
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        let tokio = builder.enable_all().global_queue_interval(1).build().context("starting a runtime")?;
         runtimes.push(tokio.handle().clone());
         let thread = runtime.thread(&name, move || {
             tokio.block_on(async move {
