@@ -25,6 +25,7 @@ mod quiet;
 mod retention;
 mod route_state;
 mod settings;
+mod settled;
 mod share;
 mod shared;
 mod troubles;
@@ -57,6 +58,7 @@ use broadcasts::Broadcasts;
 use credential::CredentialKey;
 use holds::Holds;
 use permits::Permits;
+use settled::Settled;
 use shared::{LaneInbox, Link, RouteLanes, RouteTable, Shared};
 
 /// How often backlog metrics are read, and old rows looked for.
@@ -142,7 +144,7 @@ impl Engine {
             orphans: Mutex::default(),
             next_ticket: AtomicU64::new(1),
             outcomes,
-            settled: Notify::new(),
+            settled: Settled::default(),
             broadcasts: Broadcasts::default(),
             fanout: Notify::new(),
             isolation: Arc::new(RwLock::new(())),

@@ -104,7 +104,7 @@ impl Writer {
                         break;
                     }
                 }
-                () = shared.settled.notified() => {}
+                () = shared.settled.told() => {}
                 () = shared.runtime.sleep(shared.settings.checkpoint), if !idle => {}
                 () = self.finish.cancelled() => {
                     if self.outcomes.is_empty() && shared.flights.lock().expect("no panic while held").is_empty() {
@@ -162,12 +162,8 @@ impl Writer {
                 self.unjudged.insert(ticket);
             }
         }
-        // What settled without an answer: it has nothing outstanding, so it is not waited for.
-        for (ticket, flight) in flights.iter() {
-            if flight.next() != Next::Wait {
-                self.dirty.insert(*ticket);
-            }
-        }
+        // What settled without an answer has nothing outstanding, so it is not waited for.
+        self.dirty.extend(self.shared.settled.take());
     }
 
     /// Tokens that a platform called gone since a time: one look at all their registrations, then each is retired, held in

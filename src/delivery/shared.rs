@@ -18,6 +18,7 @@ use super::permits::Permits;
 use super::quiet::Quiet;
 use super::route_state::{Paused, RouteState};
 use super::settings::Settings;
+use super::settled::Settled;
 use super::share::Share;
 use crate::domain::allow::AllowList;
 use crate::domain::deny::DenyFeed;
@@ -61,8 +62,8 @@ pub struct Shared {
     pub orphans: Mutex<Vec<Orphan>>,
     pub next_ticket: AtomicU64,
     pub outcomes: mpsc::UnboundedSender<Outcomes>,
-    /// A flight changed without an outcome (all its targets were concluded, or the sender refused it).
-    pub settled: Notify,
+    /// Flights that changed without an answer.
+    pub settled: Settled,
     /// For the line that tells of a broadcast's end.
     pub broadcasts: Broadcasts,
     /// A fan-out was begun.

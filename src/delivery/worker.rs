@@ -504,9 +504,10 @@ impl Worker {
             let mut flights = self.shared.flights.lock().expect("no panic while held");
             if let Some(flight) = flights.get_mut(&batch.sink.ticket) {
                 flight.not_taken(batch.targets.len());
+                drop(flights);
+                self.shared.settled.tell(batch.sink.ticket);
             }
         }
-        self.shared.settled.notify_one();
         false
     }
 
@@ -571,7 +572,7 @@ impl Worker {
     fn settle(&self, flight: Flight) {
         let ticket = self.shared.ticket();
         self.shared.flights.lock().expect("no panic while held").insert(ticket, Box::new(flight));
-        self.shared.settled.notify_one();
+        self.shared.settled.tell(ticket);
     }
 
     /// What was handed over and not begun goes back, without an attempt.
