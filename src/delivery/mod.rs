@@ -88,7 +88,7 @@ pub struct Routing {
     /// Routes whose payloads do not carry `nudged_id`.
     pub without_push_id: Vec<RouteId>,
     /// Of the apps that have one.
-    pub allow_lists: HashMap<AppKey, Arc<AllowList>>,
+    pub allow_lists: BTreeMap<AppKey, Arc<AllowList>>,
     /// How fast each route's credential is used; a route that is not here as fast as its provider takes it.
     pub pacing: HashMap<RouteId, Pacing>,
 }

@@ -87,7 +87,7 @@ pub struct RouteTable {
     /// In order, as all that is gone through: what happens must not depend on chance, or no history could be replayed.
     pub routes: BTreeMap<RouteId, Arc<RouteLanes>>,
     /// Of the apps that have one.
-    pub allow_lists: HashMap<AppKey, Arc<AllowList>>,
+    pub allow_lists: BTreeMap<AppKey, Arc<AllowList>>,
 }
 
 /// A route and its two queues. Lives from the configuration that names it to the one that does not.
@@ -233,7 +233,10 @@ impl Shared {
 
     /// Whether the route may be handed anything now: it is configured, its credential works, and no operator holds it.
     pub fn can_send(&self, route: RouteId) -> bool {
-        let Some(lanes) = self.route(route) else { return false };
+        self.route(route).is_some_and(|lanes| self.may_send(&lanes))
+    }
+
+    fn may_send(&self, lanes: &RouteLanes) -> bool {
         let spec = &lanes.route.spec;
         let is_held = self.holds.now().of_route(spec.app, spec.platform).is_some();
         !self.stopping.is_cancelled() && !lanes.is_broken() && !is_held
@@ -273,23 +276,20 @@ impl Shared {
 
 impl HandOff for Shared {
     fn try_permit(&self, route: RouteId, lane: Lane, targets: usize) -> Option<Permit> {
-        if !self.can_send(route) {
-            return None;
-        }
-        let now = self.runtime.instant();
         let lanes = self.route(route)?;
-        if lanes.paused_until(lane, now).is_some() {
+        let now = self.runtime.instant();
+        if !self.may_send(&lanes) || lanes.paused_until(lane, now).is_some() {
             return None;
         }
         self.permits.try_take(&lanes.share, lane, targets, now)
     }
 
     fn knows_route(&self, route: RouteId) -> bool {
-        self.route(route).is_some()
+        self.table.read().expect("no panic while held").routes.contains_key(&route)
     }
 
     fn allow_list(&self, app: AppKey) -> Option<Arc<AllowList>> {
-        self.table().allow_lists.get(&app).cloned()
+        self.table.read().expect("no panic while held").allow_lists.get(&app).cloned()
     }
 
     fn pauses_changed(&self) {
