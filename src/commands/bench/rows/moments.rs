@@ -15,6 +15,9 @@ use crate::commands::bench::people::{self, Topic};
 use crate::commands::bench::report::Budget;
 use crate::commands::bench::world::APP;
 
+/// A fan-out that grew for so long by nothing is at the limit of open targets. It waits a second for providers that answer
+/// nothing, page by page, until they are known to.
+const STANDSTILL: Duration = Duration::from_secs(5);
 /// Idle events, and comments during a broadcast at most.
 const EVENTS: u32 = 300;
 /// Between two of them.
@@ -216,18 +219,19 @@ impl Bench {
         let id = self.client.notify_event(event).await?.into_inner().notification_id;
         let deadline = runtime.instant() + self.world.plan.patience;
         // Gauges of open work are refreshed every ten seconds; a cheap look at what was planned is not.
-        let mut open = 0;
+        let (mut open, mut changed_at) = (0, runtime.instant());
         let planned = loop {
             runtime.sleep(Duration::from_millis(250)).await;
             let counts = self.notification(&id).await?.counts.context("a notification has counts")?;
             if counts.open() >= self.reached || runtime.instant() > deadline {
                 break counts.open();
             }
-            if counts.open() == open && open > 0 && open < self.reached {
+            if counts.open() != open || open == 0 {
+                (open, changed_at) = (counts.open(), runtime.instant());
+            } else if runtime.instant() - changed_at > STANDSTILL {
                 // The limit of open targets.
                 break open;
             }
-            open = counts.open();
         };
         let shown = [("", mib(self.world.rss_anon_kib())), ("open", count(planned))];
         self.report.fact("memory (RssAnon), all deliveries open", "MiB", &shown, "", Budget::new(150.0, 100.0));
