@@ -4,6 +4,8 @@
 #   make check         formatting, lints, docs, dependencies, house rules
 #   make bench         the whole pipeline against fake providers, CPU per delivery beside a bare client's, on both stores;
 #                      the tables of docs/performance.md (half an hour; ARGS=--quick: a few minutes, and worthless figures)
+#   make release       the fastest binary, laid out by a profile of the server at work: target/profiled/nudged (scripts/release.sh;
+#                      twenty minutes; `cargo build --release` does without)
 #   make proto         buf lint and buf breaking against the last release (or main), where buf is installed (part of make check)
 #   make examples      callers in Python, Node, Go and Java against the real binary (needs their package registries)
 #   make powercut      SQLite on a disk that forgets what was not synced: so many random cuts (CUTS=10000 SEED_FROM=1) and
@@ -33,7 +35,7 @@ CARGO ?= cargo
 ARGS ?=
 FAULT ?=
 
-.PHONY: help test check fmt clippy doc deny proto tidy bench examples fuzz powercut sim sim-cluster torture consent soak planted faults demo
+.PHONY: help test check fmt clippy doc deny proto tidy bench release examples fuzz powercut sim sim-cluster torture consent soak planted faults demo
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -79,6 +81,9 @@ proto:
 
 tidy:
 	$(CARGO) test --locked --test tidy
+
+release:
+	scripts/release.sh
 
 bench:
 	CARGO='$(CARGO)' scripts/performance.sh $(ARGS)

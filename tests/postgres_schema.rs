@@ -8,9 +8,11 @@ use diesel::sql_types::{Bool, Text};
 const POSTGRES_UP: &str = concat!(
     include_str!("../migrations/postgres/2026-11-24-000000_foundation/up.sql"),
     include_str!("../migrations/postgres/2026-11-24-000001_handed/up.sql"),
-    include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql")
+    include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql"),
+    include_str!("../migrations/postgres/2026-11-29-000003_one_index_of_tokens/up.sql")
 );
 const POSTGRES_DOWN: &str = concat!(
+    include_str!("../migrations/postgres/2026-11-29-000003_one_index_of_tokens/down.sql"),
     include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/down.sql"),
     include_str!("../migrations/postgres/2026-11-24-000001_handed/down.sql"),
     include_str!("../migrations/postgres/2026-11-24-000000_foundation/down.sql")
@@ -18,7 +20,8 @@ const POSTGRES_DOWN: &str = concat!(
 const SQLITE_UP: &str = concat!(
     include_str!("../migrations/sqlite/2026-11-24-000000_foundation/up.sql"),
     include_str!("../migrations/sqlite/2026-11-24-000001_handed/up.sql"),
-    include_str!("../migrations/sqlite/2026-11-24-000002_room_for_updates/up.sql")
+    include_str!("../migrations/sqlite/2026-11-24-000002_room_for_updates/up.sql"),
+    include_str!("../migrations/sqlite/2026-11-29-000003_one_index_of_tokens/up.sql")
 );
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -130,7 +133,10 @@ async fn the_schema_goes_up_down_and_up_and_matches_sqlite() {
         only(&again.columns, &sqlite.columns),
         only(&sqlite.columns, &again.columns)
     );
-    assert_eq!(again.indexes, sqlite.indexes);
+    let mut indexes = sqlite.indexes;
+    // The one writer of SQLite finds old tokens by device_by_token; many need the partial one that is unique.
+    assert!(indexes.insert(Index { name: "device_by_old_token".to_owned() }));
+    assert_eq!(again.indexes, indexes);
 
     // What only the server can say: ids of any time find a partition, and a block knows its transaction.
     let rows = "INSERT INTO outcome_block (id, app, notification_id, first_user, last_user, at, entries) \

@@ -16,6 +16,7 @@ pub mod migrate;
 pub mod sandbox;
 pub mod serve;
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -83,7 +84,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config: explicit, command } = cli;
     let runtime = Runtime::production();
     match command {
-        Command::Serve(arguments) => block_on(serve::run(arguments, explicit.as_deref(), runtime)),
+        Command::Serve(arguments) => {
+            block_on_threads(server_threads(), serve::run(arguments, explicit.as_deref(), runtime))
+        }
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate(arguments) => block_on(migrate::run(arguments, explicit.as_deref(), runtime)),
         Command::ConfirmRestore(arguments) => block_on(confirm_restore::run(arguments)),
@@ -104,8 +107,23 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Runs a command's future on a runtime of its own.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    block_on_threads(cores(), future)
+}
+
+fn block_on_threads<T>(threads: usize, future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let builder = &mut tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(threads).enable_all().build().context("starting the runtime")?;
     runtime.block_on(future)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Of a server's own runtime: half of the cores. Callers, platforms and SQLite have threads of their own, which do more than
+/// half of the work; one for each core would hand tasks to and fro between them.
+fn server_threads() -> usize {
+    (cores() / 2).max(1)
 }
 
 /// For commands that run for long: the configuration, with logging started, warnings and the redacted configuration

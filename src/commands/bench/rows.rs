@@ -25,6 +25,12 @@ use crate::api::proto::{GetNotificationRequest, Notification};
 use crate::domain::platform::Platform;
 use crate::runtime::Runtime;
 
+/// What was built, for the head of a table; `scripts/release.sh` says that it is profiled.
+const BUILD: &str = match option_env!("NUDGED_BUILD") {
+    _ if cfg!(debug_assertions) => "debug: figures mean nothing",
+    Some(build) => build,
+    None => "release",
+};
 /// How often progress is looked at; the look costs the server next to nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A row's pushes that do not come any more.
@@ -154,7 +160,7 @@ impl Bench {
             ("version", json!(env!("CARGO_PKG_VERSION"))),
             ("at", json!(self.world.runtime.now().to_string())),
             ("machine", json!(format!("{cores} cores, {}", model.trim_start_matches([' ', '\t', ':'])))),
-            ("build", json!(if cfg!(debug_assertions) { "debug: figures mean nothing" } else { "release" })),
+            ("build", json!(BUILD)),
         ] {
             self.report.about.insert(name.to_owned(), value);
         }

@@ -40,6 +40,7 @@ pub(super) const HASH_VERSION: i16 = 1;
 
 /// An event, made ready outside the writer as far as possible.
 pub(super) struct Prepared {
+    /// Its lists are taken out of its audience.
     pub event: NewEvent,
     /// Sorted and distinct, as are the topics and devices.
     pub users: Vec<UserId>,
@@ -52,9 +53,10 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    pub fn new(event: NewEvent, engine: Arc<dyn HandOff>) -> Attempt<Self> {
-        let (mut users, mut topics, mut devices) =
-            (event.audience.user_ids.clone(), event.audience.topics.clone(), event.audience.device_ids.clone());
+    pub fn new(mut event: NewEvent, engine: Arc<dyn HandOff>) -> Attempt<Self> {
+        let Audience { user_ids: mut users, mut topics, device_ids: mut devices, everyone } =
+            std::mem::take(&mut event.audience);
+        event.audience.everyone = everyone;
         users.sort_unstable();
         users.dedup();
         topics.sort_unstable();

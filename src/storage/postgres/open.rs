@@ -24,6 +24,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261124000000", include_str!("../../../migrations/postgres/2026-11-24-000000_foundation/up.sql")),
     ("20261124000001", include_str!("../../../migrations/postgres/2026-11-24-000001_handed/up.sql")),
     ("20261124000002", include_str!("../../../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql")),
+    ("20261129000003", include_str!("../../../migrations/postgres/2026-11-29-000003_one_index_of_tokens/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.

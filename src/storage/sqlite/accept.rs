@@ -35,12 +35,14 @@ const HASH_VERSION: i16 = 1;
 
 /// An event, made ready outside the writer as far as possible.
 pub(super) struct Prepared {
+    /// Its lists are taken out of its audience.
     event: NewEvent,
     /// Sorted and distinct, as are the topics and devices.
     users: Vec<UserId>,
     topics: Vec<Topic>,
     devices: Vec<DeviceId>,
     body: String,
+    /// Of more than one.
     users_json: String,
     /// Counted beforehand: more people than `max_audience`, which is beyond a small audience.
     too_many: bool,
@@ -48,9 +50,10 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    pub fn new(event: NewEvent, engine: Arc<dyn HandOff>) -> Attempt<Self> {
-        let (mut users, mut topics, mut devices) =
-            (event.audience.user_ids.clone(), event.audience.topics.clone(), event.audience.device_ids.clone());
+    pub fn new(mut event: NewEvent, engine: Arc<dyn HandOff>) -> Attempt<Self> {
+        let Audience { user_ids: mut users, mut topics, device_ids: mut devices, everyone } =
+            std::mem::take(&mut event.audience);
+        event.audience.everyone = everyone;
         users.sort_unstable();
         users.dedup();
         topics.sort_unstable();
@@ -58,8 +61,12 @@ impl Prepared {
         devices.sort_unstable();
         devices.dedup();
         let body = serde_json::to_string(&*event.body)?;
-        let names: Vec<&str> = users.iter().map(UserId::as_str).collect();
-        let users_json = serde_json::to_string(&names)?;
+        // One is looked for by name.
+        let users_json = if let [] | [_] = users[..] {
+            String::new()
+        } else {
+            serde_json::to_string(&users.iter().map(UserId::as_str).collect::<Vec<_>>())?
+        };
         Ok(Self { event, users, topics, devices, body, users_json, too_many: false, engine })
     }
 

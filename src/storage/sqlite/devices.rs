@@ -493,18 +493,24 @@ fn active_by_token(
 
 /// The active row of a token, if any, and then the retired ones, newest first.
 fn by_token(conn: &mut SqliteConnection, app: AppKey, platform: Platform, hash: &[u8; 16]) -> Attempt<Vec<DeviceRow>> {
-    let mut rows: Vec<DeviceRow> = active_by_token(conn, app, platform, hash)?.into_iter().collect();
-    // device_by_old_token
-    let old: Vec<DeviceRow> = constant!(
+    // device_by_token
+    let mut rows: Vec<DeviceRow> = constant!(
         DeviceTypes;
         select_devices!(
-            "WHERE d.app = ?1 AND d.platform = ?2 AND d.plugin = '' AND d.token_hash = ?3 AND d.state <> 1 \
-             ORDER BY d.id DESC LIMIT ?4 + 0"
+            "WHERE d.app = ?1 AND d.platform = ?2 AND d.plugin = '' AND d.token_hash = ?3 ORDER BY d.id DESC \
+             LIMIT ?4 + 0"
         ),
         BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..], BigInt => MAX_ROWS,
     )
     .load(conn)?;
-    rows.extend(old);
+    match rows.iter().position(DeviceRow::is_active) {
+        Some(at) => rows[..=at].rotate_right(1),
+        // A phone that more people than that have had, and an old one has it again.
+        None if i64::try_from(rows.len()).is_ok_and(|rows| rows == MAX_ROWS) => {
+            rows.splice(..0, active_by_token(conn, app, platform, hash)?);
+        }
+        None => {}
+    }
     Ok(rows)
 }
 

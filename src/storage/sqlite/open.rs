@@ -265,7 +265,14 @@ pub(super) fn migrate(conn: &mut SqliteConnection, apply: bool) -> Result<(), Op
         }
     }
     if apply {
+        // An index of a large table is sorted in files, not in memory.
+        let sort_in = |conn: &mut SqliteConnection, place: &str| {
+            conn.batch_execute(&format!("PRAGMA temp_store = {place};"))
+                .map_err(|error| OpenError::Migrate { reason: error.to_string() })
+        };
+        sort_in(conn, "FILE")?;
         conn.run_pending_migrations(MIGRATIONS).map_err(failed)?;
+        sort_in(conn, "MEMORY")?;
     } else {
         let missing = conn.pending_migrations(MIGRATIONS).map_err(failed)?.len();
         if missing > 0 {

@@ -124,6 +124,13 @@ async fn hot_statements_use_their_indexes() {
     assert!(page.contains("USING PRIMARY KEY") && !page.contains("TEMP B-TREE"), "{page}");
     let everyone = plan("SELECT id FROM app_user WHERE app = 1 AND id > 2 ORDER BY id LIMIT 3");
     assert!(everyone.contains("app_user_by_app") && !everyone.contains("TEMP B-TREE"), "{everyone}");
+    let tokens = plan(
+        "SELECT id FROM device WHERE app = 1 AND platform = 1 AND plugin = '' AND token_hash = x'00' ORDER BY id DESC LIMIT 64",
+    );
+    assert!(tokens.contains("device_by_token") && !tokens.contains("TEMP B-TREE"), "{tokens}");
+    let installs =
+        plan("SELECT id FROM device WHERE app = 1 AND installation_id = 'i' AND state = 1 ORDER BY id DESC LIMIT 64");
+    assert!(installs.contains("device_by_installation") && !installs.contains("TEMP B-TREE"), "{installs}");
     let owners = plan("UPDATE job SET owner = 0 WHERE owner <> 0 AND owner <> 5");
     assert!(owners.contains("job_by_owner"), "{owners}");
     let blocks = plan(
