@@ -64,6 +64,7 @@ pub struct Writer {
 struct Writes {
     updates: Vec<(JobUpdate, After)>,
     /// Ended jobs: dropped, with their permits, once the writes are durable.
+    #[expect(clippy::vec_box, reason = "they come out of a map of boxes, and a flight is large to move")]
     ended: Vec<Box<Flight>>,
 }
 
