@@ -63,6 +63,34 @@ enum Source {
     Listed(Vec<UserKey>),
 }
 
+impl Source {
+    /// The next `limit` after a user.
+    fn after(&self, conn: &mut SqliteConnection, after: UserKey, limit: usize) -> Attempt<Vec<UserKey>> {
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let read: Vec<i64> = match self {
+            // app_user_by_app
+            Self::Everyone(app) => constant!(
+                BigInt; "SELECT id FROM app_user WHERE app = ?1 AND id > ?2 ORDER BY id LIMIT ?3 + 0",
+                BigInt => app.0, BigInt => after.0, BigInt => most,
+            )
+            .load(conn)?,
+            // subscription's primary key
+            Self::Topic(topic) => constant!(
+                BigInt;
+                "SELECT user_key FROM subscription WHERE topic = ?1 AND user_key > ?2 AND active = 1 \
+                 ORDER BY user_key LIMIT ?3 + 0",
+                BigInt => *topic, BigInt => after.0, BigInt => most,
+            )
+            .load(conn)?,
+            Self::Listed(users) => {
+                let from = users.partition_point(|user| *user <= after);
+                return Ok(users[from..].iter().take(limit).copied().collect());
+            }
+        };
+        Ok(read.into_iter().map(UserKey).collect())
+    }
+}
+
 struct Stream {
     source: Source,
     buffer: VecDeque<UserKey>,
@@ -79,32 +107,12 @@ impl Stream {
 
     fn peek(&mut self, conn: &mut SqliteConnection, chunk: usize) -> Attempt<Option<UserKey>> {
         if self.buffer.is_empty() && !self.ended {
-            let limit = i64::try_from(chunk).unwrap_or(i64::MAX);
-            let read: Vec<i64> = match &self.source {
-                // app_user_by_app
-                Source::Everyone(app) => constant!(
-                    BigInt; "SELECT id FROM app_user WHERE app = ?1 AND id > ?2 ORDER BY id LIMIT ?3 + 0",
-                    BigInt => app.0, BigInt => self.after.0, BigInt => limit,
-                )
-                .load(conn)?,
-                // subscription's primary key
-                Source::Topic(topic) => constant!(
-                    BigInt;
-                    "SELECT user_key FROM subscription WHERE topic = ?1 AND user_key > ?2 AND active = 1 \
-                     ORDER BY user_key LIMIT ?3 + 0",
-                    BigInt => *topic, BigInt => self.after.0, BigInt => limit,
-                )
-                .load(conn)?,
-                Source::Listed(users) => {
-                    let from = users.partition_point(|user| *user <= self.after);
-                    users[from..].iter().take(chunk).map(|user| user.0).collect()
-                }
-            };
+            let read = self.source.after(conn, self.after, chunk)?;
             self.ended = read.len() < chunk;
             if let Some(last) = read.last() {
-                self.after = UserKey(*last);
+                self.after = *last;
             }
-            self.buffer.extend(read.into_iter().map(UserKey));
+            self.buffer.extend(read);
         }
         Ok(self.buffer.front().copied())
     }
@@ -181,12 +189,12 @@ pub(super) fn meet(
             done = done && stream.peek(conn, 1)?.is_none();
         }
     }
-    let mut found = People::of_users(conn, event_type, &users)?;
+    let mut found = People::of_page(conn, event_type, &users)?;
     found.add_devices(conn, event_type, &devices)?;
     Ok(Met { found, cursor, done })
 }
 
-/// An audience of one source, which nearly all are: read in one go.
+/// An audience of one source, which nearly all are: nothing to merge.
 fn meet_one_source(
     conn: &mut SqliteConnection,
     app: AppKey,
@@ -195,23 +203,18 @@ fn meet_one_source(
     after: UserKey,
     limit: usize,
 ) -> Attempt<Option<Met>> {
-    let most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX).saturating_add(1);
-    let mut found = match (audience.everyone, &audience.topics[..]) {
+    let source = match (audience.everyone, &audience.topics[..]) {
         // Everyone includes whoever is named.
-        (true, _) => People::of_app(conn, event_type, app, after, most)?,
-        (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => {
-            People::of_topic(conn, event_type, *topic, after, most)?
-        }
+        (true, _) => Source::Everyone(app),
+        (false, [topic]) if audience.users.is_empty() && audience.devices.is_empty() => Source::Topic(*topic),
         (false, _) => return Ok(None),
     };
-    let done = found.people.len() <= limit;
-    if !done {
-        found.people.truncate(limit);
-    }
-    let cursor = found.people.last().map_or(after, |person| person.user);
-    let beyond = found.facts.partition_point(|facts| facts.target.user <= cursor);
-    found.facts.truncate(beyond);
-    Ok(Some(Met { found, cursor, done }))
+    let limit = limit.max(1);
+    let mut users = source.after(conn, after, limit.saturating_add(1))?;
+    let done = users.len() <= limit;
+    users.truncate(limit);
+    let cursor = users.last().copied().unwrap_or(after);
+    Ok(Some(Met { found: People::of_page(conn, event_type, &users)?, cursor, done }))
 }
 
 /// The next page of a fan-out, and what a hand-over of its jobs needs.

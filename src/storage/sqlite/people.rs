@@ -266,6 +266,17 @@ type PersonRow = (
     Option<i16>,
 );
 
+/// A person's choice: 1 for all event types, 2 for this one, 0 another.
+type ChoiceRow = (i64, i16, i16);
+
+type RangeTypes =
+    (BigInt, BigInt, SmallInt, BigInt, SmallInt, Binary, Nullable<Text>, Nullable<SmallInt>, Nullable<SmallInt>);
+
+type RangeRow = (i64, i64, i16, i64, i16, Vec<u8>, Option<String>, Option<i16>, Option<i16>);
+
+/// Rows in a range of users, for each of those wanted, up to which it is worth reading the whole.
+const CROWDED: usize = 3;
+
 /// People ascending by user, and the facts of every device they may be reached on, ascending by (user, device).
 #[derive(Default)]
 pub(super) struct People {
@@ -310,52 +321,85 @@ impl People {
         Self::collect(rows)
     }
 
-    /// The next `limit` subscribers of a topic after `after`, as [`People::of_users`].
-    pub fn of_topic(
-        conn: &mut SqliteConnection,
-        event_type: &EventType,
-        topic: i64,
-        after: UserKey,
-        limit: i64,
-    ) -> Attempt<Self> {
-        // subscription's primary key; device_by_user
-        let rows = constant!(
-            PersonTypes;
-            concat!(
-                "SELECT e.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                own_choices!(),
-                " FROM (SELECT user_key FROM subscription WHERE topic = ?1 AND user_key > ?3 AND active = 1 \
-                 ORDER BY user_key LIMIT ?4 + 0) AS e LEFT JOIN device d ON d.user_key = e.user_key AND d.state = 1",
-                own_choice_join!("e.user_key")
-            ),
-            BigInt => topic, Text => event_type.as_str(), BigInt => after.0, BigInt => limit,
-        )
-        .load_iter::<PersonRow, diesel::connection::DefaultLoadingMode>(conn)?;
-        Self::collect(rows)
+    /// People of a page (ascending, distinct), as [`People::of_users`].
+    pub fn of_page(conn: &mut SqliteConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
+        match Self::of_range(conn, event_type, users)? {
+            Some(found) => Ok(found),
+            None => Self::of_users(conn, event_type, users),
+        }
     }
 
-    /// The next `limit` people of an app after `after`, as [`People::of_users`].
-    pub fn of_app(
-        conn: &mut SqliteConnection,
-        event_type: &EventType,
-        app: AppKey,
-        after: UserKey,
-        limit: i64,
-    ) -> Attempt<Self> {
-        // app_user_by_app; device_by_user
-        let rows = constant!(
-            PersonTypes;
-            concat!(
-                "SELECT e.id, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                own_choices!(),
-                " FROM (SELECT id FROM app_user WHERE app = ?1 AND id > ?3 ORDER BY id LIMIT ?4 + 0) AS e \
-                 LEFT JOIN device d ON d.user_key = e.id AND d.state = 1",
-                own_choice_join!("e.id")
-            ),
-            BigInt => app.0, Text => event_type.as_str(), BigInt => after.0, BigInt => limit,
+    /// The same for people who follow each other closely, as nearly all of a broadcast do: everything between the first and
+    /// the last is read in the order of the keys, for a step to the next row costs a fraction of a look-up. `None` when too
+    /// much else lies between them; every row counts for that, so that what is read is bounded.
+    pub fn of_range(conn: &mut SqliteConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Option<Self>> {
+        let (Some(first), Some(last)) = (users.first(), users.last()) else { return Ok(Some(Self::default())) };
+        let most = CROWDED * users.len();
+        let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
+        // opt_in's primary key
+        let choices: Vec<ChoiceRow> = constant!(
+            (BigInt, SmallInt, SmallInt);
+            "SELECT c.user_key, CASE WHEN c.device <> 0 THEN 0 WHEN c.event_type = '' THEN 1 WHEN c.event_type = ?2 THEN 2 \
+             ELSE 0 END, c.opted_in FROM opt_in c WHERE c.user_key >= ?1 AND c.user_key <= ?3 ORDER BY c.user_key \
+             LIMIT ?4 + 0",
+            BigInt => first.0, Text => event_type.as_str(), BigInt => last.0, BigInt => limit,
         )
-        .load_iter::<PersonRow, diesel::connection::DefaultLoadingMode>(conn)?;
-        Self::collect(rows)
+        .load(conn)?;
+        if choices.len() > most {
+            return Ok(None);
+        }
+        // device_by_user holds every column
+        let devices: Vec<RangeRow> = constant!(
+            RangeTypes;
+            concat!(
+                "SELECT d.user_key, d.id, d.state, d.route, d.seal_key, d.token_sealed, d.locale, ",
+                device_choices!(),
+                " FROM device d WHERE d.user_key >= ?1 AND d.user_key <= ?3 ORDER BY d.user_key, d.id LIMIT ?4 + 0"
+            ),
+            BigInt => first.0, Text => event_type.as_str(), BigInt => last.0, BigInt => limit,
+        )
+        .load(conn)?;
+        if devices.len() > most {
+            return Ok(None);
+        }
+        Ok(Some(Self::merge(users, choices, devices)?))
+    }
+
+    /// All three ascending by user; rows of people who were not asked for are passed over.
+    fn merge(users: &[UserKey], choices: Vec<ChoiceRow>, devices: Vec<RangeRow>) -> Attempt<Self> {
+        let mut found = Self { people: Vec::with_capacity(users.len()), facts: Vec::with_capacity(devices.len()) };
+        let (mut choices, mut devices) = (choices.into_iter().peekable(), devices.into_iter().peekable());
+        for user in users {
+            let mut user_choice = UserChoice { all: None, this_type: None };
+            while let Some((of, which, opted_in)) = choices.next_if(|(of, ..)| *of <= user.0) {
+                match which {
+                    1 if of == user.0 => user_choice.all = choice(Some(opted_in)),
+                    2 if of == user.0 => user_choice.this_type = choice(Some(opted_in)),
+                    _ => {}
+                }
+            }
+            let mut person = Person { user: *user, choice: user_choice, devices: Vec::new() };
+            while let Some(row) = devices.next_if(|row| row.0 <= user.0) {
+                let (of, device, state, route, seal_key, sealed, locale, device_all, device_type) = row;
+                if of != user.0 || device_state(state)? != DeviceState::Active {
+                    continue;
+                }
+                let (device, route) = (DeviceId(device), RouteId(route));
+                let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
+                person.devices.push((device, facts(DeviceState::Active, route, device_choice)));
+                found.facts.push(TargetFacts {
+                    target: Target { user: *user, device },
+                    state: DeviceState::Active,
+                    route,
+                    token: token(seal_key, sealed)?,
+                    locale: locale.as_deref().map(Locale::trusted),
+                    user_choice,
+                    device_choice,
+                });
+            }
+            found.people.push(person);
+        }
+        Ok(found)
     }
 
     fn collect(rows: impl Iterator<Item = QueryResult<PersonRow>>) -> Attempt<Self> {

@@ -79,5 +79,6 @@ mod disk;
 mod groups;
 mod handed;
 mod opening;
+mod people;
 mod retention;
 mod statements;

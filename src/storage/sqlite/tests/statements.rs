@@ -118,6 +118,14 @@ async fn hot_statements_use_their_indexes() {
     assert!(people.contains("device_by_user"), "{people}");
     let choice = plan("SELECT opted_in FROM opt_in o WHERE o.user_key = 1 AND o.device = 0 AND o.event_type = ''");
     assert!(choice.contains("SEARCH o USING PRIMARY KEY"), "{choice}");
+    let choices =
+        plan("SELECT c.opted_in FROM opt_in c WHERE c.user_key >= 1 AND c.user_key <= 3 ORDER BY c.user_key LIMIT 9");
+    assert!(choices.contains("USING PRIMARY KEY") && !choices.contains("TEMP B-TREE"), "{choices}");
+    let devices = plan(
+        "SELECT d.id, d.state, d.route, d.seal_key, d.token_sealed, d.locale, d.has_choice FROM device d \
+         WHERE d.user_key >= 1 AND d.user_key <= 3 ORDER BY d.user_key, d.id LIMIT 9",
+    );
+    assert!(devices.contains("COVERING INDEX device_by_user") && !devices.contains("TEMP B-TREE"), "{devices}");
     let page = plan(
         "SELECT user_key FROM subscription WHERE topic = 1 AND user_key > 2 AND active = 1 ORDER BY user_key LIMIT 3",
     );
