@@ -274,8 +274,12 @@ type RangeTypes =
 
 type RangeRow = (i64, i64, i16, i64, i16, Vec<u8>, Option<String>, Option<i16>, Option<i16>);
 
-/// Rows in a range of users, for each of those wanted, up to which it is worth reading the whole.
-const CROWDED: usize = 3;
+/// Rows in a range of users, for each of those wanted, beyond which it is not read.
+const ROWS_A_PERSON: usize = 3;
+/// People in the middle of a page by whom it is told whether strangers lie between them.
+const SAMPLE: usize = 16;
+/// With more people than this among the sample, each is looked up: half of a range's rows in vain cost as much.
+const CROWDED: usize = SAMPLE + SAMPLE / 2;
 
 /// People ascending by user, and the facts of every device they may be reached on, ascending by (user, device).
 #[derive(Default)]
@@ -334,7 +338,10 @@ impl People {
     /// much else lies between them; every row counts for that, so that what is read is bounded.
     pub fn of_range(conn: &mut SqliteConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Option<Self>> {
         let (Some(first), Some(last)) = (users.first(), users.last()) else { return Ok(Some(Self::default())) };
-        let most = CROWDED * users.len();
+        if is_crowded(conn, users)? {
+            return Ok(None);
+        }
+        let most = ROWS_A_PERSON * users.len();
         let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
         // opt_in's primary key
         let choices: Vec<ChoiceRow> = constant!(
@@ -497,6 +504,23 @@ impl People {
         }
         self.people.last_mut().expect("pushed above when it was not there")
     }
+}
+
+/// Whether many others lie between these people (ascending, distinct), as far as they have made choices. A few microseconds
+/// a page.
+fn is_crowded(conn: &mut SqliteConnection, users: &[UserKey]) -> QueryResult<bool> {
+    let middle = (users.len() / 2).saturating_sub(SAMPLE / 2);
+    let Some([first, .., last]) = users.get(middle..middle + SAMPLE) else { return Ok(false) };
+    let limit = i64::try_from(ROWS_A_PERSON * SAMPLE).unwrap_or(i64::MAX);
+    // opt_in's primary key
+    let (rows, people): (i64, i64) = constant!(
+        (BigInt, BigInt);
+        "SELECT count(*), count(DISTINCT user_key) FROM (SELECT user_key FROM opt_in WHERE user_key >= ?1 AND user_key <= ?2 \
+         ORDER BY user_key LIMIT ?3 + 0)",
+        BigInt => first.0, BigInt => last.0, BigInt => limit,
+    )
+    .get_result(conn)?;
+    Ok(rows == limit || usize::try_from(people).is_ok_and(|people| people > CROWDED))
 }
 
 /// Planning decides about the route and the allow-list; until then they are taken for good.
