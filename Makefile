@@ -83,7 +83,7 @@ tidy:
 	$(CARGO) test --locked --test tidy
 
 release:
-	scripts/release.sh
+	CARGO='$(CARGO)' scripts/release.sh
 
 bench:
 	CARGO='$(CARGO)' scripts/performance.sh $(ARGS)

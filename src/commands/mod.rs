@@ -84,9 +84,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config: explicit, command } = cli;
     let runtime = Runtime::production();
     match command {
-        Command::Serve(arguments) => {
-            block_on_threads(server_threads(), serve::run(arguments, explicit.as_deref(), runtime))
-        }
+        Command::Serve(arguments) => block_on_half(serve::run(arguments, explicit.as_deref(), runtime)),
         Command::Demo(arguments) => block_on(demo::run(arguments, runtime)),
         Command::Migrate(arguments) => block_on(migrate::run(arguments, explicit.as_deref(), runtime)),
         Command::ConfirmRestore(arguments) => block_on(confirm_restore::run(arguments)),
@@ -107,23 +105,21 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Runs a command's future on a runtime of its own.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    block_on_threads(cores(), future)
+    run_on(&mut tokio::runtime::Builder::new_multi_thread(), future)
 }
 
-fn block_on_threads<T>(threads: usize, future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let builder = &mut tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(threads).enable_all().build().context("starting the runtime")?;
-    runtime.block_on(future)
+/// A server's, on half of the cores: callers, platforms and SQLite have threads of their own, which do more than half of the
+/// work; one for each core would hand tasks to and fro between them.
+fn block_on_half<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    run_on(tokio::runtime::Builder::new_multi_thread().worker_threads((cores / 2).max(1)), future)
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get)
-}
-
-/// Of a server's own runtime: half of the cores. Callers, platforms and SQLite have threads of their own, which do more than
-/// half of the work; one for each core would hand tasks to and fro between them.
-fn server_threads() -> usize {
-    (cores() / 2).max(1)
+fn run_on<T>(
+    builder: &mut tokio::runtime::Builder,
+    future: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    builder.enable_all().build().context("starting the runtime")?.block_on(future)
 }
 
 /// For commands that run for long: the configuration, with logging started, warnings and the redacted configuration

@@ -13,6 +13,7 @@ use crate::domain::device::Labels;
 use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, Topic, UserId, UserKey};
 use crate::domain::notification::TargetFacts;
 use crate::domain::plan::Person;
+use crate::domain::platform::DeviceToken;
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::storage::StoreError;
@@ -385,26 +386,20 @@ impl People {
                     _ => {}
                 }
             }
-            let mut person = Person { user: *user, choice: user_choice, devices: Vec::new() };
+            found.people.push(Person { user: *user, choice: user_choice, devices: Vec::new() });
             while let Some(row) = devices.next_if(|row| row.0 <= user.0) {
                 let (of, device, state, route, seal_key, sealed, locale, device_all, device_type) = row;
-                if of != user.0 || device_state(state)? != DeviceState::Active {
-                    continue;
+                if of == user.0 && device_state(state)? == DeviceState::Active {
+                    let choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
+                    found.add_device(
+                        DeviceId(device),
+                        RouteId(route),
+                        token(seal_key, sealed)?,
+                        locale.as_deref(),
+                        choice,
+                    );
                 }
-                let (device, route) = (DeviceId(device), RouteId(route));
-                let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-                person.devices.push((device, facts(DeviceState::Active, route, device_choice)));
-                found.facts.push(TargetFacts {
-                    target: Target { user: *user, device },
-                    state: DeviceState::Active,
-                    route,
-                    token: token(seal_key, sealed)?,
-                    locale: locale.as_deref().map(Locale::trusted),
-                    user_choice,
-                    device_choice,
-                });
             }
-            found.people.push(person);
         }
         Ok(found)
     }
@@ -425,16 +420,8 @@ impl People {
                 continue;
             }
             let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-            person.devices.push((device, facts(DeviceState::Active, route, device_choice)));
-            found.facts.push(TargetFacts {
-                target: Target { user: UserKey(user), device },
-                state: DeviceState::Active,
-                route,
-                token: token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?,
-                locale: locale.as_deref().map(Locale::trusted),
-                user_choice: UserChoice { all: None, this_type: None },
-                device_choice,
-            });
+            let token = token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?;
+            found.add_device(device, route, token, locale.as_deref(), device_choice);
         }
         // Both are by user, in the order asked.
         let mut people = found.people.iter();
@@ -494,6 +481,28 @@ impl People {
     pub fn stranger(user: UserKey) -> Self {
         let choice = UserChoice { all: None, this_type: None };
         Self { people: vec![Person { user, choice, devices: Vec::new() }], facts: Vec::new() }
+    }
+
+    /// An active device of the last person.
+    fn add_device(
+        &mut self,
+        device: DeviceId,
+        route: RouteId,
+        token: DeviceToken,
+        locale: Option<&str>,
+        device_choice: DeviceChoice,
+    ) {
+        let person = self.people.last_mut().expect("a person comes before their devices");
+        person.devices.push((device, facts(DeviceState::Active, route, device_choice)));
+        self.facts.push(TargetFacts {
+            target: Target { user: person.user, device },
+            state: DeviceState::Active,
+            route,
+            token,
+            locale: locale.map(Locale::trusted),
+            user_choice: person.choice,
+            device_choice,
+        });
     }
 
     /// The last one, or a new one without choices.
