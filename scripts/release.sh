@@ -3,8 +3,8 @@
 #
 # Builds once with counters, lets `nudged bench` drive that (SQLite, and Postgres where its programs are), and builds again
 # with what was counted; the result is copied to PROGRAM (target/profiled/nudged). Twenty minutes and 5 GB on two cores.
-# Needs `rustup component add llvm-tools`. Where there is a clang of rustc's LLVM version (clang-22 for LLVM 22), SQLite and
-# the allocator are profiled too; it says so if not. Such a build behaves as any other; only its speed differs.
+# Needs `rustup component add llvm-tools`. Where there is a clang of rustc's LLVM version (clang-22 for LLVM 22), SQLite
+# is profiled too; it says so if not. Such a build behaves as any other; only its speed differs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,13 +29,13 @@ if command -v "clang-$major" >/dev/null; then
     cat >"$compiler" <<EOF
 #!/usr/bin/env bash
 for argument in "\$@"; do
-    case \$argument in *sqlite3.c | *mimalloc*/static.c) exec clang-$major \$NUDGED_PROFILE_CFLAGS "\$@" ;; esac
+    case \$argument in *sqlite3.c) exec clang-$major \$NUDGED_PROFILE_CFLAGS "\$@" ;; esac
 done
 exec clang-$major "\$@"
 EOF
     chmod +x "$compiler"
 else
-    echo "release: without clang-$major SQLite and the allocator are built as usual" >&2
+    echo "release: without clang-$major SQLite is built as usual" >&2
 fi
 
 # build NAME RUSTFLAGS CFLAGS. With --target the flags are not for build scripts.

@@ -35,7 +35,7 @@ use run::Outcome;
 
 /// As in the program.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Histories of an ordinary run of the tests; `make test` adds an optimised run of 20 000.
 const HISTORIES: u64 = 1_000;
