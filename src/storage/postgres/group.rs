@@ -24,7 +24,6 @@ use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs};
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, unavailable};
 use super::inbox::{self, Groups, Inbox};
-use super::people::People;
 use super::query::RunQuery;
 use super::rows::priority_code;
 use super::statement::constant;
@@ -36,6 +35,7 @@ use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
+use crate::storage::people::People;
 use crate::storage::{Result, StoreError};
 use crate::telemetry::names;
 
@@ -90,7 +90,7 @@ struct Used {
 }
 
 impl Used {
-    fn answer(&self, hash: &[u8; 32]) -> Result<Accepted> {
+    fn answer(&self, hash: &[u8]) -> Result<Accepted> {
         let notification = self.notification;
         if self.hash == hash {
             Ok(Accepted { notification, duplicate: true })
@@ -191,19 +191,28 @@ impl Committer {
         let mut answers: Vec<Option<Result<Accepted>>> = group.iter().map(|_| None).collect();
         let mut candidates = Vec::with_capacity(group.len());
         let mut before = Vec::new();
-        let used = used_keys(conn, group, 0..group.len()).await?;
+        let mut refused = Vec::new();
         for (place, waiting) in group.iter_mut().enumerate() {
             let id = NotificationId(waiting.request.ids.next(&context.ids, waiting.request.now));
+            let candidate = Candidate { place, id };
             let event = &waiting.request.prepared.event;
             let limit = event.max_audience.unwrap_or(u32::MAX);
-            match (used.get(&place), &event.idempotency) {
-                (Some(used), _) if used.notification == id => before.push(Candidate { place, id }),
-                (Some(used), Some((_, hash))) => answers[place] = Some(used.answer(hash)),
-                _ if event.expires_at <= waiting.request.now => answers[place] = Some(Err(StoreError::AlreadyExpired)),
-                _ if waiting.request.prepared.users.len() > limit as usize => {
-                    answers[place] = Some(Err(StoreError::AudienceTooLarge { limit: u64::from(limit) }));
-                }
-                _ => candidates.push(Candidate { place, id }),
+            if event.expires_at <= waiting.request.now {
+                refused.push((candidate, StoreError::AlreadyExpired));
+            } else if waiting.request.prepared.users.len() > limit as usize {
+                refused.push((candidate, StoreError::AudienceTooLarge { limit: u64::from(limit) }));
+            } else {
+                // Whether its key was used the insert will tell; to look first would cost every event for the few repeats.
+                candidates.push(candidate);
+            }
+        }
+        // A repeat gets its first answer, whatever would be said of the event now.
+        let used = used_keys(conn, group, refused.iter().map(|(candidate, _)| candidate.place)).await?;
+        for (candidate, refusal) in refused {
+            match used.get(&candidate.place) {
+                Some(used) if used.notification == candidate.id => before.push(candidate),
+                Some(used) => answers[candidate.place] = Some(used.answer(hash_of(&group[candidate.place]))),
+                None => answers[candidate.place] = Some(Err(refusal)),
             }
         }
         let users = users(conn, context, group, &candidates).await?;
@@ -247,13 +256,12 @@ impl Committer {
         if !lost.is_empty() {
             let used = used_keys(conn, group, lost.iter().map(|candidate| candidate.place)).await?;
             for candidate in lost {
-                let hash = group[candidate.place].request.prepared.event.idempotency.as_ref().map(|(_, hash)| hash);
-                match (used.get(&candidate.place), hash) {
-                    (Some(used), Some(hash))
+                match used.get(&candidate.place) {
+                    Some(used)
                         if used.notification != candidate.id
                             && !planted::is("pg-lost-race-for-a-key-counts-as-won") =>
                     {
-                        answers[candidate.place] = Some(used.answer(hash));
+                        answers[candidate.place] = Some(used.answer(hash_of(&group[candidate.place])));
                     }
                     _ => before.push(candidate),
                 }
@@ -265,6 +273,11 @@ impl Committer {
         }
         Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(unavailable(DOING)))).collect())
     }
+}
+
+/// Of an event that has a key.
+fn hash_of(waiting: &Waiting) -> &[u8] {
+    waiting.request.prepared.event.idempotency.as_ref().map_or(&[], |(_, hash)| hash)
 }
 
 /// Those whose key is met for the second time wait.
