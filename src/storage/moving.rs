@@ -22,6 +22,9 @@ pub const LEFT_BEHIND: &[&str] = &["replica", "watermark", "__diesel_schema_migr
 /// The column that numbers transactions, which mean nothing in another database: what is moved is older than all of them.
 const TRANSACTION: &str = "xid";
 
+/// The column that repeats what other tables say: each database packs its own.
+const REACH: &str = "reach";
+
 /// Why a database cannot be moved, or was not.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
@@ -87,7 +90,7 @@ impl Table {
     /// What the source gives for [`Table::column_list`].
     #[must_use]
     pub fn values(&self) -> String {
-        self.column_list().replace(&format!("\"{TRANSACTION}\""), "0")
+        self.column_list().replace(&format!("\"{TRANSACTION}\""), "0").replace(&format!("\"{REACH}\""), "NULL")
     }
 
     #[must_use]

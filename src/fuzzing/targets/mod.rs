@@ -33,6 +33,7 @@ pub const ALL: &[Target] = &[
     target("outcome_block", stored::outcome_block, &[]),
     target("page_token", stored::page_token, stored::WORDS),
     target("payload", events::payload, events::WORDS),
+    target("reach", stored::reach, &[]),
     target("register_device", requests::register_device, requests::WORDS),
     target("retry_after", answers::retry_after, answers::WORDS),
     target("service_account", keys::service_account, keys::WORDS),

@@ -10,6 +10,7 @@ use crate::domain::watch::WatchPosition;
 use crate::fuzzing::shape;
 use crate::service::fuzzing::{issue_cursor, read_cursor};
 use crate::service::page_token::PageScope;
+use crate::storage::reach::reads_alike;
 
 use super::text;
 
@@ -48,6 +49,13 @@ pub fn targets(input: &[u8]) -> u64 {
         assert_eq!(targets::unpack(format, &targets::pack(format, &pairs)).as_ref(), Ok(&pairs));
     }
     shape(&(read.map(|read| read.len().min(9)).map_err(|error| format!("{error:?}")), pairs.len().min(3)))
+}
+
+/// What is packed of a person; the input is also tried behind the format's number, which few inputs begin with.
+pub fn reach(input: &[u8]) -> u64 {
+    let mut numbered = vec![1];
+    numbered.extend(input);
+    shape(&(reads_alike(input).map(|devices| devices.min(9)), reads_alike(&numbered).map(|devices| devices.min(9))))
 }
 
 pub fn outcome_block(input: &[u8]) -> u64 {

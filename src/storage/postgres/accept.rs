@@ -17,7 +17,7 @@ use super::batch::{BlockColumns, JobColumns};
 use super::fail::{Attempt, Fail};
 use super::ids;
 use super::jobs::{self, Lease};
-use super::people::{People, device_owners};
+use super::people::device_owners;
 use super::rows::priority_code;
 use super::statement::constant;
 use super::tx::Tx;
@@ -33,6 +33,7 @@ use crate::domain::plan::plan;
 use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
+use crate::storage::people::People;
 use crate::storage::{BootId, ResolvedAudience, StoreError};
 
 /// How the stored hash was made; the first byte of a later way would differ.

@@ -14,13 +14,13 @@ use super::fail::Attempt;
 use super::ids;
 use super::jobs::{self, Lease};
 use super::notifications;
-use super::people::People;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
 use crate::domain::ids::{AppKey, EventType, JobId, NotificationId, UserKey};
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
+use crate::storage::people::People;
 use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.

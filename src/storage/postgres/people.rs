@@ -9,12 +9,13 @@ use super::ids;
 use super::rows::{choice, device_state, token};
 use super::statement::constant;
 use crate::domain::allow::AllowList;
-use crate::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, UserChoice};
+use crate::domain::consent::{DeviceChoice, UserChoice};
 use crate::domain::device::Labels;
 use crate::domain::ids::{AppKey, DeviceId, EventType, Locale, RouteId, UserId, UserKey};
 use crate::domain::notification::TargetFacts;
-use crate::domain::plan::{self, Person};
+use crate::domain::plan;
 use crate::domain::targets::Target;
+use crate::storage::people::People;
 use crate::storage::{GateFacts, GateQuestion, StoreError};
 
 /// Which user each of these devices of the app belongs to, sorted and distinct.
@@ -246,13 +247,6 @@ type RangeRow = (i64, i64, i64, i16, Vec<u8>, Option<String>, Option<i16>, Optio
 /// Rows in a range of users, for each of those wanted, up to which it is worth reading the whole.
 const CROWDED: i64 = 3;
 
-/// People ascending by user, and the facts of every device they may be reached on, ascending by (user, device).
-#[derive(Default)]
-pub(super) struct People {
-    pub people: Vec<Person>,
-    pub facts: Vec<TargetFacts>,
-}
-
 impl People {
     /// Users who follow each other closely (`users`: ascending, distinct), as [`People::of_users`]: everything between
     /// the first and the last is read in the order of the keys, at a fraction of the cost of looking each of them up.
@@ -358,7 +352,7 @@ impl People {
 
     /// The same for many events at once: each wanted person with the place of the event and its type. In the order of
     /// the places; an event without people is left out. Laterals, for a join whose plan was made for few rows may read all
-    /// choices for each person.
+    /// choices of everybody for each person; a person's own are few, and found with one way down the index.
     pub async fn of_events(
         conn: &mut AsyncPgConnection,
         places: &[i32],
@@ -368,17 +362,16 @@ impl People {
         let rows: Vec<(i32, PersonRow)> = constant!(
             (Integer, PersonTypes);
             "SELECT e.place, e.value, d.id, d.route, d.seal_key, d.token_sealed, d.locale, \
-                 all_types.opted_in, this_type.opted_in, \
+                 own.all_types, own.this_type, \
                  CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
                  WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
                  CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
                  WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = e.event_type) END \
                  FROM unnest($1, $2, $3) AS e(place, value, event_type) \
                  LEFT JOIN LATERAL (SELECT * FROM device WHERE user_key = e.value AND state + 0 = 1 OFFSET 0) AS d ON TRUE \
-                 LEFT JOIN LATERAL (SELECT opted_in FROM opt_in WHERE user_key = e.value AND device = 0 \
-                 AND event_type = '' OFFSET 0) AS all_types ON TRUE \
-                 LEFT JOIN LATERAL (SELECT opted_in FROM opt_in WHERE user_key = e.value AND device = 0 \
-                 AND event_type = e.event_type OFFSET 0) AS this_type ON TRUE ORDER BY e.place, e.value",
+                 LEFT JOIN LATERAL (SELECT max(opted_in) FILTER (WHERE event_type = '') AS all_types, \
+                 max(opted_in) FILTER (WHERE event_type = e.event_type) AS this_type \
+                 FROM opt_in WHERE user_key = e.value AND device = 0) AS own ON TRUE ORDER BY e.place, e.value",
             Array<Integer> => places, Array<BigInt> => users, Array<Text> => event_types,
         )
         .load(conn)
@@ -403,30 +396,12 @@ impl People {
         let (user, device, route, seal_key, sealed, locale, all, this_type) = row;
         let (device_all, device_type) = of_device;
         let user_choice = UserChoice { all: choice(all), this_type: choice(this_type) };
-        let person = self.person(UserKey(user), user_choice);
+        self.person(UserKey(user), user_choice);
         let (Some(device), Some(route)) = (device, route) else { return Ok(()) };
         let device_choice = DeviceChoice { all: choice(device_all), this_type: choice(device_type) };
-        person.devices.push((DeviceId(device), facts(DeviceState::Active, RouteId(route), device_choice)));
-        self.facts.push(TargetFacts {
-            target: Target { user: UserKey(user), device: DeviceId(device) },
-            state: DeviceState::Active,
-            route: RouteId(route),
-            token: token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?,
-            locale: locale.as_deref().map(Locale::trusted),
-            user_choice,
-            device_choice,
-        });
+        let token = token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?;
+        self.add_device(DeviceId(device), RouteId(route), token, locale.as_deref(), device_choice);
         Ok(())
-    }
-
-    /// A left join yields one user's rows together and users in the order asked; nothing promises it for devices, and
-    /// sorting what is sorted costs less here than an ORDER BY does in SQLite.
-    fn sort(&mut self) {
-        for person in &mut self.people {
-            person.devices.sort_unstable_by_key(|(device, _)| *device);
-        }
-        self.people.sort_by_key(|person| person.user);
-        self.facts.sort_unstable_by_key(|facts| facts.target);
     }
 
     /// Adds people named by device only, on just those devices whatever their state. `targets`: sorted, of people who
@@ -442,13 +417,9 @@ impl People {
         }
         let mut others = Self::default();
         for found in facts_of_targets(conn, event_type, targets).await?.into_iter().flatten() {
-            let person = others.person(found.target.user, found.user_choice);
-            person.devices.push((found.target.device, facts(found.state, found.route, found.device_choice)));
-            others.facts.push(found);
+            others.add_named(found);
         }
-        self.people.append(&mut others.people);
-        self.facts.append(&mut others.facts);
-        self.sort();
+        self.append(others);
         Ok(())
     }
 
@@ -459,21 +430,4 @@ impl People {
         plan::restrict(&mut self.people, list, &targets, &known);
         Ok(())
     }
-
-    pub fn facts_of(&self, target: Target) -> Option<&TargetFacts> {
-        let at = self.facts.binary_search_by_key(&target, |facts| facts.target).ok()?;
-        self.facts.get(at)
-    }
-
-    fn person(&mut self, user: UserKey, choice: UserChoice) -> &mut Person {
-        if self.people.last().is_none_or(|last| last.user != user) {
-            self.people.push(Person { user, choice, devices: Vec::new() });
-        }
-        self.people.last_mut().expect("pushed above when it was not there")
-    }
-}
-
-/// Planning decides about the route and the allow-list; until then they are taken for good.
-fn facts(state: DeviceState, route: RouteId, choice: DeviceChoice) -> DeviceFacts {
-    DeviceFacts { state, route, route_known: true, allowed_here: true, choice }
 }

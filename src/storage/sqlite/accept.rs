@@ -15,7 +15,8 @@ use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::handed::{self, Handed};
 use super::jobs::{self, Lease};
-use super::people::{People, device_owners, insert_user, names_and_labels, topic_key, user_key};
+use super::people::{device_owners, insert_user, names_and_labels, of_devices, topic_key, user_key};
+use super::reach::{of_name, of_users};
 use super::rows::{json_ids, priority_code};
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
@@ -28,6 +29,7 @@ use crate::domain::platform::Lane;
 use crate::domain::targets::{Progress, Target};
 use crate::domain::time::UnixMs;
 use crate::planted;
+use crate::storage::people::People;
 use crate::storage::{ResolvedAudience, StoreError};
 
 /// How the stored hash was made; the first byte of a later way would differ.
@@ -372,7 +374,7 @@ fn resolve<'a>(tx: &mut Tx<'_>, prepared: &'a Prepared, now: UnixMs) -> Attempt<
 
 fn resolve_one<'a>(tx: &mut Tx<'_>, event: &NewEvent, user: &'a UserId, now: UnixMs) -> Attempt<Resolved<'a>> {
     let mut new_users = Vec::new();
-    let mut found = People::of_name(tx.conn, event.app, &event.event_type, user)?;
+    let mut found = of_name(tx.conn, event.app, &event.event_type, user)?;
     if found.people.is_empty() {
         let key = UserKey(tx.next_id(now));
         new_users.push((key, user));
@@ -443,9 +445,9 @@ fn plan_now(
     let engine = &prepared.engine;
     let mut found = match resolved.found {
         Some(found) => found,
-        None => People::of_users(tx.conn, &notification.event_type, &resolved.users)?,
+        None => of_users(tx.conn, &notification.event_type, &resolved.users)?,
     };
-    found.add_devices(tx.conn, &notification.event_type, &resolved.devices)?;
+    found.append(of_devices(tx.conn, &notification.event_type, &resolved.devices)?);
     for (_, device) in found.people.iter_mut().flat_map(|person| &mut person.devices) {
         device.route_known = engine.knows_route(device.route);
     }

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::people::{ensure_user, user_key};
+use super::reach::Change;
 use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
 use super::watching::log_retirement;
@@ -81,6 +82,9 @@ fn says_the_same(row: &DeviceRow, registration: &Registration) -> Attempt<bool> 
         && labels == details.labels)
 }
 
+/// A device and whose it is.
+type Owned = (DeviceId, UserKey);
+
 /// What a registration comes to.
 enum Decision {
     /// Something observed later stands. Their own row, where they ever had one.
@@ -89,7 +93,7 @@ enum Decision {
     Stands(i64),
     Write {
         /// Rows that let go of the token or the install first, with state and reason.
-        retired: Vec<(DeviceId, i16, &'static str)>,
+        retired: Vec<(Owned, i16, &'static str)>,
         /// Other users' rows of the token that are retired already. A platform may have done that, of which nobody was
         /// told: what was gated before still waits for this phone.
         dead: Vec<DeviceId>,
@@ -165,14 +169,14 @@ fn decide(
             return Ok(Decision::Stands(row.id));
         }
     }
-    let let_go = of_token.iter().chain(&of_install).filter(|row| row.is_active() && Some(row.id) != target);
+    let dead = of_token.iter().filter(|row| row.state == 2 && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
+    let let_go = of_token.into_iter().chain(of_install).filter(|row| row.is_active() && Some(row.id) != target);
     let retired = let_go
         .map(|row| {
-            let (state, reason) = if is_theirs(row) { (2, REPLACED) } else { (3, MOVED) };
-            (DeviceId(row.id), state, reason)
+            let (state, reason) = if is_theirs(&row) { (2, REPLACED) } else { (3, MOVED) };
+            ((DeviceId(row.id), UserKey(row.user_key)), state, reason)
         })
         .collect();
-    let dead = of_token.iter().filter(|row| row.state == 2 && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
     Ok(Decision::Write { retired, dead, target, user })
 }
 
@@ -254,7 +258,7 @@ fn write(
     tx: &mut Tx<'_>,
     registration: &Registration,
     hash: &[u8; 16],
-    (retired, target): (Vec<(DeviceId, i16, &'static str)>, Option<i64>),
+    (retired, target): (Vec<(Owned, i16, &'static str)>, Option<i64>),
     written: Written,
     now: UnixMs,
 ) -> Attempt<i64> {
@@ -266,6 +270,8 @@ fn write(
     }
     let Some(id) = target else { return insert(tx, registration, hash, None, written, now) };
     update(tx, id, registration, hash, written.confirmed_at)?;
+    let user = user_key(tx.conn, registration.app, &registration.user)?;
+    tx.changed.extend(user.map(|user| (user, Change::Anything)));
     // What was queued holds the old token or route: the gate reads the new one.
     tx.deny(DenyKey::Device(DeviceId(id)));
     Ok(id)
@@ -299,8 +305,9 @@ fn insert(
         BigInt => written.confirmed_at.0, SmallInt => if retired.is_some() { 3 } else { 1 },
         Nullable<Text> => retired, Nullable<BigInt> => retired.map(|_| now.0), BigInt => written.created_at.0,
     ))?;
-    if let Some(reason) = retired {
-        log_retirement(tx, DeviceId(id), reason, now)?;
+    match retired {
+        Some(reason) => log_retirement(tx, DeviceId(id), reason, now)?,
+        None => tx.changed.push((user, Change::Anything)),
     }
     Ok(id)
 }
@@ -326,12 +333,13 @@ fn update(tx: &mut Tx<'_>, id: i64, registration: &Registration, hash: &[u8; 16]
     Ok(())
 }
 
-fn retire(tx: &mut Tx<'_>, device: DeviceId, state: i16, reason: &str, now: UnixMs) -> Attempt<()> {
+fn retire(tx: &mut Tx<'_>, (device, user): Owned, state: i16, reason: &str, now: UnixMs) -> Attempt<()> {
     tx.execute(constant!(
         (); "UPDATE device SET state = ?2, retired_reason = ?3, retired_at = ?4 WHERE id = ?1",
         BigInt => device.0, SmallInt => state, Text => reason, BigInt => now.0,
     ))?;
     log_retirement(tx, device, reason, now)?;
+    tx.changed.push((user, Change::Without(device)));
     tx.deny(DenyKey::Device(device));
     Ok(())
 }
@@ -348,7 +356,7 @@ fn evict(tx: &mut Tx<'_>, user: UserKey, kept: Option<i64>, now: UnixMs) -> Atte
     )
     .load(tx.conn)?;
     for device in surplus.into_iter().filter(|_| !planted::is("no-limit-of-devices")) {
-        retire(tx, DeviceId(device), 2, TOO_MANY_DEVICES, now)?;
+        retire(tx, (DeviceId(device), user), 2, TOO_MANY_DEVICES, now)?;
     }
     Ok(())
 }
@@ -400,7 +408,7 @@ pub(super) fn unregister(
         return Ok(false);
     }
     if row.is_active() {
-        retire(tx, id, 2, UNREGISTERED, now)?;
+        retire(tx, (id, UserKey(row.user_key)), 2, UNREGISTERED, now)?;
     }
     // Also on a tombstone: an even later "no" outlives what was observed before it.
     if row.observed_at < observed_at.0 {
@@ -415,14 +423,17 @@ pub(super) fn unregister(
 /// no push to a dead token to hold back, unless somebody else registers it (see [`recall`]).
 pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<()> {
     let since = if planted::is("retired-in-spite-of-registration") { i64::MAX } else { dead.since.unwrap_or(now).0 };
-    let retired = tx.execute(constant!(
-        ();
+    let retired: Option<i64> = constant!(
+        BigInt;
         "UPDATE device SET state = 2, retired_reason = ?4, retired_at = ?5 \
-         WHERE id = ?1 AND app = ?2 AND state = 1 AND confirmed_at <= ?3",
+         WHERE id = ?1 AND app = ?2 AND state = 1 AND confirmed_at <= ?3 RETURNING user_key",
         BigInt => dead.device.0, BigInt => app.0, BigInt => since, Text => &*dead.reason,
         BigInt => now.0,
-    ))?;
-    if retired > 0 {
+    )
+    .get_result(tx.writes())
+    .optional()?;
+    if let Some(user) = retired {
+        tx.changed.push((UserKey(user), Change::Without(dead.device)));
         log_retirement(tx, dead.device, &dead.reason, now)?;
     }
     Ok(())

@@ -11,7 +11,8 @@ use super::fail::Attempt;
 use super::group::Tx;
 use super::jobs::{self, Lease};
 use super::notifications;
-use super::people::People;
+use super::people::of_devices;
+use super::reach::of_page;
 use super::rows::json_ids;
 use super::statement::constant;
 use crate::domain::audience::PackedAudience;
@@ -20,6 +21,7 @@ use crate::domain::notification::TargetFacts;
 use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::planted;
+use crate::storage::people::People;
 use crate::storage::{BootId, Fanout, FanoutPage, Gate, PageWrite};
 
 /// A fan-out that cannot be read is put off by this, as an unreadable job is.
@@ -189,8 +191,8 @@ pub(super) fn meet(
             done = done && stream.peek(conn, 1)?.is_none();
         }
     }
-    let mut found = People::of_page(conn, event_type, &users)?;
-    found.add_devices(conn, event_type, &devices)?;
+    let mut found = of_page(conn, event_type, &users)?;
+    found.append(of_devices(conn, event_type, &devices)?);
     Ok(Met { found, cursor, done })
 }
 
@@ -214,7 +216,7 @@ fn meet_one_source(
     let done = users.len() <= limit;
     users.truncate(limit);
     let cursor = users.last().copied().unwrap_or(after);
-    Ok(Some(Met { found: People::of_page(conn, event_type, &users)?, cursor, done }))
+    Ok(Some(Met { found: of_page(conn, event_type, &users)?, cursor, done }))
 }
 
 /// The next page of a fan-out, and what a hand-over of its jobs needs.

@@ -25,11 +25,12 @@ use super::cache::NotificationCache;
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, is_busy, is_damaged, is_disk_full, is_io_error, unavailable};
 use super::handed;
+use super::reach::{self, Change};
 use super::statement::constant;
 use super::watching::Horizon;
 use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
 use crate::domain::identity::IdentityKey;
-use crate::domain::ids::{AppKey, DeviceId, IdMaker, RouteId};
+use crate::domain::ids::{AppKey, DeviceId, IdMaker, RouteId, UserKey};
 use crate::domain::notification::{HandOff, HandedOver};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
@@ -72,6 +73,8 @@ pub(super) struct Tx<'a> {
     pub gated: DenyPosition,
     pub gated_at: Instant,
     pub handed: handed::Changes,
+    /// Of the step: whose devices or choices it changed. They are packed anew before anybody reads them.
+    pub changed: Vec<(UserKey, Change)>,
     /// The newest id before any step of the group took one.
     pub before: i64,
     ids: Ids,
@@ -179,7 +182,7 @@ where
         self.ids.restart();
         tx.ids = std::mem::take(&mut self.ids);
         tx.wrote = false;
-        let result = (self.work)(tx);
+        let result = (self.work)(tx).and_then(|value| reach::pack_changed(tx).map(|()| value));
         self.ids = std::mem::take(&mut tx.ids);
         tx.wrote_any |= tx.wrote;
         match result {
@@ -369,6 +372,7 @@ impl Core {
             gated,
             gated_at,
             handed: handed::Changes::default(),
+            changed: Vec::new(),
             before,
             ids: Ids::default(),
             effects: Effects::default(),

@@ -23,6 +23,7 @@ mod pauses;
 mod people;
 mod providers;
 mod queue;
+mod reach;
 mod readers;
 mod registry;
 mod restorations;

@@ -273,6 +273,8 @@ pub(super) fn migrate(conn: &mut SqliteConnection, apply: bool) -> Result<(), Op
         sort_in(conn, "FILE")?;
         conn.run_pending_migrations(MIGRATIONS).map_err(failed)?;
         sort_in(conn, "MEMORY")?;
+        super::reach::pack_all_once(conn)
+            .map_err(|fail| OpenError::Migrate { reason: fail.into_store("pack the reach of people").to_string() })?;
     } else {
         let missing = conn.pending_migrations(MIGRATIONS).map_err(failed)?.len();
         if missing > 0 {

@@ -8,6 +8,7 @@ use super::devices;
 use super::fail::Attempt;
 use super::group::Tx;
 use super::people::{ensure_user, user_key};
+use super::reach::Change;
 use super::rows::flag;
 use super::statement::constant;
 use crate::domain::deny::DenyKey;
@@ -171,6 +172,7 @@ pub(super) fn set(tx: &mut Tx<'_>, new: &NewOptIn, now: UnixMs) -> Attempt<(OptI
             (); "UPDATE device SET has_choice = 1 WHERE id = ?1 AND has_choice = 0", BigInt => device,
         ))?;
     }
+    tx.changed.push((user, Change::Choice(DeviceId(device), event_type.to_owned(), new.opted_in)));
     if !new.opted_in && !planted::is("no-not-published") {
         tx.deny(new.device.map_or(DenyKey::User(user), DenyKey::Device));
     }

@@ -12,10 +12,11 @@ use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::jobs::{self, Lease};
 use super::people;
+use super::reach::Change;
 use super::redrive::{self, Block};
 use super::rows::{json_ids, lane};
 use super::statement::constant;
-use crate::domain::ids::{AppKey, DeviceId};
+use crate::domain::ids::{AppKey, DeviceId, UserKey};
 use crate::domain::pacing::{Bucket, PermitBlock, PermitRequest};
 use crate::domain::time::UnixMs;
 use crate::storage::providers::RouteRow;
@@ -176,17 +177,26 @@ fn device_times(conn: &mut SqliteConnection, devices: &[DeviceId]) -> Attempt<Ve
 /// What platforms said of devices, beside that they are gone.
 pub(super) fn change_device(tx: &mut Tx<'_>, app: AppKey, change: DeviceChange, now: UnixMs) -> Attempt<()> {
     match change {
-        DeviceChange::Hold { device, until, doubted } => tx.execute(constant!(
+        DeviceChange::Hold { device, until, doubted } => {
+            tx.execute(constant!(
             ();
             "UPDATE device SET hold_until = max(coalesce(hold_until, 0), ?3), doubted_at = coalesce(?4, doubted_at) \
              WHERE id = ?1 AND app = ?2 AND state = 1",
             BigInt => device.0, BigInt => app.0, BigInt => until.0, Nullable<BigInt> => doubted.then_some(now.0),
-        ))?,
-        DeviceChange::Reroute { device, from, to } => tx.execute(constant!(
-            (); "UPDATE device SET route = ?4 WHERE id = ?1 AND app = ?2 AND route = ?3 AND state = 1",
-            BigInt => device.0, BigInt => app.0, BigInt => from.0, BigInt => to.0,
-        ))?,
-    };
+        ))?;
+        }
+        DeviceChange::Reroute { device, from, to } => {
+            let user: Option<i64> = constant!(
+                BigInt;
+                "UPDATE device SET route = ?4 WHERE id = ?1 AND app = ?2 AND route = ?3 AND state = 1 \
+                 RETURNING user_key",
+                BigInt => device.0, BigInt => app.0, BigInt => from.0, BigInt => to.0,
+            )
+            .get_result(tx.writes())
+            .optional()?;
+            tx.changed.extend(user.map(|user| (UserKey(user), Change::Anything)));
+        }
+    }
     Ok(())
 }
 

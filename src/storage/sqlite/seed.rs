@@ -9,6 +9,7 @@ use diesel::sqlite::SqliteConnection;
 use diesel::{Connection, QueryResult, RunQueryDsl};
 
 use super::devices::token_hash;
+use super::fail::Attempt;
 use super::statement::constant;
 use crate::domain::time::UnixMs;
 use crate::storage::seed::{Made, Scattered, Seed};
@@ -23,10 +24,10 @@ const CHUNK: usize = 50_000;
 pub fn seed(path: &Path, seed: &Seed<'_>, now: UnixMs) -> Result<(), String> {
     let text = path.to_str().ok_or_else(|| format!("{} is not valid UTF-8", path.display()))?;
     let mut conn = SqliteConnection::establish(text).map_err(|error| error.to_string())?;
-    write(&mut conn, seed, now).map_err(|error| error.to_string())
+    write(&mut conn, seed, now).map_err(|fail| fail.into_store("fill the database").to_string())
 }
 
-fn write(conn: &mut SqliteConnection, seed: &Seed<'_>, now: UnixMs) -> QueryResult<()> {
+fn write(conn: &mut SqliteConnection, seed: &Seed<'_>, now: UnixMs) -> Attempt<()> {
     conn.batch_execute(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144; \
          PRAGMA wal_autocheckpoint = 20000; PRAGMA temp_store = FILE;",
@@ -59,7 +60,8 @@ fn write(conn: &mut SqliteConnection, seed: &Seed<'_>, now: UnixMs) -> QueryResu
     for (_, sql) in &indexes {
         conn.batch_execute(sql)?;
     }
-    conn.batch_execute("PRAGMA wal_checkpoint(TRUNCATE);")
+    super::reach::pack_all(conn)?;
+    Ok(conn.batch_execute("PRAGMA wal_checkpoint(TRUNCATE);")?)
 }
 
 fn write_person(conn: &mut SqliteConnection, seed: &Seed<'_>, scattered: &Scattered, made: Made) -> QueryResult<()> {

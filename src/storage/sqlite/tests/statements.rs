@@ -113,19 +113,19 @@ async fn hot_statements_use_their_indexes() {
     assert!(claim.contains("job_by_due") && !claim.contains("TEMP B-TREE"), "{claim}");
     let facts = plan("SELECT d.id FROM json_each('[1]') AS e CROSS JOIN device d ON d.id = e.value");
     assert!(facts.contains("SEARCH d USING INTEGER PRIMARY KEY"), "{facts}");
-    let people =
-        plan("SELECT d.id FROM json_each('[1]') AS e LEFT JOIN device d ON d.user_key = e.value AND d.state = 1");
-    assert!(people.contains("device_by_user"), "{people}");
-    let choice = plan("SELECT opted_in FROM opt_in o WHERE o.user_key = 1 AND o.device = 0 AND o.event_type = ''");
-    assert!(choice.contains("SEARCH o USING PRIMARY KEY"), "{choice}");
-    let choices =
-        plan("SELECT c.opted_in FROM opt_in c WHERE c.user_key >= 1 AND c.user_key <= 3 ORDER BY c.user_key LIMIT 9");
-    assert!(choices.contains("USING PRIMARY KEY") && !choices.contains("TEMP B-TREE"), "{choices}");
+    let looked_up = plan("SELECT e.value, u.reach FROM json_each('[1]') AS e LEFT JOIN app_user u ON u.id = e.value");
+    assert!(looked_up.contains("SEARCH u USING INTEGER PRIMARY KEY"), "{looked_up}");
+    let range = plan("SELECT id, reach FROM app_user WHERE id >= 1 AND id <= 3 ORDER BY id LIMIT 9");
+    assert!(range.contains("USING INTEGER PRIMARY KEY") && !range.contains("TEMP B-TREE"), "{range}");
+    let named = plan("SELECT id, reach FROM app_user WHERE app = 1 AND external_id = 'u'");
+    assert!(named.contains("app_user_by_name"), "{named}");
     let devices = plan(
-        "SELECT d.id, d.state, d.route, d.seal_key, d.token_sealed, d.locale, d.has_choice FROM device d \
-         WHERE d.user_key >= 1 AND d.user_key <= 3 ORDER BY d.user_key, d.id LIMIT 9",
+        "SELECT id, token_sealed FROM device WHERE user_key >= 1 AND user_key <= 3 AND +state = 1 ORDER BY user_key, id",
     );
-    assert!(devices.contains("COVERING INDEX device_by_user") && !devices.contains("TEMP B-TREE"), "{devices}");
+    assert!(devices.contains("device_by_user") && !devices.contains("TEMP B-TREE"), "{devices}");
+    let choices =
+        plan("SELECT opted_in FROM opt_in WHERE user_key >= 1 AND user_key <= 3 ORDER BY user_key, device, event_type");
+    assert!(choices.contains("USING PRIMARY KEY") && !choices.contains("TEMP B-TREE"), "{choices}");
     let page = plan(
         "SELECT user_key FROM subscription WHERE topic = 1 AND user_key > 2 AND active = 1 ORDER BY user_key LIMIT 3",
     );

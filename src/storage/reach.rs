@@ -1,0 +1,274 @@
+//! A person's reach, packed: how they can be reached and what they chose, as one value of their own row.
+//!
+//! Their active devices with route, token and language, and every choice of theirs and of those devices: all that planning
+//! and gating ask of a person. It repeats what the rows of devices and choices say, which lie at random places among
+//! millions; with it a person is found with one way down one tree. The rows count. Whatever changes them packs the person
+//! anew in the same transaction.
+//!
+//! Format 1: the format's number; the person's own choices; the devices, ascending, each with its choices. Lists and texts
+//! begin with their length as a varint, ids have eight bytes (little-endian), a choice is its answer (0 or 1) and the name
+//! of the event type, empty for all of them.
+
+use super::people::People;
+use crate::domain::consent::{DeviceChoice, UserChoice};
+use crate::domain::ids::{DeviceId, EventType, RouteId, UserKey};
+use crate::domain::platform::DeviceToken;
+use crate::domain::targets::{read_varint, write_varint};
+
+const FORMAT: u8 = 1;
+/// More is not packed: a row is to stay within its page. The few who have more are read from their rows.
+pub(super) const MAX_BYTES: usize = 1_536;
+/// Of somebody without devices and choices.
+pub(super) const NOBODY: [u8; 3] = [FORMAT, 0, 0];
+
+/// The name of an event type, empty for all of them, and the answer.
+pub(super) type Choice = (String, bool);
+
+/// An active device, to be packed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct ReachDevice {
+    pub id: i64,
+    pub route: i64,
+    pub token: DeviceToken,
+    pub locale: Option<String>,
+    pub choices: Vec<Choice>,
+}
+
+/// What is to be packed of a person.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Reach {
+    /// Ascending by name, as those of a device.
+    pub choices: Vec<Choice>,
+    /// Ascending by id.
+    pub devices: Vec<ReachDevice>,
+}
+
+impl Reach {
+    /// `None`: more than fits.
+    pub fn pack(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![FORMAT];
+        write_choices(&mut bytes, &self.choices);
+        write_varint(&mut bytes, self.devices.len() as u64);
+        for device in &self.devices {
+            bytes.extend(device.id.to_le_bytes());
+            bytes.extend(device.route.to_le_bytes());
+            write_bytes(&mut bytes, device.locale.as_deref().unwrap_or("").as_bytes());
+            write_bytes(&mut bytes, device.token.expose().as_bytes());
+            write_choices(&mut bytes, &device.choices);
+            if bytes.len() > MAX_BYTES {
+                return None;
+            }
+        }
+        (bytes.len() <= MAX_BYTES).then_some(bytes)
+    }
+
+    /// What [`Reach::pack`] wrote, to be changed. `None` as [`unpack`].
+    pub fn read(packed: &[u8]) -> Option<Self> {
+        let (format, mut rest) = packed.split_first()?;
+        if *format != FORMAT {
+            return None;
+        }
+        let mut reach = Self { choices: read_all_choices(&mut rest)?, devices: Vec::new() };
+        for _ in 0..read_varint(&mut rest).ok()? {
+            let (id, route) = (read_id(&mut rest)?, read_id(&mut rest)?);
+            let locale = Some(read_text(&mut rest)?.to_owned()).filter(|locale| !locale.is_empty());
+            let token = DeviceToken::trusted(read_text(&mut rest)?);
+            reach.devices.push(ReachDevice { id, route, token, locale, choices: read_all_choices(&mut rest)? });
+        }
+        rest.is_empty().then_some(reach)
+    }
+
+    /// A device that is not active any more.
+    pub fn remove(&mut self, device: DeviceId) {
+        self.devices.retain(|known| known.id != device.0);
+    }
+
+    /// The person's own choice (device 0) or one of a device of theirs; of one that is not active it is nobody's matter.
+    pub fn choose(&mut self, device: DeviceId, event_type: &str, opted_in: bool) {
+        let choices = if device.0 == 0 {
+            &mut self.choices
+        } else if let Some(known) = self.devices.iter_mut().find(|known| known.id == device.0) {
+            &mut known.choices
+        } else {
+            return;
+        };
+        match choices.binary_search_by(|(known, _)| known.as_str().cmp(event_type)) {
+            Ok(at) => choices[at].1 = opted_in,
+            Err(at) => choices.insert(at, (event_type.to_owned(), opted_in)),
+        }
+    }
+}
+
+fn write_bytes(bytes: &mut Vec<u8>, value: &[u8]) {
+    write_varint(bytes, value.len() as u64);
+    bytes.extend(value);
+}
+
+fn write_choices(bytes: &mut Vec<u8>, choices: &[Choice]) {
+    write_varint(bytes, choices.len() as u64);
+    for (event_type, opted_in) in choices {
+        bytes.push(u8::from(*opted_in));
+        write_bytes(bytes, event_type.as_bytes());
+    }
+}
+
+/// Adds the person whose reach this is, with what they chose for this event type and for all. `None`: bytes that no
+/// version of ours wrote; the person may be there then in part. Never panics and holds no more than the bytes do.
+pub(super) fn unpack(people: &mut People, user: UserKey, event_type: &EventType, packed: &[u8]) -> Option<()> {
+    let (format, mut rest) = packed.split_first()?;
+    if *format != FORMAT {
+        return None;
+    }
+    let (all, this_type) = read_choices(&mut rest, event_type)?;
+    people.person(user, UserChoice { all, this_type });
+    for _ in 0..read_varint(&mut rest).ok()? {
+        let device = DeviceId(read_id(&mut rest)?);
+        let route = RouteId(read_id(&mut rest)?);
+        let locale = read_text(&mut rest)?;
+        let token = DeviceToken::trusted(read_text(&mut rest)?);
+        let (all, this_type) = read_choices(&mut rest, event_type)?;
+        let locale = (!locale.is_empty()).then_some(locale);
+        people.add_device(device, route, token, locale, DeviceChoice { all, this_type });
+    }
+    rest.is_empty().then_some(())
+}
+
+fn read_id(bytes: &mut &[u8]) -> Option<i64> {
+    let (id, rest) = bytes.split_first_chunk::<8>()?;
+    *bytes = rest;
+    Some(i64::from_le_bytes(*id))
+}
+
+fn read_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(read_varint(bytes).ok()?).ok()?;
+    let (value, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(value)
+}
+
+fn read_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
+    std::str::from_utf8(read_bytes(bytes)?).ok()
+}
+
+fn read_all_choices(bytes: &mut &[u8]) -> Option<Vec<Choice>> {
+    let mut choices = Vec::new();
+    for _ in 0..read_varint(bytes).ok()? {
+        let (opted_in, rest) = bytes.split_first()?;
+        *bytes = rest;
+        choices.push((read_text(bytes)?.to_owned(), *opted_in != 0));
+    }
+    Some(choices)
+}
+
+/// The answers for all event types and for this one.
+fn read_choices(bytes: &mut &[u8], event_type: &EventType) -> Option<(Option<bool>, Option<bool>)> {
+    let (mut all, mut this_type) = (None, None);
+    for _ in 0..read_varint(bytes).ok()? {
+        let (opted_in, rest) = bytes.split_first()?;
+        *bytes = rest;
+        let name = read_bytes(bytes)?;
+        if name.is_empty() {
+            all = Some(*opted_in != 0);
+        } else if name == event_type.as_str().as_bytes() {
+            this_type = Some(*opted_in != 0);
+        }
+    }
+    Some((all, this_type))
+}
+
+/// For the fuzzer: what can be read at all is read the same in both ways, and packed again says the same. How many devices.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn reads_alike(packed: &[u8]) -> Option<usize> {
+    let mut people = People::default();
+    let event_type = EventType::trusted("comment");
+    let unpacked = unpack(&mut people, UserKey(7), &event_type, packed);
+    let reach = Reach::read(packed)?;
+    unpacked.expect("what can be read can be unpacked");
+    assert_eq!(people.facts.len(), reach.devices.len());
+    if let Some(again) = reach.pack() {
+        assert!(again.len() <= packed.len(), "what we write is the shortest form");
+        assert_eq!(Reach::read(&again), Some(reach.clone()));
+    }
+    Some(reach.devices.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::ids::Locale;
+
+    fn choices() -> impl Strategy<Value = Vec<Choice>> {
+        vec((prop_oneof![Just(String::new()), Just("comment".to_owned()), "[a-z]{1,12}"], any::<bool>()), 0..4)
+    }
+
+    fn device() -> impl Strategy<Value = ReachDevice> {
+        let token = "[0-9a-f]{64}|[0-9A-Za-z:_-]{100,170}";
+        (0..i64::MAX, 0..i64::MAX, token, proptest::option::of("[a-z]{2}-[A-Z]{2}"), choices()).prop_map(
+            |(id, route, token, locale, choices)| ReachDevice {
+                id,
+                route,
+                token: DeviceToken::trusted(&token),
+                locale,
+                choices,
+            },
+        )
+    }
+
+    fn answer(choices: &[Choice], name: &str) -> Option<bool> {
+        choices.iter().rfind(|(of, _)| of == name).map(|(_, opted_in)| *opted_in)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_read_back(choices in choices(), devices in vec(device(), 0..6)) {
+            let reach = Reach { choices, devices };
+            let event_type = EventType::trusted("comment");
+            let Some(packed) = reach.pack() else { return Ok(()) };
+            let read = Reach::read(&packed);
+            prop_assert_eq!(read.as_ref(), Some(&reach));
+            let mut found = People::default();
+            prop_assert_eq!(unpack(&mut found, UserKey(7), &event_type, &packed), Some(()));
+            prop_assert_eq!(found.people.len(), 1);
+            let person = &found.people[0];
+            prop_assert_eq!(person.user, UserKey(7));
+            prop_assert_eq!(person.choice.all, answer(&reach.choices, ""));
+            prop_assert_eq!(person.choice.this_type, answer(&reach.choices, "comment"));
+            prop_assert_eq!(found.facts.len(), reach.devices.len());
+            for (facts, device) in found.facts.iter().zip(&reach.devices) {
+                prop_assert_eq!(facts.target.device.0, device.id);
+                prop_assert_eq!(facts.route.0, device.route);
+                prop_assert_eq!(facts.token.expose(), device.token.expose());
+                prop_assert_eq!(facts.locale.as_ref().map(Locale::as_str), device.locale.as_deref());
+                prop_assert_eq!(facts.user_choice, person.choice);
+                prop_assert_eq!(facts.device_choice.all, answer(&device.choices, ""));
+                prop_assert_eq!(facts.device_choice.this_type, answer(&device.choices, "comment"));
+            }
+        }
+
+        #[test]
+        fn nothing_panics_and_no_part_is_taken_for_the_whole(bytes in vec(any::<u8>(), 0..200), device in device()) {
+            let event_type = EventType::trusted("comment");
+            let _ = unpack(&mut People::default(), UserKey(7), &event_type, &bytes);
+            let _ = Reach::read(&bytes);
+            let packed = Reach { choices: Vec::new(), devices: vec![device] }.pack().expect("it fits");
+            for end in 0..packed.len() {
+                prop_assert_eq!(unpack(&mut People::default(), UserKey(7), &event_type, &packed[..end]), None);
+            }
+        }
+    }
+
+    #[test]
+    fn more_than_fits_is_not_packed() {
+        let token = DeviceToken::trusted(&"a".repeat(160));
+        let device = |id| ReachDevice { id, route: 1, token: token.clone(), locale: None, choices: Vec::new() };
+        let of = |count| Reach { choices: Vec::new(), devices: (1..=count).map(device).collect() };
+        assert!(of(8).pack().is_some());
+        assert_eq!(of(9).pack(), None);
+        let many = (0..200).map(|at| (format!("event_type_{at}"), true)).collect();
+        assert_eq!(Reach { choices: many, devices: Vec::new() }.pack(), None);
+        assert_eq!(Reach::default().pack().as_deref(), Some(&NOBODY[..]));
+    }
+}
