@@ -148,3 +148,25 @@ async fn the_schema_goes_up_down_and_up_and_matches_sqlite() {
     conn.batch_execute(rows).await.expect("rows in the default partition");
     conn.batch_execute(&format!("DROP SCHEMA {name} CASCADE")).await.expect("tidied up");
 }
+
+/// What the tests above run is what a server does: both stores have every migration, and this file names each of them.
+#[test]
+fn no_migration_is_left_out() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let names = |store: &str| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(root.join("migrations").join(store)).expect("a directory of migrations");
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect()
+    };
+    let of_postgres = names("postgres");
+    assert_eq!(of_postgres, names("sqlite"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect("a source file");
+    let (here, server) = (read("tests/postgres_schema.rs"), read("src/storage/postgres/open.rs"));
+    for name in of_postgres {
+        assert!(server.contains(&format!("postgres/{name}/up.sql")), "a server does not run {name}");
+        for part in
+            [format!("postgres/{name}/up.sql"), format!("postgres/{name}/down.sql"), format!("sqlite/{name}/up.sql")]
+        {
+            assert!(here.contains(&part), "{part} is not tested");
+        }
+    }
+}

@@ -25,6 +25,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261124000001", include_str!("../../../migrations/postgres/2026-11-24-000001_handed/up.sql")),
     ("20261124000002", include_str!("../../../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql")),
     ("20261129000003", include_str!("../../../migrations/postgres/2026-11-29-000003_one_index_of_tokens/up.sql")),
+    ("20261129000004", include_str!("../../../migrations/postgres/2026-11-29-000004_reach/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.
