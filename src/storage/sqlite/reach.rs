@@ -277,6 +277,11 @@ pub(super) fn pack_all_once(conn: &mut SqliteConnection) -> Attempt<()> {
     if packed > 0 {
         return Ok(());
     }
+    // app_user's primary key
+    let anybody: i64 = constant!(BigInt; "SELECT EXISTS (SELECT 1 FROM app_user)").get_result(conn)?;
+    if anybody > 0 {
+        tracing::info!("packing how people can be reached, once: some ten seconds for a million");
+    }
     pack_all(conn)?;
     constant!((); "INSERT INTO watermark (name, value) VALUES (?1, 1)", Text => PACKED).execute(conn)?;
     Ok(())
