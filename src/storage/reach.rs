@@ -64,18 +64,15 @@ impl Reach {
 
     /// What [`Reach::pack`] wrote, to be changed. `None` as [`unpack`].
     pub fn read(packed: &[u8]) -> Option<Self> {
-        let (format, mut rest) = packed.split_first()?;
-        if *format != FORMAT {
-            return None;
+        let mut parts = Parts::of(packed)?;
+        let mut reach = Self { choices: parts.all_choices()?, devices: Vec::new() };
+        for _ in 0..parts.count()? {
+            let (id, route, locale, token) = parts.device()?;
+            let (token, locale) = (DeviceToken::trusted(token), locale.map(str::to_owned));
+            reach.devices.push(ReachDevice { id, route, token, locale, choices: parts.all_choices()? });
         }
-        let mut reach = Self { choices: read_all_choices(&mut rest)?, devices: Vec::new() };
-        for _ in 0..read_varint(&mut rest).ok()? {
-            let (id, route) = (read_id(&mut rest)?, read_id(&mut rest)?);
-            let locale = Some(read_text(&mut rest)?.to_owned()).filter(|locale| !locale.is_empty());
-            let token = DeviceToken::trusted(read_text(&mut rest)?);
-            reach.devices.push(ReachDevice { id, route, token, locale, choices: read_all_choices(&mut rest)? });
-        }
-        rest.is_empty().then_some(reach)
+        parts.end()?;
+        Some(reach)
     }
 
     /// A device that is not active any more.
@@ -115,65 +112,80 @@ fn write_choices(bytes: &mut Vec<u8>, choices: &[Choice]) {
 /// Adds the person whose reach this is, with what they chose for this event type and for all. `None`: bytes that no
 /// version of ours wrote; the person may be there then in part. Never panics and holds no more than the bytes do.
 pub(super) fn unpack(people: &mut People, user: UserKey, event_type: &EventType, packed: &[u8]) -> Option<()> {
-    let (format, mut rest) = packed.split_first()?;
-    if *format != FORMAT {
-        return None;
-    }
-    let (all, this_type) = read_choices(&mut rest, event_type)?;
+    let mut parts = Parts::of(packed)?;
+    let (all, this_type) = parts.choices_of(event_type)?;
     people.person(user, UserChoice { all, this_type });
-    for _ in 0..read_varint(&mut rest).ok()? {
-        let device = DeviceId(read_id(&mut rest)?);
-        let route = RouteId(read_id(&mut rest)?);
-        let locale = read_text(&mut rest)?;
-        let token = DeviceToken::trusted(read_text(&mut rest)?);
-        let (all, this_type) = read_choices(&mut rest, event_type)?;
-        let locale = (!locale.is_empty()).then_some(locale);
-        people.add_device(device, route, token, locale, DeviceChoice { all, this_type });
+    for _ in 0..parts.count()? {
+        let (id, route, locale, token) = parts.device()?;
+        let (all, this_type) = parts.choices_of(event_type)?;
+        let (token, choice) = (DeviceToken::trusted(token), DeviceChoice { all, this_type });
+        people.add_device(DeviceId(id), RouteId(route), token, locale, choice);
     }
-    rest.is_empty().then_some(())
+    parts.end()
 }
 
-fn read_id(bytes: &mut &[u8]) -> Option<i64> {
-    let (id, rest) = bytes.split_first_chunk::<8>()?;
-    *bytes = rest;
-    Some(i64::from_le_bytes(*id))
-}
+/// What is left of the bytes.
+struct Parts<'a>(&'a [u8]);
 
-fn read_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(read_varint(bytes).ok()?).ok()?;
-    let (value, rest) = bytes.split_at_checked(length)?;
-    *bytes = rest;
-    Some(value)
-}
-
-fn read_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
-    std::str::from_utf8(read_bytes(bytes)?).ok()
-}
-
-fn read_all_choices(bytes: &mut &[u8]) -> Option<Vec<Choice>> {
-    let mut choices = Vec::new();
-    for _ in 0..read_varint(bytes).ok()? {
-        let (opted_in, rest) = bytes.split_first()?;
-        *bytes = rest;
-        choices.push((read_text(bytes)?.to_owned(), *opted_in != 0));
+impl<'a> Parts<'a> {
+    fn of(packed: &'a [u8]) -> Option<Self> {
+        packed.strip_prefix(&[FORMAT]).map(Self)
     }
-    Some(choices)
-}
 
-/// The answers for all event types and for this one.
-fn read_choices(bytes: &mut &[u8], event_type: &EventType) -> Option<(Option<bool>, Option<bool>)> {
-    let (mut all, mut this_type) = (None, None);
-    for _ in 0..read_varint(bytes).ok()? {
-        let (opted_in, rest) = bytes.split_first()?;
-        *bytes = rest;
-        let name = read_bytes(bytes)?;
-        if name.is_empty() {
-            all = Some(*opted_in != 0);
-        } else if name == event_type.as_str().as_bytes() {
-            this_type = Some(*opted_in != 0);
+    fn end(&self) -> Option<()> {
+        self.0.is_empty().then_some(())
+    }
+
+    fn count(&mut self) -> Option<u64> {
+        read_varint(&mut self.0).ok()
+    }
+
+    fn id(&mut self) -> Option<i64> {
+        let (id, rest) = self.0.split_first_chunk::<8>()?;
+        self.0 = rest;
+        Some(i64::from_le_bytes(*id))
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        let length = usize::try_from(self.count()?).ok()?;
+        let (value, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        std::str::from_utf8(value).ok()
+    }
+
+    /// Number, route, language and token.
+    fn device(&mut self) -> Option<(i64, i64, Option<&'a str>, &'a str)> {
+        let (id, route, locale) = (self.id()?, self.id()?, self.text()?);
+        Some((id, route, (!locale.is_empty()).then_some(locale), self.text()?))
+    }
+
+    fn choices(&mut self, mut each: impl FnMut(&'a str, bool)) -> Option<()> {
+        for _ in 0..self.count()? {
+            let (opted_in, rest) = self.0.split_first()?;
+            self.0 = rest;
+            each(self.text()?, *opted_in != 0);
         }
+        Some(())
     }
-    Some((all, this_type))
+
+    fn all_choices(&mut self) -> Option<Vec<Choice>> {
+        let mut choices = Vec::new();
+        self.choices(|name, opted_in| choices.push((name.to_owned(), opted_in)))?;
+        Some(choices)
+    }
+
+    /// The answers for all event types and for this one.
+    fn choices_of(&mut self, event_type: &EventType) -> Option<(Option<bool>, Option<bool>)> {
+        let (mut all, mut this_type) = (None, None);
+        self.choices(|name, opted_in| {
+            if name.is_empty() {
+                all = Some(opted_in);
+            } else if name == event_type.as_str() {
+                this_type = Some(opted_in);
+            }
+        })?;
+        Some((all, this_type))
+    }
 }
 
 /// For the fuzzer: what can be read at all is read the same in both ways, and packed again says the same. How many devices.

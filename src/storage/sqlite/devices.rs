@@ -203,8 +203,10 @@ pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs
             recall(tx, &dead);
             let id = write(tx, registration, &hash, (retired, target), written, now)?;
             let device = read_row(tx.conn, id)?;
-            evict(tx, UserKey(device.user_key), Some(id), now)?;
-            report(tx, UserKey(device.user_key), registration)?;
+            let user = UserKey(device.user_key);
+            tx.changed.push((user, Change::Anything));
+            evict(tx, user, Some(id), now)?;
+            report(tx, user, registration)?;
             Ok(Registered { device: device.into_domain()?, created: target.is_none() })
         }
     }
@@ -233,7 +235,9 @@ pub(super) fn import(
         None => user_key(tx.conn, registration.app, &registration.user)?,
         known => known,
     };
-    report(tx, user.ok_or_else(|| Fail::corrupt("a user's row vanished"))?, registration)?;
+    let user = user.ok_or_else(|| Fail::corrupt("a user's row vanished"))?;
+    tx.changed.push((user, Change::Anything));
+    report(tx, user, registration)?;
     Ok(ImportEffect::Applied)
 }
 
@@ -253,7 +257,7 @@ fn recall(tx: &mut Tx<'_>, devices: &[DeviceId]) {
     }
 }
 
-/// The old rows let go of the token before the new one takes it. The row written.
+/// The old rows let go of the token before the new one takes it. The row written, whose person is to be packed anew.
 fn write(
     tx: &mut Tx<'_>,
     registration: &Registration,
@@ -270,8 +274,6 @@ fn write(
     }
     let Some(id) = target else { return insert(tx, registration, hash, None, written, now) };
     update(tx, id, registration, hash, written.confirmed_at)?;
-    let user = user_key(tx.conn, registration.app, &registration.user)?;
-    tx.changed.extend(user.map(|user| (user, Change::Anything)));
     // What was queued holds the old token or route: the gate reads the new one.
     tx.deny(DenyKey::Device(DeviceId(id)));
     Ok(id)
@@ -305,9 +307,8 @@ fn insert(
         BigInt => written.confirmed_at.0, SmallInt => if retired.is_some() { 3 } else { 1 },
         Nullable<Text> => retired, Nullable<BigInt> => retired.map(|_| now.0), BigInt => written.created_at.0,
     ))?;
-    match retired {
-        Some(reason) => log_retirement(tx, DeviceId(id), reason, now)?,
-        None => tx.changed.push((user, Change::Anything)),
+    if let Some(reason) = retired {
+        log_retirement(tx, DeviceId(id), reason, now)?;
     }
     Ok(id)
 }
