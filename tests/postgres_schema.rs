@@ -10,9 +10,11 @@ const POSTGRES_UP: &str = concat!(
     include_str!("../migrations/postgres/2026-11-24-000001_handed/up.sql"),
     include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql"),
     include_str!("../migrations/postgres/2026-11-29-000003_one_index_of_tokens/up.sql"),
-    include_str!("../migrations/postgres/2026-11-29-000004_reach/up.sql")
+    include_str!("../migrations/postgres/2026-11-29-000004_reach/up.sql"),
+    include_str!("../migrations/postgres/2026-11-29-000005_reach_kept/up.sql")
 );
 const POSTGRES_DOWN: &str = concat!(
+    include_str!("../migrations/postgres/2026-11-29-000005_reach_kept/down.sql"),
     include_str!("../migrations/postgres/2026-11-29-000004_reach/down.sql"),
     include_str!("../migrations/postgres/2026-11-29-000003_one_index_of_tokens/down.sql"),
     include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/down.sql"),
@@ -24,7 +26,8 @@ const SQLITE_UP: &str = concat!(
     include_str!("../migrations/sqlite/2026-11-24-000001_handed/up.sql"),
     include_str!("../migrations/sqlite/2026-11-24-000002_room_for_updates/up.sql"),
     include_str!("../migrations/sqlite/2026-11-29-000003_one_index_of_tokens/up.sql"),
-    include_str!("../migrations/sqlite/2026-11-29-000004_reach/up.sql")
+    include_str!("../migrations/sqlite/2026-11-29-000004_reach/up.sql"),
+    include_str!("../migrations/sqlite/2026-11-29-000005_reach_kept/up.sql")
 );
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]

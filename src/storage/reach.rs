@@ -43,6 +43,18 @@ pub(super) struct Reach {
     pub devices: Vec<ReachDevice>,
 }
 
+/// What a step has changed of a person.
+pub(super) enum Change {
+    /// Whatever it was.
+    Anything,
+    /// This device, its choices left out, is active now or says something else. A new one has no choices yet.
+    With { device: ReachDevice, is_new: bool },
+    /// This device is not active any more.
+    Without(DeviceId),
+    /// What they chose, for the device (0: for themselves) and the event type (empty: for all).
+    Choice(DeviceId, String, bool),
+}
+
 impl Reach {
     /// `None`: more than fits.
     pub fn pack(&self) -> Option<Vec<u8>> {
@@ -75,13 +87,26 @@ impl Reach {
         Some(reach)
     }
 
-    /// A device that is not active any more.
-    pub fn remove(&mut self, device: DeviceId) {
-        self.devices.retain(|known| known.id != device.0);
+    /// Makes the change. `false`: it and what was known do not say enough.
+    pub fn apply(&mut self, change: Change) -> bool {
+        match change {
+            Change::Anything => return false,
+            Change::With { device, is_new } => match self.devices.binary_search_by_key(&device.id, |known| known.id) {
+                Ok(at) => {
+                    let choices = std::mem::take(&mut self.devices[at].choices);
+                    self.devices[at] = ReachDevice { choices, ..device };
+                }
+                Err(at) if is_new => self.devices.insert(at, device),
+                Err(_) => return false,
+            },
+            Change::Without(device) => self.devices.retain(|known| known.id != device.0),
+            Change::Choice(device, event_type, opted_in) => self.choose(device, &event_type, opted_in),
+        }
+        true
     }
 
     /// The person's own choice (device 0) or one of a device of theirs; of one that is not active it is nobody's matter.
-    pub fn choose(&mut self, device: DeviceId, event_type: &str, opted_in: bool) {
+    fn choose(&mut self, device: DeviceId, event_type: &str, opted_in: bool) {
         let choices = if device.0 == 0 {
             &mut self.choices
         } else if let Some(known) = self.devices.iter_mut().find(|known| known.id == device.0) {
@@ -270,6 +295,29 @@ mod tests {
                 prop_assert_eq!(unpack(&mut People::default(), UserKey(7), &event_type, &packed[..end]), None);
             }
         }
+    }
+
+    #[test]
+    fn a_device_keeps_its_choices_and_none_is_made_up() {
+        let device = |id, token: &str| ReachDevice {
+            id,
+            route: 1,
+            token: DeviceToken::trusted(token),
+            locale: None,
+            choices: Vec::new(),
+        };
+        let with = |id, token, is_new| Change::With { device: device(id, token), is_new };
+        let mut reach = Reach::default();
+        assert!(reach.apply(with(7, "aa", true)) && reach.apply(with(5, "bb", true)));
+        assert!(reach.apply(Change::Choice(DeviceId(7), "comment".to_owned(), false)));
+        assert!(reach.apply(with(7, "cc", false)));
+        let kept = vec![("comment".to_owned(), false)];
+        let known = ReachDevice { choices: kept, ..device(7, "cc") };
+        assert_eq!(reach.devices, [device(5, "bb"), known], "ascending");
+        assert!(!reach.apply(with(6, "dd", false)), "one that comes back may have chosen before");
+        assert!(!reach.apply(Change::Anything));
+        assert!(reach.apply(Change::Without(DeviceId(5))));
+        assert_eq!(reach.devices.len(), 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod devices;
 pub mod explaining;
 pub mod fanouts;
 pub mod imports;
+pub mod people;
 pub mod providers;
 pub mod queue;
 pub mod restoring;

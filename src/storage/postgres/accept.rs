@@ -18,6 +18,7 @@ use super::fail::{Attempt, Fail};
 use super::ids;
 use super::jobs::{self, Lease};
 use super::people::device_owners;
+use super::reach;
 use super::rows::priority_code;
 use super::statement::constant;
 use super::tx::Tx;
@@ -420,7 +421,7 @@ async fn plan_now(
     resolved: &Resolved<'_>,
     now: UnixMs,
 ) -> Attempt<()> {
-    let mut found = People::of_users(tx.conn(), &notification.event_type, &resolved.users).await?;
+    let mut found = reach::of_users(tx.conn(), &notification.event_type, &resolved.users).await?;
     found.add_devices(tx.conn(), &notification.event_type, &resolved.devices).await?;
     let (app, id, lane, engine) = (notification.app, notification.id, notification.lane, &prepared.engine);
     if let Some(list) = engine.allow_list(app) {

@@ -47,8 +47,9 @@ impl Destination {
         open::unlimited(&mut conn).await?;
         open::migrate(&mut conn, true).await?;
         let client = target.client(runtime).await.map_err(unreachable)?;
+        // Nothing is packed of whom this brings; the first server packs everybody.
         let session = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-             SET synchronous_commit = on; SET bytea_output = hex; SET application_name = 'nudged migrate'";
+             SET synchronous_commit = on; SET bytea_output = hex; SET application_name = 'nudged migrate'; SET nudged.packs = on";
         client.batch_execute(session).await.map_err(|error| OpenError::Read { reason: error.to_string() })?;
         Ok(Self { client })
     }

@@ -23,7 +23,8 @@ use crate::runtime::Runtime;
 const SESSION: &str = "SET random_page_cost = 1.1; SET enable_seqscan = off; SET enable_hashjoin = off; \
      SET enable_mergejoin = off; SET jit = off; SET plan_cache_mode = force_generic_plan; \
      SET statement_timeout = 5000; SET lock_timeout = 3000; SET idle_in_transaction_session_timeout = 10000; \
-     SET synchronous_commit = on; SET application_name = 'nudged'";
+     SET synchronous_commit = on; SET application_name = 'nudged'; \
+     SET nudged.packs = on";
 /// Longer than this to connect is as good as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 

@@ -23,6 +23,7 @@ use crate::domain::device::{DeviceRef, Registration, UNCHANGED_FOR_MS};
 use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::DeviceToken;
 use crate::domain::time::UnixMs;
+use crate::storage::reach::Change;
 use crate::storage::{ImportEffect, Result, StoreError};
 
 pub(super) const MOVED: &str = "MOVED";
@@ -78,12 +79,15 @@ pub(super) enum Decision {
         target: Option<i64>,
         /// That row is retired.
         revives: bool,
+        /// That row is active and says the same of what is packed of a person.
+        reaches_alike: bool,
     },
 }
 
 /// A row that stops being active.
 #[derive(Clone, Copy)]
 pub(super) struct Retired {
+    pub user: UserKey,
     pub device: DeviceId,
     pub state: i16,
     pub reason: &'static str,
@@ -168,12 +172,17 @@ pub(super) fn judge(registration: &Registration, known: &Known, repeat: Repeat) 
         let (state, reason) = if is_theirs(row) { (2, REPLACED) } else { (3, MOVED) };
         // Found by its token and by its install it is one.
         if retired.iter().all(|other| other.device.0 != row.id) {
-            retired.push(Retired { device: DeviceId(row.id), state, reason });
+            retired.push(Retired { user: UserKey(row.user_key), device: DeviceId(row.id), state, reason });
         }
     }
     let dead = of_token.iter().filter(|row| row.state == 2 && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
     let revives = target.is_some() && known.rows().all(|row| Some(row.id) != target || !row.is_active());
-    Ok(Decision::Write { retired, dead, target, revives })
+    let locale = registration.details.locale.as_ref().map(crate::domain::ids::Locale::as_str);
+    let reaches_alike = of_token
+        .iter()
+        .filter(|row| Some(row.id) == target && row.is_active())
+        .any(|row| row.route == registration.route.0 && row.locale.as_deref() == locale);
+    Ok(Decision::Write { retired, dead, target, revives, reaches_alike })
 }
 
 /// What waits for these devices passes its gate again, which ends it.
@@ -204,7 +213,7 @@ pub(super) async fn assess(conn: &mut AsyncPgConnection, registration: &Registra
     })
 }
 
-/// Each with its time.
+/// Each, which was active, with its time.
 pub(super) async fn retire(tx: &mut Tx, mut retired: Vec<(Retired, UnixMs)>) -> Attempt<()> {
     if retired.is_empty() {
         return Ok(());
@@ -213,13 +222,14 @@ pub(super) async fn retire(tx: &mut Tx, mut retired: Vec<(Retired, UnixMs)>) -> 
     retired.sort_unstable_by_key(|(retired, _)| retired.device);
     let (mut devices, mut states, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
     let (mut times, mut lines) = (Vec::new(), Vec::new());
-    for (Retired { device, state, reason }, now) in retired {
+    for (Retired { user, device, state, reason }, now) in retired {
         devices.push(device.0);
         states.push(state);
         reasons.push(reason);
         times.push(now.0);
         lines.push(tx.context.ids.next(now));
         tx.deny(DenyKey::Device(device));
+        tx.changed.push((user, Change::Without(device)));
     }
     tx.execute(constant!(
         ();
@@ -336,7 +346,8 @@ async fn unregister(tx: &mut Tx, group: &[&Unregister]) -> Attempt<Answers<bool>
         answers.push(Some(end(one, rows).map(|row| {
             let Some(row) = row else { return false };
             if row.is_active() {
-                let ended = Retired { device: DeviceId(row.id), state: 2, reason: UNREGISTERED };
+                let (user, device) = (UserKey(row.user_key), DeviceId(row.id));
+                let ended = Retired { user, device, state: 2, reason: UNREGISTERED };
                 retired.push((ended, one.now));
             }
             // Also on a tombstone: an even later "no" outlives what was observed before it.

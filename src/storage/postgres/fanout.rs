@@ -14,6 +14,7 @@ use super::fail::Attempt;
 use super::ids;
 use super::jobs::{self, Lease};
 use super::notifications;
+use super::reach;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::audience::PackedAudience;
@@ -85,7 +86,8 @@ impl Stream {
         if self.buffer.is_empty() && !self.ended {
             let limit = i64::try_from(chunk).unwrap_or(i64::MAX);
             let read: Vec<i64> = match &self.source {
-                // app_user_by_app
+                // app_user_by_app. Nothing but the key: with what is packed, the server might rather walk the primary key,
+                // past everybody of other apps.
                 Source::Everyone(app) => {
                     constant!(
                         BigInt; "SELECT id FROM app_user WHERE app = $1 AND id > $2 ORDER BY id LIMIT $3 + 0",
@@ -193,7 +195,7 @@ pub(super) async fn meet(
             done = done && stream.peek(conn, 1).await?.is_none();
         }
     }
-    let mut found = People::of_users(conn, event_type, &users).await?;
+    let mut found = reach::of_users(conn, event_type, &users).await?;
     found.add_devices(conn, event_type, &devices).await?;
     Ok(Met { found, cursor, done })
 }
@@ -222,12 +224,12 @@ async fn meet_one_source(
     let mut users = Vec::from(stream.buffer);
     users.truncate(limit);
     let cursor = users.last().copied().unwrap_or(after);
-    let range = if *is_thin { None } else { People::of_range(conn, event_type, &users).await? };
+    let range = if *is_thin { None } else { reach::of_range(conn, event_type, &users).await? };
     let found = if let Some(found) = range {
         found
     } else {
         *is_thin = true;
-        People::of_users(conn, event_type, &users).await?
+        reach::of_users(conn, event_type, &users).await?
     };
     Ok(Some(Met { found, cursor, done }))
 }

@@ -25,17 +25,17 @@ use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, unavailable};
 use super::inbox::{self, Groups, Inbox};
 use super::query::RunQuery;
+use super::reach::{self, Packed};
 use super::rows::priority_code;
 use super::statement::constant;
 use super::tx::{Remedy, remedy};
-use super::users::ensure_users;
+use super::users::ensure_people;
 use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
 use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::people::People;
 use crate::storage::{Result, StoreError};
 use crate::telemetry::names;
 
@@ -325,14 +325,14 @@ async fn used_keys(
     Ok(rows.into_iter().map(used).collect())
 }
 
-/// Everybody the candidates name, in the order of their names, and their actors. Whom an event is for gets a row where there
-/// is none; an actor without one needs none.
+/// Everybody the candidates name, in the order of their names and with what is packed of them, and their actors. Whom an
+/// event is for gets a row where there is none; an actor without one needs none.
 async fn users(
     conn: &mut AsyncPgConnection,
     context: &Context,
     group: &[Waiting],
     candidates: &[Candidate],
-) -> Attempt<Vec<(Vec<UserKey>, Option<UserKey>)>> {
+) -> Attempt<Vec<(Vec<Packed>, Option<UserKey>)>> {
     let (mut named, mut actors) = (Vec::new(), Vec::new());
     for candidate in candidates {
         let Event { prepared, now, .. } = &group[candidate.place].request;
@@ -340,7 +340,7 @@ async fn users(
         named.extend(prepared.users.iter().map(|user| (event.app, user.as_str(), *now)));
         actors.extend(event.actor.iter().map(|actor| (event.app, actor.as_str())));
     }
-    let (named, actors) = ensure_users(conn, &context.ids, &named, &actors).await?;
+    let (named, actors) = ensure_people(conn, &context.ids, &named, &actors).await?;
     let (mut named, mut actors) = (named.into_iter(), actors.into_iter());
     let of = |candidate: &Candidate| {
         let prepared = &*group[candidate.place].request.prepared;
@@ -356,29 +356,23 @@ async fn plan(
     context: &Context,
     group: &mut [Waiting],
     candidates: &[Candidate],
-    users: Vec<(Vec<UserKey>, Option<UserKey>)>,
+    users: Vec<(Vec<Packed>, Option<UserKey>)>,
     gate: &Gate,
     rows: &mut Rows,
 ) -> Attempt<Vec<Planned>> {
-    let (mut places, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new());
+    let mut events = Vec::with_capacity(candidates.len());
     let mut notifications = Vec::with_capacity(candidates.len());
-    for (at, (candidate, (users, actor))) in candidates.iter().zip(users).enumerate() {
+    for (candidate, (users, actor)) in candidates.iter().zip(users) {
         let Event { prepared, now, .. } = &group[candidate.place].request;
-        for user in users {
-            places.push(i32::try_from(at).unwrap_or(i32::MAX));
-            keys.push(user.0);
-            types.push(prepared.event.event_type.as_str());
-        }
+        events.push((users, &prepared.event.event_type));
         let notification = prepared.notification(candidate.id, actor, false, *now);
         rows.push(&notification, prepared);
         notifications.push(Arc::new(notification));
     }
-    let mut found: HashMap<usize, People> =
-        People::of_events(conn, &places, &keys, &types).await?.into_iter().collect();
+    let found = reach::of_events(conn, events).await?;
     let mut planned = Vec::with_capacity(candidates.len());
-    for (at, (candidate, notification)) in candidates.iter().zip(notifications).enumerate() {
+    for ((candidate, notification), mut people) in candidates.iter().zip(notifications).zip(found) {
         let Event { prepared, now, ids } = &mut group[candidate.place].request;
-        let mut people = found.remove(&at).unwrap_or_default();
         if let Some(list) = prepared.engine.allow_list(prepared.event.app) {
             people.restrict(conn, &list).await?;
         }

@@ -16,12 +16,13 @@ use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_colu
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::device::Retirement;
-use crate::domain::ids::{JobId, NotificationId, RouteId};
+use crate::domain::ids::{DeviceId, JobId, NotificationId, RouteId, UserKey};
 use crate::domain::notification::Notification;
 use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
+use crate::storage::reach::Change;
 use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS, SUSPECT_CLAIMS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
@@ -230,8 +231,8 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
             dead.push(tx.next_id(now), place, update, retirement, now);
         }
     }
-    let held: Vec<i64> = constant!(
-        BigInt;
+    let written: Vec<(i64, i64, i64)> = constant!(
+        (BigInt, BigInt, BigInt);
         concat!(
             "WITH locked AS MATERIALIZED (SELECT j.id, u.place - 1 AS place, u.progress, u.moved \
              FROM (SELECT * FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, fence, progress, moved, place) \
@@ -256,7 +257,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
              RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
              retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
              SELECT line, app, id, user_key, reason, at FROM dead ON CONFLICT (id) DO NOTHING) \
-             SELECT place FROM locked"
+             SELECT place, 0::BIGINT, 0::BIGINT FROM locked UNION ALL SELECT -1, user_key, id FROM dead"
         ),
         Array<BigInt> => &ids, Array<BigInt> => fences, Array<Nullable<Binary>> => progress, Array<Bool> => moved,
         Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
@@ -272,7 +273,14 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
     )
     .load(tx.conn())
     .await?;
-    let held: HashSet<i64> = held.into_iter().collect();
+    let mut held = HashSet::with_capacity(updates.len());
+    for (place, user, device) in written {
+        if place < 0 {
+            tx.changed.push((UserKey(user), Change::Without(DeviceId(device))));
+        } else {
+            held.insert(place);
+        }
+    }
     followers.retain(|row| held.contains(&parents[row]));
     insert(tx, followers).await?;
     // Few and far between.

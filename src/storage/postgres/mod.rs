@@ -2,7 +2,8 @@
 //!
 //! Events to named people are committed in groups ([`group`]), and so are changes of devices, choices and subscriptions
 //! ([`gather`]). Every other write is a transaction of its own ([`tx`]) and every read a statement or a snapshot
-//! ([`mod@read`]), on pooled connections. Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from
+//! ([`mod@read`]), on pooled connections. People are read by what is packed of them ([`mod@reach`]), which each step keeps
+//! true ([`repack`]). Replicas know each other by rows: a slot with a heartbeat ([`replica`]), from
 //! which ids take their node number, and the log of "no"s ([`deny`]). Leases are guarded by the job's fence alone; a
 //! heartbeat only says when it is worth taking a lease away.
 
@@ -31,10 +32,12 @@ mod people;
 mod providers;
 mod query;
 mod queue;
+mod reach;
 mod read;
 mod registering;
 mod registrar;
 mod registry;
+mod repack;
 mod replica;
 mod restorations;
 mod retain;
@@ -255,6 +258,9 @@ impl PostgresStore {
             runtime.spawn(replica.run(Arc::clone(&inner))),
             runtime.spawn(committer.run(Arc::clone(&inner))),
         ]);
+        if settings.pack_people {
+            tasks.push(runtime.spawn(repack::sweep(Arc::clone(&inner))));
+        }
         Ok(Self { inner, acceptor, registrar, tasks: Mutex::new(tasks) })
     }
 

@@ -26,6 +26,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261124000002", include_str!("../../../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql")),
     ("20261129000003", include_str!("../../../migrations/postgres/2026-11-29-000003_one_index_of_tokens/up.sql")),
     ("20261129000004", include_str!("../../../migrations/postgres/2026-11-29-000004_reach/up.sql")),
+    ("20261129000005", include_str!("../../../migrations/postgres/2026-11-29-000005_reach_kept/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.
@@ -51,6 +52,8 @@ pub struct Settings {
     pub partition_days: u32,
     /// Days after today for which partitions are made ahead; 0: none are made.
     pub days_ahead: u32,
+    /// Pack, in the background, whoever is not packed: see [`super::repack`].
+    pub pack_people: bool,
     /// Apply missing migrations; otherwise a database that lacks one is refused.
     pub migrate: bool,
 }
@@ -66,6 +69,7 @@ impl Settings {
             pack_format: targets::NEWEST,
             partition_days: 1,
             days_ahead: 3,
+            pack_people: true,
             migrate: true,
         }
     }

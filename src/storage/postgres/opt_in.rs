@@ -12,11 +12,12 @@ use super::gather::{Answers, Work};
 use super::rows::flag;
 use super::statement::constant;
 use super::tx::{Tx, step};
-use super::users::{ensure_users, lock_users, user_key};
-use super::{Inner, device_reads, ids};
+use super::users::{ensure_users, user_key};
+use super::{Inner, device_reads, ids, repack};
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, DeviceId, EventType, IdMaker, UserId, UserKey};
 use crate::domain::time::UnixMs;
+use crate::storage::reach::Change;
 use crate::storage::{ImportEffect, NewOptIn, OptIn, OptInChange, Result, StoreError};
 
 /// The most choices listed of one person.
@@ -187,10 +188,18 @@ async fn set(tx: &mut Tx, group: &[&Choice]) -> Attempt<Answers<(OptIn, bool)>> 
             (new.app, new.user.as_str(), *now)
         })
         .collect();
+    // Before people are locked, as everywhere. One that does not stand in the end lost to one that does.
+    let chosen = ids(members.iter().filter_map(|place| group[*place].new.device).map(|device| device.0));
+    if !chosen.is_empty() {
+        tx.execute(constant!(
+            (); "UPDATE device SET has_choice = 1 WHERE id = ANY ($1) AND has_choice = 0", Array<BigInt> => chosen,
+        ))
+        .await?;
+    }
     let context = std::sync::Arc::clone(&tx.context);
     let (users, _) = ensure_users(tx.conn(), &context.ids, &names, &[]).await?;
-    // Two choices of one person at the same time take turns: an older replica reads before it writes.
-    lock_users(tx, users.iter().copied()).await?;
+    // Two choices of one person at the same time take turns, so that what is packed of them holds both.
+    repack::lock(tx, users.iter().copied()).await?;
     let members: Vec<(usize, UserKey)> = members.into_iter().zip(users).collect();
 
     let mut columns = Columns::default();
@@ -199,7 +208,6 @@ async fn set(tx: &mut Tx, group: &[&Choice]) -> Attempt<Answers<(OptIn, bool)>> 
     }
     let applied = columns.apply(tx).await?;
     columns.record(tx, &applied).await?;
-    let mut chosen = Vec::new();
     let mut lost = Vec::new();
     for (at, ((place, user), applied)) in members.into_iter().zip(&applied).enumerate() {
         let Choice { new, now, .. } = group[place];
@@ -207,7 +215,8 @@ async fn set(tx: &mut Tx, group: &[&Choice]) -> Attempt<Answers<(OptIn, bool)>> 
             lost.push((at, place));
             continue;
         };
-        chosen.extend(new.device);
+        let (device, event_type) = stored_key(new);
+        tx.changed.push((user, Change::Choice(DeviceId(device), event_type.to_owned(), new.opted_in)));
         if !new.opted_in {
             tx.deny(new.device.map_or(DenyKey::User(user), DenyKey::Device));
         }
@@ -222,13 +231,6 @@ async fn set(tx: &mut Tx, group: &[&Choice]) -> Attempt<Answers<(OptIn, bool)>> 
             evidence: new.evidence.clone(),
         };
         answers[place] = Some(Ok((stands, true)));
-    }
-    if !chosen.is_empty() {
-        tx.execute(constant!(
-            (); "UPDATE device SET has_choice = 1 WHERE id = ANY ($1) AND has_choice = 0",
-            Array<BigInt> => ids(chosen.iter().map(|device| device.0)),
-        ))
-        .await?;
     }
     // Rare: something later stands.
     for (at, place) in lost {

@@ -244,57 +244,11 @@ type RangeTypes = (BigInt, BigInt, BigInt, SmallInt, Binary, Nullable<Text>, Nul
 
 type RangeRow = (i64, i64, i64, i16, Vec<u8>, Option<String>, Option<i16>, Option<i16>);
 
-/// Rows in a range of users, for each of those wanted, up to which it is worth reading the whole.
-const CROWDED: i64 = 3;
-
 impl People {
-    /// Users who follow each other closely (`users`: ascending, distinct), as [`People::of_users`]: everything between
-    /// the first and the last is read in the order of the keys, at a fraction of the cost of looking each of them up.
-    /// `None` when too many others lie between them.
-    pub async fn of_range(
-        conn: &mut AsyncPgConnection,
-        event_type: &EventType,
-        users: &[UserKey],
-    ) -> Attempt<Option<Self>> {
-        let (Some(first), Some(last)) = (users.first(), users.last()) else { return Ok(Some(Self::default())) };
-        let most = CROWDED * i64::try_from(users.len()).unwrap_or(i64::MAX / CROWDED);
-        // opt_in's primary key, which holds the answer
-        let choices: Vec<ChoiceRow> = constant!(
-            ChoiceTypes;
-            "SELECT c.user_key, c.event_type = '', c.opted_in FROM opt_in c \
-             WHERE c.user_key >= $1 AND c.user_key <= $3 AND c.device = 0 \
-             AND (c.event_type = '' OR c.event_type = $2) ORDER BY c.user_key LIMIT $4 + 1",
-            BigInt => first.0, Text => event_type.as_str(), BigInt => last.0, BigInt => most,
-        )
-        .load(conn)
-        .await?;
-        let is_crowded = |rows: usize| i64::try_from(rows).unwrap_or(i64::MAX) > most;
-        if is_crowded(choices.len()) {
-            return Ok(None);
-        }
-        // device_by_user
-        let devices: Vec<RangeRow> = constant!(
-            RangeTypes;
-            concat!(
-                "SELECT d.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale, ",
-                device_choices!(),
-                " FROM device d WHERE d.user_key >= $1 AND d.user_key <= $3 AND d.state + 0 = 1 ORDER BY d.user_key \
-                 LIMIT $4 + 1"
-            ),
-            BigInt => first.0, Text => event_type.as_str(), BigInt => last.0, BigInt => most,
-        )
-        .load(conn)
-        .await?;
-        if is_crowded(devices.len()) {
-            return Ok(None);
-        }
-        Ok(Some(Self::merge(users, choices, devices)?))
-    }
-
-    /// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over. Joined and sorted by the
-    /// server they would cost a third more. Only the indexes named begin with what is asked for, so that there is no
-    /// other plan to choose, whatever it was made for.
-    pub async fn of_users(conn: &mut AsyncPgConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
+    /// Users who are not packed ([`super::reach`]; ascending, distinct) on all their active devices, with tokens. Joined
+    /// and sorted by the server they would cost a third more. Only the indexes named begin with what is asked for, so that
+    /// there is no other plan to choose, whatever it was made for.
+    pub async fn of_rows(conn: &mut AsyncPgConnection, event_type: &EventType, users: &[UserKey]) -> Attempt<Self> {
         let keys = ids(users.iter().map(|user| user.0));
         // opt_in's primary key, which holds the answer
         let mut choices: Vec<ChoiceRow> = constant!(
@@ -353,7 +307,7 @@ impl People {
     /// The same for many events at once: each wanted person with the place of the event and its type. In the order of
     /// the places; an event without people is left out. Laterals, for a join whose plan was made for few rows may read all
     /// choices of everybody for each person; a person's own are few, and found with one way down the index.
-    pub async fn of_events(
+    pub async fn of_event_rows(
         conn: &mut AsyncPgConnection,
         places: &[i32],
         users: &[i64],

@@ -17,10 +17,11 @@ use super::rows::lane;
 use super::statement::constant;
 use super::tx::{Tx, step};
 use super::{PostgresStore, users};
-use crate::domain::ids::{AppKey, DeviceId, JobId};
+use crate::domain::ids::{AppKey, DeviceId, JobId, UserKey};
 use crate::domain::pacing::{Bucket, IDLE_AFTER, PermitBlock, PermitRequest, RAMP_BEGINS_AT};
 use crate::domain::time::UnixMs;
 use crate::storage::providers::RouteRow;
+use crate::storage::reach::Change;
 use crate::storage::{
     DeviceChange, DeviceTimes, Providers, RedriveBatch, Redriven, Result, TROUBLE_KEPT_MS, Trouble, TroubleCause,
     TroubleRow,
@@ -216,16 +217,21 @@ pub(super) async fn change_device(tx: &mut Tx, app: AppKey, change: DeviceChange
                  doubted_at = coalesce($4, doubted_at) WHERE id = $1 AND app = $2 AND state + 0 = 1",
                 BigInt => device.0, BigInt => app.0, BigInt => until.0, Nullable<BigInt> => doubted.then_some(now.0),
             ))
-            .await?
+            .await?;
         }
         DeviceChange::Reroute { device, from, to } => {
-            tx.execute(constant!(
-                (); "UPDATE device SET route = $4 WHERE id = $1 AND app = $2 AND route = $3 AND state + 0 = 1",
+            let user: Option<i64> = constant!(
+                BigInt;
+                "UPDATE device SET route = $4 WHERE id = $1 AND app = $2 AND route = $3 AND state + 0 = 1 \
+                 RETURNING user_key",
                 BigInt => device.0, BigInt => app.0, BigInt => from.0, BigInt => to.0,
-            ))
-            .await?
+            )
+            .get_result(tx.conn())
+            .await
+            .optional()?;
+            tx.changed.extend(user.map(|user| (UserKey(user), Change::Anything)));
         }
-    };
+    }
     Ok(())
 }
 

@@ -12,13 +12,14 @@ use super::query::RunQuery;
 use super::statement::constant;
 use super::tx::{Tx, step};
 use super::users::{ensure_users, users_by_name};
-use super::{Inner, device_reads, devices, read};
+use super::{Inner, device_reads, devices, read, repack};
 use crate::domain::deny::DenyKey;
 use crate::domain::device::{Device, MAX_DEVICES_PER_USER, Registered, Registration};
 use crate::domain::ids::{AppKey, DeviceId, Locale, UserKey};
 use crate::domain::platform::{Environment, Platform};
 use crate::domain::time::UnixMs;
 use crate::storage::Result;
+use crate::storage::reach::{Change, ReachDevice};
 
 /// One call.
 pub(super) struct Register {
@@ -153,10 +154,10 @@ async fn register(tx: &mut Tx, group: &[&Changed]) -> Attempt<Answers<Registered
             }
             // Theirs once, and somebody else's by now: kept as such, so that the caller learns of it.
             Decision::Stale(None) => write.user = known.user,
-            Decision::Write { retired, dead, target, revives } => {
+            Decision::Write { retired, dead, target, revives, reaches_alike } => {
                 recall(tx, &dead);
                 (write.user, write.retired, write.target, write.revives) = (known.user, retired, target, revives);
-                write.is_current = true;
+                (write.is_current, write.reaches_alike) = (true, reaches_alike);
             }
         }
         writes.push((place, write));
@@ -177,13 +178,14 @@ pub(super) async fn import(tx: &mut Tx, registration: &Registration, created_at:
     let register = Register::new(registration.clone(), now);
     lock_installs(tx, &[&register]).await?;
     let known = look(tx, &[&register]).await?.pop().unwrap_or_default();
-    let Decision::Write { retired, dead, target, .. } = judge(registration, &known, Repeat::SameTime)? else {
+    let Decision::Write { retired, dead, target, reaches_alike, .. } = judge(registration, &known, Repeat::SameTime)?
+    else {
         return Ok(false);
     };
     recall(tx, &dead);
     let mut write = Write::new(&register, created_at);
     (write.user, write.retired, write.target) = (known.user, retired, target);
-    (write.is_current, write.confirmed_at) = (true, registration.observed_at);
+    (write.is_current, write.reaches_alike, write.confirmed_at) = (true, reaches_alike, registration.observed_at);
     let mut writes = [write];
     self::write(tx, &mut writes).await?;
     // What is imported is not the newest: it may be the one that goes.
@@ -262,6 +264,8 @@ struct Write<'a> {
     revives: bool,
     /// Else it is only kept as a tombstone.
     is_current: bool,
+    /// Nothing changes that is packed of a person.
+    reaches_alike: bool,
     /// The row in the end.
     id: i64,
 }
@@ -277,8 +281,17 @@ impl<'a> Write<'a> {
             target: None,
             revives: false,
             is_current: false,
+            reaches_alike: false,
             id: 0,
         }
+    }
+
+    /// Of its person, once it has its row.
+    fn change(&self) -> Change {
+        let Registration { route, token, details, .. } = &self.register.registration;
+        let locale = details.locale.as_ref().map(|locale| locale.as_str().to_owned());
+        let device = ReachDevice { id: self.id, route: route.0, token: token.clone(), locale, choices: Vec::new() };
+        Change::With { device, is_new: self.target.is_none() }
     }
 }
 
@@ -317,8 +330,12 @@ async fn write(tx: &mut Tx, writes: &mut [Write<'_>]) -> Attempt<Vec<Device>> {
             // What was queued holds the old token or route: the gate reads the new one.
             tx.deny(DenyKey::Device(DeviceId(id)));
         }
-        if let (false, Some(user)) = (write.is_current, write.user) {
-            tombstones.push((DeviceId(id), write.register.registration.app, user, write.register.now));
+        match write.user {
+            Some(user) if !write.is_current => {
+                tombstones.push((DeviceId(id), write.register.registration.app, user, write.register.now));
+            }
+            Some(user) if !write.reaches_alike => tx.changed.push((user, write.change())),
+            _ => {}
         }
     }
     let kept: HashMap<i64, [i64; 3]> =
@@ -476,7 +493,7 @@ async fn evict(tx: &mut Tx, writes: &[Write<'_>], spared: i64) -> Attempt<()> {
     .load(tx.conn())
     .await?;
     let surplus = surplus.into_iter().filter_map(|(user, device)| {
-        let retired = Retired { device: DeviceId(device), state: 2, reason: TOO_MANY_DEVICES };
+        let retired = Retired { user: UserKey(user), device: DeviceId(device), state: 2, reason: TOO_MANY_DEVICES };
         Some((retired, *nows.get(&user)?))
     });
     retire(tx, surplus.collect()).await
@@ -501,6 +518,12 @@ async fn report(tx: &mut Tx, writes: &[Write<'_>]) -> Attempt<()> {
     }
     if users.is_empty() {
         return Ok(());
+    }
+    if !tx.changed.is_empty() {
+        // All at once, in their order; those who are to be packed are locked in any case.
+        let changed = tx.changed.iter().map(|(user, _)| *user).chain(users.iter().copied().map(UserKey));
+        let changed: Vec<UserKey> = changed.collect();
+        repack::lock(tx, changed.into_iter()).await?;
     }
     tx.execute(constant!(
         ();

@@ -10,10 +10,13 @@ use tokio_postgres::{Client, NoTls};
 use super::devices::token_hash;
 use crate::domain::time::UnixMs;
 use crate::runtime::Runtime;
-use crate::storage::seed::{Made, Scattered, Seed};
+use crate::storage::reach::{Reach, ReachDevice};
+use crate::storage::seed::{Made, Scattered, Seed, SeedPerson};
 
 /// Bytes of one piece of a COPY.
 const PIECE: usize = 256 * 1024;
+/// Of everybody.
+const LOCALE: &str = "ko-KR";
 
 type Result<T> = std::result::Result<T, tokio_postgres::Error>;
 
@@ -33,7 +36,8 @@ pub async fn seed(runtime: &Runtime, url: &str, seed: &Seed<'_>, now: UnixMs) ->
 
 async fn write(client: &Client, seed: &Seed<'_>, now: UnixMs) -> Result<()> {
     const TABLES: &str = "('app_user', 'device', 'opt_in', 'opt_in_history', 'subscription')";
-    client.batch_execute("SET synchronous_commit = off; SET maintenance_work_mem = '512MB'").await?;
+    let session = "SET synchronous_commit = off; SET maintenance_work_mem = '512MB'; SET nudged.packs = on";
+    client.batch_execute(session).await?;
     let keys = client
         .query(
             &format!(
@@ -69,9 +73,15 @@ async fn write(client: &Client, seed: &Seed<'_>, now: UnixMs) -> Result<()> {
             )
             .await?;
     }
-    copy(client, "app_user (id, app, external_id, created_at)", scattered.people(), |made, text| {
+    let mut devices = vec![0; seed.people as usize];
+    for made in scattered.devices() {
+        devices[made.person as usize] = made.device();
+    }
+    copy(client, "app_user (id, app, external_id, created_at, reach)", scattered.people(), |made, text| {
         let person = (seed.person)(made.person);
-        let _ = writeln!(text, "{}\t{}\t{}\t{}", made.user_key, seed.app.0, person.user.as_str(), made.at());
+        let _ = write!(text, "{}\t{}\t{}\t{}\t\\\\x", made.user_key, seed.app.0, person.user.as_str(), made.at());
+        hex(text, &reach(seed, person, devices[made.person as usize]));
+        text.push('\n');
     })
     .await?;
     copy(
@@ -123,6 +133,14 @@ async fn write(client: &Client, seed: &Seed<'_>, now: UnixMs) -> Result<()> {
     client.batch_execute("CHECKPOINT").await
 }
 
+/// What is packed of somebody on this device.
+fn reach(seed: &Seed<'_>, person: SeedPerson, device: i64) -> Vec<u8> {
+    let (id, route) = (device, seed.route(person.platform).0);
+    let device = ReachDevice { id, route, token: person.token, locale: Some(LOCALE.to_owned()), choices: Vec::new() };
+    let reach = Reach { choices: vec![(String::new(), person.opted_in)], devices: vec![device] };
+    reach.pack().expect("one device fits")
+}
+
 fn write_device(seed: &Seed<'_>, made: Made, text: &mut String) {
     let person = (seed.person)(made.person);
     let at = made.at();
@@ -138,7 +156,7 @@ fn write_device(seed: &Seed<'_>, made: Made, text: &mut String) {
     hex(text, &token_hash(&person.token));
     text.push_str("\t\\\\x");
     hex(text, person.token.expose().as_bytes());
-    let _ = writeln!(text, "\tko-KR\t3.14.0\t18.1\t{at}\t{at}\t1\t{at}");
+    let _ = writeln!(text, "\t{LOCALE}\t3.14.0\t18.1\t{at}\t{at}\t1\t{at}");
 }
 
 fn hex(text: &mut String, bytes: &[u8]) {

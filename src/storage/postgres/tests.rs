@@ -35,7 +35,7 @@ impl Database {
     }
 
     pub fn settings(&self) -> Settings {
-        Settings { pool: 4, server_clock: false, days_ahead: 0, ..Settings::url(&self.url) }
+        Settings { pool: 4, server_clock: false, days_ahead: 0, pack_people: false, ..Settings::url(&self.url) }
     }
 
     pub async fn open(&self) -> (Arc<PostgresStore>, Arc<DenyFeed>) {
@@ -68,19 +68,36 @@ impl Database {
 }
 
 impl Drop for Database {
-    /// On a thread of its own: a runtime cannot be entered twice.
+    /// On a thread of its own: a runtime cannot be entered twice. Whatever a test did, nobody is packed wrongly in the end.
     fn drop(&mut self) {
-        let (admin, name) = (self.admin.clone(), self.name.clone());
+        let (admin, name, url) = (self.admin.clone(), self.name.clone(), self.url.clone());
         let drop = move || {
             let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio.block_on(async {
+                let wrong = wrongly_packed(&url).await;
                 let mut conn = connect::Target::parse(&admin, None).unwrap().connect().await.unwrap();
                 let _ = conn.batch_execute("SET statement_timeout = 0").await;
                 let _ = conn.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
-            });
+                wrong
+            })
         };
-        let _ = Runtime::production().thread("drop-database", drop).unwrap().join();
+        let wrong = Runtime::production().thread("drop-database", drop).unwrap().join();
+        if !std::thread::panicking() {
+            assert_eq!(wrong.unwrap(), [0_i64; 0], "something else is packed than their rows say");
+        }
     }
+}
+
+/// Of a database that was migrated, and is small enough to look at everybody.
+async fn wrongly_packed(url: &str) -> Vec<i64> {
+    const FEW: i64 = 5_000;
+    let Ok(mut conn) = connect::Target::parse(url, None).unwrap().connect().await else { return Vec::new() };
+    let people = constant!(
+        diesel::sql_types::BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user LIMIT $1 + 0) AS few",
+        diesel::sql_types::BigInt => FEW,
+    );
+    let people: i64 = people.get_result(&mut conn).await.unwrap_or(FEW);
+    if people < FEW { repack::differing(&mut conn).await.unwrap().0 } else { Vec::new() }
 }
 
 async fn open() -> Fixture {
@@ -95,8 +112,10 @@ store_conformance!(open().await);
 mod gathering;
 mod packing;
 mod partitions;
+mod people;
 mod plans;
 mod proxy;
+
 mod replicas;
 mod trouble;
 mod watchers;

@@ -7,6 +7,7 @@
 //! again, steps that are not harmless to repeat ask [`Tx::is_repeated`], and the "no"s of the lost run are published
 //! with the next.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -22,14 +23,15 @@ use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, unavailable};
 use super::query::RunQuery;
 use super::statement::constant;
-use super::{Context, Inner};
+use super::{Context, Inner, repack};
 use crate::domain::deny::{DenyKey, DenyPosition};
-use crate::domain::ids::{JobId, RouteId};
+use crate::domain::ids::{JobId, RouteId, UserKey};
 use crate::domain::notification::{HandOff, HandedOver};
 use crate::domain::outcome::Entry;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::runtime::Instant;
+use crate::storage::reach::Change;
 use crate::storage::{Result, StoreError};
 
 /// How long a step is tried before its caller is told to come again. Below the default deadline of a call.
@@ -63,6 +65,10 @@ pub(super) struct Tx {
     effects: Effects,
     repeated: bool,
     leased: Vec<JobId>,
+    /// Whom this step has changed, and how: they are packed anew before COMMIT.
+    pub changed: Vec<(UserKey, Change)>,
+    /// People whose rows are locked, with what was packed of them: see [`repack::lock`].
+    pub locked: BTreeMap<i64, Option<Vec<u8>>>,
 }
 
 impl Tx {
@@ -116,6 +122,12 @@ impl Tx {
 
     pub fn wake_fanout(&mut self, engine: &Arc<dyn HandOff>) {
         self.effects.wake_fanout(engine);
+    }
+
+    /// What is left to do before COMMIT.
+    async fn finish(&mut self) -> Attempt<()> {
+        repack::pack_changed(self).await?;
+        self.log_denied().await
     }
 
     /// The "no"s of this step, for the other replicas: the last statement before COMMIT, so that little time passes
@@ -243,6 +255,8 @@ impl<'a> Runs<'a> {
                                 effects: Effects { deny: self.denied.clone(), ..Effects::default() },
                                 repeated: self.repeated,
                                 leased: Vec::new(),
+                                changed: Vec::new(),
+                                locked: BTreeMap::new(),
                             });
                         }
                         Some(Err(error)) => Fail::from(error).into_store(self.doing),
@@ -268,7 +282,7 @@ impl<'a> Runs<'a> {
     pub async fn end<T>(&mut self, mut tx: Tx, result: Option<Attempt<T>>) -> Option<Result<T>> {
         let context = Arc::clone(&self.inner.context);
         let result = match result {
-            Some(Ok(value)) => match context.runtime.timeout(RUN_LIMIT, tx.log_denied()).await {
+            Some(Ok(value)) => match context.runtime.timeout(RUN_LIMIT, tx.finish()).await {
                 Some(Ok(())) => Some(Ok(value)),
                 Some(Err(fail)) => Some(Err(fail)),
                 None => None,

@@ -1,16 +1,18 @@
 //! Users and topics by name, and users' rows.
 
-use diesel::sql_types::{Array, BigInt, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text};
 use diesel::{OptionalExtension, QueryResult};
 use diesel_async::AsyncPgConnection;
 
 use super::fail::{Attempt, Fail};
 use super::ids;
 use super::query::RunQuery;
+use super::reach::Packed;
 use super::statement::constant;
 use super::tx::Tx;
 use crate::domain::ids::{AppKey, IdMaker, Topic, UserId, UserKey};
 use crate::domain::time::UnixMs;
+use crate::storage::reach::NOBODY;
 
 pub(super) async fn user_key(conn: &mut AsyncPgConnection, app: AppKey, user: &UserId) -> QueryResult<Option<UserKey>> {
     // app_user_by_name
@@ -35,11 +37,16 @@ pub(super) async fn ensure_user(tx: &mut Tx, app: AppKey, user: &UserId, now: Un
 
 pub(super) async fn insert_user(tx: &mut Tx, app: AppKey, key: UserKey, user: &UserId, now: UnixMs) -> Attempt<()> {
     tx.execute(constant!(
-        (); "INSERT INTO app_user (id, app, external_id, created_at) VALUES ($1, $2, $3, $4)",
-        BigInt => key.0, BigInt => app.0, Text => user.as_str(), BigInt => now.0,
+        (); "INSERT INTO app_user (id, app, external_id, created_at, reach) VALUES ($1, $2, $3, $4, $5)",
+        BigInt => key.0, BigInt => app.0, Text => user.as_str(), BigInt => now.0, Binary => &NOBODY[..],
     ))
     .await?;
     Ok(())
+}
+
+/// Names as columns.
+fn columns<'a>(names: &[(AppKey, &'a str)]) -> (Vec<i64>, Vec<&'a str>) {
+    names.iter().map(|(app, name)| (app.0, *name)).unzip()
 }
 
 /// The users of these names, each of an app, by their place.
@@ -51,7 +58,7 @@ pub(super) async fn users_by_name(
     if names.is_empty() {
         return Ok(users);
     }
-    let (apps, texts): (Vec<i64>, Vec<&str>) = names.iter().map(|(app, name)| (app.0, *name)).unzip();
+    let (apps, texts) = columns(names);
     // app_user_by_name
     let rows: Vec<(i64, i64)> = constant!(
         (BigInt, BigInt);
@@ -79,28 +86,10 @@ pub(super) async fn ensure_users(
     let names: Vec<(AppKey, &str)> =
         named.iter().map(|(app, name, _)| (*app, *name)).chain(others.iter().copied()).collect();
     let mut known = users_by_name(conn, &names).await?;
-    let mut missing: Vec<(AppKey, &str, UnixMs)> =
+    let missing: Vec<(AppKey, &str, UnixMs)> =
         named.iter().zip(&known).filter_map(|(named, known)| known.is_none().then_some(*named)).collect();
     if !missing.is_empty() {
-        // In one order on every replica, and each once.
-        missing.sort_unstable();
-        missing.dedup_by_key(|(app, name, _)| (*app, *name));
-        let (mut ids, mut apps, mut texts, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (app, name, now) in missing {
-            ids.push(makes.next(now));
-            apps.push(app.0);
-            texts.push(name);
-            times.push(now.0);
-        }
-        constant!(
-            ();
-            "INSERT INTO app_user (id, app, external_id, created_at) SELECT u.id, u.app, u.name, u.now \
-             FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, app, name, now, n) ORDER BY u.n \
-             ON CONFLICT (app, external_id) DO NOTHING",
-            Array<BigInt> => ids, Array<BigInt> => apps, Array<Text> => texts, Array<BigInt> => times,
-        )
-        .execute(conn)
-        .await?;
+        insert_users(conn, makes, missing).await?;
         // Another replica may have been faster.
         let places: Vec<usize> = (0..known.len()).filter(|place| known[*place].is_none()).collect();
         let again: Vec<_> = places.iter().map(|place| names[*place]).collect();
@@ -113,7 +102,94 @@ pub(super) async fn ensure_users(
     Ok((named.collect::<Attempt<_>>()?, others))
 }
 
-/// Until the end of the transaction nobody else changes these people's choices.
+/// As [`ensure_users`], with what is packed of the named.
+pub(super) async fn ensure_people(
+    conn: &mut AsyncPgConnection,
+    makes: &IdMaker,
+    named: &[(AppKey, &str, UnixMs)],
+    others: &[(AppKey, &str)],
+) -> Attempt<(Vec<Packed>, Vec<Option<UserKey>>)> {
+    let names: Vec<(AppKey, &str)> = named.iter().map(|(app, name, _)| (*app, *name)).collect();
+    let (mut known, others) = people_by_name(conn, &names, others).await?;
+    let missing: Vec<(AppKey, &str, UnixMs)> =
+        named.iter().zip(&known).filter_map(|(named, known)| known.is_none().then_some(*named)).collect();
+    if !missing.is_empty() {
+        insert_users(conn, makes, missing).await?;
+        // Another replica may have been faster.
+        let places: Vec<usize> = (0..known.len()).filter(|place| known[*place].is_none()).collect();
+        let again: Vec<_> = places.iter().map(|place| names[*place]).collect();
+        for (place, person) in places.into_iter().zip(people_by_name(conn, &again, &[]).await?.0) {
+            known[place] = person;
+        }
+    }
+    let named = known.into_iter().map(|person| person.ok_or_else(|| Fail::corrupt("a user's row vanished")));
+    Ok((named.collect::<Attempt<_>>()?, others))
+}
+
+/// The named with what is packed of them, and the keys of the others, by their places.
+async fn people_by_name(
+    conn: &mut AsyncPgConnection,
+    named: &[(AppKey, &str)],
+    others: &[(AppKey, &str)],
+) -> Attempt<(Vec<Option<Packed>>, Vec<Option<UserKey>>)> {
+    let (mut people, mut keys) = (vec![None; named.len()], vec![None; others.len()]);
+    if named.is_empty() && others.is_empty() {
+        return Ok((people, keys));
+    }
+    let ((apps, texts), (other_apps, other_texts)) = (columns(named), columns(others));
+    // app_user_by_name, which alone tells the others' keys
+    let rows: Vec<(i64, bool, i64, Option<Vec<u8>>)> = constant!(
+        (BigInt, Bool, BigInt, Nullable<Binary>);
+        "SELECT e.place - 1, TRUE, u.id, u.reach FROM unnest($1, $2) WITH ORDINALITY AS e(app, name, place) \
+         CROSS JOIN LATERAL (SELECT id, reach FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u \
+         UNION ALL SELECT e.place - 1, FALSE, u.id, NULL FROM unnest($3, $4) WITH ORDINALITY AS e(app, name, place) \
+         CROSS JOIN LATERAL (SELECT id FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u",
+        Array<BigInt> => apps, Array<Text> => texts, Array<BigInt> => other_apps, Array<Text> => other_texts,
+    )
+    .load(conn)
+    .await?;
+    let out_of_range = || Fail::corrupt("a position out of range");
+    for (place, is_named, key, packed) in rows {
+        let place = usize::try_from(place).map_err(|_| out_of_range())?;
+        if is_named {
+            *people.get_mut(place).ok_or_else(out_of_range)? = Some((UserKey(key), packed));
+        } else {
+            *keys.get_mut(place).ok_or_else(out_of_range)? = Some(UserKey(key));
+        }
+    }
+    Ok((people, keys))
+}
+
+/// Rows for those who have none, made at the time given; of a name there may be several.
+async fn insert_users(
+    conn: &mut AsyncPgConnection,
+    makes: &IdMaker,
+    mut missing: Vec<(AppKey, &str, UnixMs)>,
+) -> Attempt<()> {
+    // In one order on every replica, and each once.
+    missing.sort_unstable();
+    missing.dedup_by_key(|(app, name, _)| (*app, *name));
+    let (mut ids, mut apps, mut texts, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (app, name, now) in missing {
+        ids.push(makes.next(now));
+        apps.push(app.0);
+        texts.push(name);
+        times.push(now.0);
+    }
+    constant!(
+        ();
+        "INSERT INTO app_user (id, app, external_id, created_at, reach) SELECT u.id, u.app, u.name, u.now, $5 \
+         FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, app, name, now, n) ORDER BY u.n \
+         ON CONFLICT (app, external_id) DO NOTHING",
+        Array<BigInt> => ids, Array<BigInt> => apps, Array<Text> => texts, Array<BigInt> => times,
+        Binary => &NOBODY[..],
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Until the end of the transaction nobody else changes these people's subscriptions.
 pub(super) async fn lock_users(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> Attempt<()> {
     let users = ids(users.map(|user| user.0));
     tx.execute(constant!(

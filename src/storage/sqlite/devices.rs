@@ -12,7 +12,6 @@ use sha2::{Digest, Sha256};
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::people::{ensure_user, user_key};
-use super::reach::Change;
 use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
 use super::watching::log_retirement;
@@ -24,6 +23,7 @@ use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::domain::time::UnixMs;
 use crate::planted;
+use crate::storage::reach::Change;
 use crate::storage::{ImportEffect, Page, StoreError};
 
 /// Rows of one token, or of one install, that are looked at. There is one per user who ever had it.

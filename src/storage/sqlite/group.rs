@@ -25,7 +25,7 @@ use super::cache::NotificationCache;
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, is_busy, is_damaged, is_disk_full, is_io_error, unavailable};
 use super::handed;
-use super::reach::{self, Change};
+use super::reach;
 use super::statement::constant;
 use super::watching::Horizon;
 use crate::domain::deny::{DenyFeed, DenyKey, DenyPosition};
@@ -37,6 +37,7 @@ use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
 use crate::runtime::Runtime;
+use crate::storage::reach::Change;
 use crate::storage::{BootId, Result, StoreError};
 use crate::telemetry::names;
 

@@ -8,13 +8,13 @@ use super::devices;
 use super::fail::Attempt;
 use super::group::Tx;
 use super::people::{ensure_user, user_key};
-use super::reach::Change;
 use super::rows::flag;
 use super::statement::constant;
 use crate::domain::deny::DenyKey;
 use crate::domain::ids::{AppKey, DeviceId, EventType, UserId, UserKey};
 use crate::domain::time::UnixMs;
 use crate::planted;
+use crate::storage::reach::Change;
 use crate::storage::{ImportEffect, NewOptIn, OptIn, OptInChange, StoreError};
 
 /// The most choices listed of one person.

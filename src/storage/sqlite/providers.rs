@@ -12,7 +12,6 @@ use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::jobs::{self, Lease};
 use super::people;
-use super::reach::Change;
 use super::redrive::{self, Block};
 use super::rows::{json_ids, lane};
 use super::statement::constant;
@@ -20,6 +19,7 @@ use crate::domain::ids::{AppKey, DeviceId, UserKey};
 use crate::domain::pacing::{Bucket, PermitBlock, PermitRequest};
 use crate::domain::time::UnixMs;
 use crate::storage::providers::RouteRow;
+use crate::storage::reach::Change;
 use crate::storage::{
     DeviceChange, DeviceTimes, Providers, RedriveBatch, Redriven, Result, TROUBLE_KEPT_MS, Trouble, TroubleCause,
     TroubleRow,

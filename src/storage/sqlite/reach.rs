@@ -12,7 +12,7 @@ use crate::domain::consent::{DeviceChoice, UserChoice};
 use crate::domain::ids::{AppKey, DeviceId, EventType, RouteId, UserId, UserKey};
 use crate::planted;
 use crate::storage::people::People;
-use crate::storage::reach::{self, Reach, ReachDevice};
+use crate::storage::reach::{self, Change, Reach, ReachDevice};
 
 /// Rows in a range of users, for each of those wanted, beyond which it is not read.
 const ROWS_A_PERSON: usize = 3;
@@ -208,16 +208,6 @@ fn read(conn: &mut SqliteConnection, first: UserKey, last: UserKey) -> Attempt<V
     Ok(all)
 }
 
-/// What a step has changed of a person.
-pub(super) enum Change {
-    /// Whatever it was.
-    Anything,
-    /// This device is not active any more.
-    Without(DeviceId),
-    /// What they chose, for the device (0: for themselves) and the event type (empty: for all).
-    Choice(DeviceId, String, bool),
-}
-
 /// Packs anew whom a step has changed, before anybody reads them.
 pub(super) fn pack_changed(tx: &mut Tx<'_>) -> Attempt<()> {
     for (user, change) in std::mem::take(&mut tx.changed) {
@@ -240,10 +230,8 @@ fn pack_change(conn: &mut SqliteConnection, user: UserKey, change: Change) -> At
     // Too large until now.
     let Some(before) = before.flatten() else { return pack_between(conn, user, user) };
     let mut reach = Reach::read(&before).ok_or_else(|| Fail::corrupt(format!("the reach of user {}", user.0)))?;
-    match change {
-        Change::Anything => {}
-        Change::Without(device) => reach.remove(device),
-        Change::Choice(device, event_type, opted_in) => reach.choose(device, &event_type, opted_in),
+    if !reach.apply(change) {
+        return pack_between(conn, user, user);
     }
     let packed = reach.pack();
     if packed.as_deref() == Some(&before[..]) {

@@ -1,0 +1,137 @@
+//! Reads people by their packed reach. See [`crate::storage::reach`]; [`super::repack`] keeps it true.
+//!
+//! Who is not packed is read by rows: nobody has packed them yet, they are too large, or somebody who does not pack has
+//! changed them. So is who was packed by a later version in a way that is not known here.
+
+use std::collections::HashMap;
+
+use diesel::sql_types::{Array, BigInt, Binary, Nullable};
+use diesel_async::AsyncPgConnection;
+
+use super::fail::Attempt;
+use super::ids;
+use super::query::RunQuery;
+use super::statement::constant;
+use crate::domain::ids::{EventType, UserKey};
+use crate::storage::people::People;
+use crate::storage::reach;
+
+/// People in a range of keys, for each of those wanted, up to which it is worth reading the whole.
+const CROWDED: usize = 3;
+
+/// Somebody's key, and their reach where it is packed.
+pub(super) type Packed = (UserKey, Option<Vec<u8>>);
+
+/// As it is read.
+type Row = (i64, Option<Vec<u8>>);
+
+/// `users` (ascending, distinct) on all their active devices, with tokens, for a hand-over.
+pub(super) async fn of_users(
+    conn: &mut AsyncPgConnection,
+    event_type: &EventType,
+    users: &[UserKey],
+) -> Attempt<People> {
+    if users.is_empty() {
+        return Ok(People::default());
+    }
+    // app_user's primary key
+    let mut rows: Vec<Row> = constant!(
+        (BigInt, Nullable<Binary>); "SELECT id, reach FROM app_user WHERE id = ANY ($1)",
+        Array<BigInt> => ids(users.iter().map(|user| user.0)),
+    )
+    .load(conn)
+    .await?;
+    rows.sort_unstable_by_key(|row| row.0);
+    collect(conn, event_type, wanted(users, rows)).await
+}
+
+/// The same for users who follow each other closely: everything between the first and the last is read in the order of
+/// the keys, at a fraction of the cost of looking each of them up. `None` when too many others lie between them.
+pub(super) async fn of_range(
+    conn: &mut AsyncPgConnection,
+    event_type: &EventType,
+    users: &[UserKey],
+) -> Attempt<Option<People>> {
+    let (Some(first), Some(last)) = (users.first(), users.last()) else { return Ok(Some(People::default())) };
+    let most = CROWDED * users.len();
+    // app_user's primary key
+    let rows: Vec<Row> = constant!(
+        (BigInt, Nullable<Binary>);
+        "SELECT id, reach FROM app_user WHERE id >= $1 AND id <= $2 ORDER BY id LIMIT $3 + 1",
+        BigInt => first.0, BigInt => last.0, BigInt => i64::try_from(most).unwrap_or(i64::MAX - 1),
+    )
+    .load(conn)
+    .await?;
+    if rows.len() > most {
+        return Ok(None);
+    }
+    collect(conn, event_type, wanted(users, rows)).await.map(Some)
+}
+
+/// Both ascending. Who has no row has nothing packed; who was not asked for is passed over.
+fn wanted(users: &[UserKey], rows: Vec<Row>) -> Vec<Packed> {
+    let mut rows = rows.into_iter().peekable();
+    let mut wanted = Vec::with_capacity(users.len());
+    for user in users {
+        while rows.next_if(|(id, _)| *id < user.0).is_some() {}
+        wanted.push((*user, rows.next_if(|(id, _)| *id == user.0).and_then(|(_, packed)| packed)));
+    }
+    wanted
+}
+
+/// `users` ascending and distinct.
+async fn collect(conn: &mut AsyncPgConnection, event_type: &EventType, users: Vec<Packed>) -> Attempt<People> {
+    let mut found =
+        People { people: Vec::with_capacity(users.len()), facts: Vec::with_capacity(users.len() + users.len() / 4) };
+    let mut unpacked = Vec::new();
+    for (user, packed) in users {
+        if !unpack(&mut found, user, event_type, packed.as_deref()) {
+            unpacked.push(user);
+        }
+    }
+    if !unpacked.is_empty() {
+        found.append(People::of_rows(conn, event_type, &unpacked).await?);
+    }
+    Ok(found)
+}
+
+/// Whether that could be read.
+fn unpack(found: &mut People, user: UserKey, event_type: &EventType, packed: Option<&[u8]>) -> bool {
+    let Some(packed) = packed else { return false };
+    let (people, facts) = (found.people.len(), found.facts.len());
+    if reach::unpack(found, user, event_type, packed).is_some() {
+        return true;
+    }
+    found.people.truncate(people);
+    found.facts.truncate(facts);
+    false
+}
+
+/// The people of many events at once: each event's (distinct) and its type. In the order of the events.
+pub(super) async fn of_events(
+    conn: &mut AsyncPgConnection,
+    events: Vec<(Vec<Packed>, &EventType)>,
+) -> Attempt<Vec<People>> {
+    let mut all = Vec::with_capacity(events.len());
+    let (mut places, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new());
+    for (at, (users, event_type)) in events.into_iter().enumerate() {
+        let mut found = People::default();
+        for (user, packed) in users {
+            if !unpack(&mut found, user, event_type, packed.as_deref()) {
+                places.push(i32::try_from(at).unwrap_or(i32::MAX));
+                keys.push(user.0);
+                types.push(event_type.as_str());
+            }
+        }
+        found.sort();
+        all.push(found);
+    }
+    if !places.is_empty() {
+        let mut others: HashMap<usize, People> =
+            People::of_event_rows(conn, &places, &keys, &types).await?.into_iter().collect();
+        for (at, found) in all.iter_mut().enumerate() {
+            found.append(others.remove(&at).unwrap_or_default());
+        }
+    }
+    Ok(all)
+}

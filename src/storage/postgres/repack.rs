@@ -1,0 +1,244 @@
+//! Keeps what is packed of people true. See [`crate::storage::reach`].
+//!
+//! A step names whom it changes ([`Tx::changed`]), and they are packed as the last thing before its COMMIT. First their
+//! rows are locked; what is read of them afterwards is what everybody has committed who held that lock before. Whoever
+//! changes the same person later, or has done so and is not at their COMMIT yet, packs them after us. So no change is
+//! missed, whichever of two comes first. Where a snapshot is older than the lock (an isolation level above the default),
+//! the server refuses the lock, for each change of what is packed writes the person's row.
+//!
+//! Steps lock in this order, each kind by its key: jobs, devices, people. What remains of deadlocks is two steps that come
+//! to several devices from different sides, as two phones that swap owners at once: rare, and run again.
+//!
+//! Replicas of earlier versions and people at psql do not pack; triggers make that what is packed is forgotten then. See
+//! the migration `reach_kept`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text};
+use diesel_async::AsyncPgConnection;
+
+use super::Inner;
+use super::fail::Attempt;
+use super::query::RunQuery;
+use super::read::read;
+use super::rows::{flag, token};
+use super::statement::constant;
+use super::tx::{Tx, step};
+use crate::domain::ids::UserKey;
+use crate::planted;
+use crate::storage::Result;
+use crate::storage::reach::{Reach, ReachDevice};
+
+/// Until the end of the transaction nobody else changes these people's choices or what is packed of them.
+pub(super) async fn lock(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> Attempt<()> {
+    let mut wanted: Vec<i64> = users.map(|user| user.0).filter(|user| !tx.locked.contains_key(user)).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    // app_user's primary key
+    let rows: Vec<(i64, Option<Vec<u8>>)> = constant!(
+        (BigInt, Nullable<Binary>);
+        "SELECT id, reach FROM app_user WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE", Array<BigInt> => wanted,
+    )
+    .load(tx.conn())
+    .await?;
+    tx.locked.extend(rows);
+    Ok(())
+}
+
+/// Packs anew whom the step has changed. One statement to lock them, where that has not been done; one to read the rows of
+/// those of whom what is packed and the change do not say enough; one to write.
+pub(super) async fn pack_changed(tx: &mut Tx) -> Attempt<()> {
+    let changed = std::mem::take(&mut tx.changed);
+    if changed.is_empty() || planted::is("reach-not-packed-anew") {
+        return Ok(());
+    }
+    lock(tx, changed.iter().map(|(user, _)| *user)).await?;
+    let mut known: BTreeMap<i64, Option<Reach>> = BTreeMap::new();
+    for (user, change) in changed {
+        let packed = || tx.locked.get(&user.0)?.as_deref();
+        let reach = known.entry(user.0).or_insert_with(|| Reach::read(packed()?));
+        if !reach.as_mut().is_some_and(|reach| reach.apply(change)) {
+            *reach = None;
+        }
+    }
+    let unsaid = known.iter().filter(|(_, reach)| reach.is_none()).map(|(user, _)| *user).collect();
+    let mut read = of_rows(tx.conn(), unsaid).await?;
+    let (mut users, mut reaches) = (Vec::new(), Vec::new());
+    for (user, reach) in known {
+        let packed = reach.or_else(|| read.remove(&user)).unwrap_or_default().pack();
+        // Who is too large is written in any case: see the module.
+        if packed.is_none() || tx.locked.get(&user).is_some_and(|before| packed != *before) {
+            users.push(user);
+            reaches.push(packed);
+        }
+    }
+    write(tx, users, reaches).await
+}
+
+async fn write(tx: &mut Tx, users: Vec<i64>, reaches: Vec<Option<Vec<u8>>>) -> Attempt<()> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    tx.execute(constant!(
+        ();
+        "UPDATE app_user SET reach = e.reach FROM unnest($1, $2) AS e(id, reach) WHERE app_user.id = e.id",
+        Array<BigInt> => users, Array<Nullable<Binary>> => reaches,
+    ))
+    .await?;
+    Ok(())
+}
+
+type RowTypes = (
+    BigInt,
+    BigInt,
+    Nullable<BigInt>,
+    Nullable<SmallInt>,
+    Nullable<Binary>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Nullable<SmallInt>,
+);
+
+/// An active device (with a route) or a choice (with an event type).
+type Row = (i64, i64, Option<i64>, Option<i16>, Option<Vec<u8>>, Option<String>, Option<String>, Option<i16>);
+
+/// What is to be packed of these people; nothing of who has neither devices nor choices.
+async fn of_rows(conn: &mut AsyncPgConnection, users: Vec<i64>) -> Attempt<BTreeMap<i64, Reach>> {
+    let mut found: BTreeMap<i64, Reach> = BTreeMap::new();
+    if users.is_empty() {
+        return Ok(found);
+    }
+    // device_by_user, opt_in's primary key
+    let mut rows: Vec<Row> = constant!(
+        RowTypes;
+        "SELECT user_key, id, route, seal_key, token_sealed, locale, NULL, NULL FROM device \
+         WHERE user_key = ANY ($1) AND state + 0 = 1 UNION ALL \
+         SELECT user_key, device, NULL, NULL, NULL, NULL, event_type, opted_in FROM opt_in WHERE user_key = ANY ($1)",
+        Array<BigInt> => users,
+    )
+    .load(conn)
+    .await?;
+    // Devices before choices.
+    rows.sort_unstable_by(|a, b| (a.2.is_none(), a.1, &a.6).cmp(&(b.2.is_none(), b.1, &b.6)));
+    for (user, device, route, seal_key, sealed, locale, event_type, opted_in) in rows {
+        let reach = found.entry(user).or_default();
+        if let Some(route) = route {
+            let token = token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?;
+            reach.devices.push(ReachDevice { id: device, route, token, locale, choices: Vec::new() });
+            continue;
+        }
+        let choice = (event_type.unwrap_or_default(), opted_in.is_some_and(flag));
+        if device == 0 {
+            reach.choices.push(choice);
+        } else if let Ok(at) = reach.devices.binary_search_by_key(&device, |device| device.id) {
+            reach.devices[at].choices.push(choice);
+        }
+    }
+    Ok(found)
+}
+
+/// People looked at in one go.
+const CHUNK: i64 = 1_000;
+/// Between two looks, and so many times what the last one took: callers go first.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+const PAUSES: u32 = 4;
+/// Between two tries when the database is not there.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+const DOING: &str = "packing how people can be reached";
+
+/// Packs whoever is not packed, walking once over everybody: in a database from before there was such a thing, and those
+/// whom somebody changed who does not pack. Beside others who do the same.
+pub(super) async fn sweep(inner: Arc<Inner>) {
+    let context = &inner.context;
+    let runtime = &context.runtime;
+    let (mut after, mut packed) = (i64::MIN, 0);
+    let mut pause = PAUSE;
+    loop {
+        tokio::select! {
+            biased;
+            () = context.stopping.cancelled() => return,
+            () = runtime.sleep(pause) => {}
+        }
+        let begun = runtime.instant();
+        match sweep_chunk(&inner, after).await {
+            Ok(Some((last, count))) => {
+                (after, packed) = (last, packed + count);
+                pause = PAUSE + (runtime.instant() - begun) * PAUSES;
+            }
+            Ok(None) => {
+                if packed > 0 {
+                    tracing::info!(people = packed, "packed how people can be reached");
+                }
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "people could not be packed; trying again");
+                pause = RETRY;
+            }
+        }
+    }
+}
+
+/// The last person looked at, and how many were packed; `None`: there was nobody more.
+async fn sweep_chunk(inner: &Inner, after: i64) -> Result<Option<(i64, usize)>> {
+    let rows: Vec<(i64, bool)> = read!(inner, DOING, |conn| async {
+        // app_user's primary key
+        Ok(constant!(
+            (BigInt, Bool); "SELECT id, reach IS NULL FROM app_user WHERE id > $1 ORDER BY id LIMIT $2 + 0",
+            BigInt => after, BigInt => CHUNK,
+        )
+        .load(conn)
+        .await?)
+    })?;
+    let Some((last, _)) = rows.last().copied() else { return Ok(None) };
+    let unpacked: Vec<i64> = rows.into_iter().filter(|(_, unpacked)| *unpacked).map(|(user, _)| user).collect();
+    if unpacked.is_empty() {
+        return Ok(Some((last, 0)));
+    }
+    let packed = step!(inner, DOING, |tx| pack_unpacked(tx, &unpacked))?;
+    Ok(Some((last, packed)))
+}
+
+/// Whom somebody changes at this moment they pack.
+async fn pack_unpacked(tx: &mut Tx, users: &[i64]) -> Attempt<usize> {
+    let locked: Vec<i64> = constant!(
+        BigInt;
+        "SELECT id FROM app_user WHERE id = ANY ($1) AND reach IS NULL ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
+        Array<BigInt> => users,
+    )
+    .load(tx.conn())
+    .await?;
+    let mut read = of_rows(tx.conn(), locked.clone()).await?;
+    // Who is too large stays as they are.
+    let packed = |user: i64| Some((user, Some(read.remove(&user).unwrap_or_default().pack()?)));
+    let (users, reaches): (Vec<_>, Vec<_>) = locked.into_iter().filter_map(packed).unzip();
+    let count = users.len();
+    write(tx, users, reaches).await?;
+    Ok(count)
+}
+
+/// Of whom something else is packed than their rows say, and who is not packed though they fit.
+#[cfg(test)]
+pub(super) async fn differing(conn: &mut AsyncPgConnection) -> Attempt<(Vec<i64>, Vec<i64>)> {
+    use diesel_async::SimpleAsyncConnection as _;
+
+    conn.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let people: Vec<(i64, Option<Vec<u8>>)> =
+        constant!((BigInt, Nullable<Binary>); "SELECT id, reach FROM app_user ORDER BY id").load(conn).await?;
+    let mut read = of_rows(conn, people.iter().map(|(user, _)| *user).collect()).await?;
+    conn.batch_execute("COMMIT").await?;
+    let (mut wrong, mut unpacked) = (Vec::new(), Vec::new());
+    for (user, packed) in people {
+        let right = read.remove(&user).unwrap_or_default().pack();
+        match packed {
+            Some(_) if packed != right => wrong.push(user),
+            None if right.is_some() => unpacked.push(user),
+            _ => {}
+        }
+    }
+    Ok((wrong, unpacked))
+}
