@@ -38,8 +38,8 @@ use crate::storage::{Result, StoreError};
 const PATIENCE: Duration = Duration::from_secs(4);
 /// One run of a step, above the server's own statement timeout only in sum.
 pub(super) const RUN_LIMIT: Duration = Duration::from_secs(6);
-/// Repeats after refusals of timing.
-const MAX_TIMING: u32 = 16;
+/// Repeats after refusals of timing: some two seconds in all.
+const MAX_TIMING: u32 = 20;
 /// Between two tries to reach the server.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -349,7 +349,9 @@ impl<'a> Runs<'a> {
             Remedy::Again if self.timing < MAX_TIMING => {
                 self.timing += 1;
                 let runtime = &self.inner.context.runtime;
-                let spread = f64::from(self.timing) * runtime.random_unit() * 0.002;
+                // Soon at first. Where a default isolation above READ COMMITTED refuses everybody who comes to a person at
+                // once but one, they must come far enough apart.
+                let spread = f64::from(self.timing * self.timing) * runtime.random_unit() * 0.001;
                 runtime.sleep(Duration::from_secs_f64(spread)).await;
                 None
             }
