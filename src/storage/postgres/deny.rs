@@ -85,12 +85,14 @@ impl Poller {
         }
         let conn = self.conn.as_mut().expect("connected above");
         let sent_at = context.runtime.instant();
-        // deny_by_time. The first poll reads the last minute: gates may be that old when a database comes back.
+        // deny_by_time. The first poll reads the last minute: gates may be that old when a database comes back. The
+        // statement's time, for clock_timestamp() may differ from row to row, and so every row of the last hour would be
+        // asked what time it is.
         let since = if self.read_at == 0 { 0 } else { self.read_at - OVERLAP_MS };
         let rows: Vec<(i64, i16, i64, i64)> = constant!(
             (BigInt, SmallInt, BigInt, BigInt);
             "SELECT d.id, d.kind, d.subject, d.at FROM deny d WHERE d.at >= greatest($1, \
-             (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - 60000)",
+             (extract(epoch FROM statement_timestamp()) * 1000)::BIGINT - 60000)",
             BigInt => since,
         )
         .load(conn)

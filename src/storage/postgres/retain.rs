@@ -52,11 +52,12 @@ pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> 
         ))
         .await?;
     deleted.0.push(("idempotency", rows));
+    // deny_by_time
     let rows = tx
         .execute(constant!(
             ();
             "DELETE FROM deny WHERE id IN (SELECT id FROM deny WHERE at < \
-             (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - $1 ORDER BY at LIMIT $2)",
+             (extract(epoch FROM statement_timestamp()) * 1000)::BIGINT - $1 ORDER BY at LIMIT $2 + 0)",
             BigInt => super::deny::KEPT_MS, BigInt => batch,
         ))
         .await?;

@@ -307,6 +307,31 @@ async fn plans_made_while_everything_was_empty_serve_a_full_database() {
     assert!(much.is_empty(), "read for twenty people: {much:?}");
 }
 
+/// Every replica polls five times a second, and an hour of "no"s is kept.
+#[tokio::test]
+async fn a_poll_for_new_noes_passes_over_those_of_the_last_hour() {
+    const NOES: i64 = 200_000;
+    let database = Database::new().await;
+    let (store, _deny) = database.open().await;
+    let mut conn = database.connect().await;
+    conn.batch_execute(&format!(
+        "INSERT INTO deny (id, app, kind, subject, at) SELECT n, 0, 1, n, \
+         (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - 120000 - n FROM generate_series(1, {NOES}) AS n"
+    ))
+    .await
+    .unwrap();
+    conn.batch_execute("VACUUM ANALYZE deny").await.unwrap();
+    drop(conn);
+    let read = |counts: &HashMap<String, (i64, i64)>| counts["deny"].0 + counts["deny"].1;
+    let before = read(&rows_read(&database).await);
+    crate::runtime::Runtime::production().sleep(std::time::Duration::from_secs(3)).await;
+    // None of them is old enough to be deleted.
+    store.retain(START, START).await.unwrap();
+    store.close().await;
+    let rows = read(&settled(&database).await) - before;
+    assert!(rows < NOES / 10, "{rows} rows were read to find that there is no new one");
+}
+
 #[tokio::test]
 async fn a_plan_made_for_an_empty_queue_serves_a_full_one() {
     const JOBS: i64 = 20_000;
