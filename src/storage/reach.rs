@@ -11,6 +11,7 @@
 
 use super::people::People;
 use crate::domain::consent::{DeviceChoice, UserChoice};
+use crate::domain::device::Registration;
 use crate::domain::ids::{DeviceId, EventType, RouteId, UserKey};
 use crate::domain::platform::DeviceToken;
 use crate::domain::targets::{read_varint, write_varint};
@@ -32,6 +33,15 @@ pub(super) struct ReachDevice {
     pub token: DeviceToken,
     pub locale: Option<String>,
     pub choices: Vec<Choice>,
+}
+
+impl ReachDevice {
+    /// As it registers, its choices left out.
+    pub fn of(id: DeviceId, registration: &Registration) -> Self {
+        let Registration { route, token, details, .. } = registration;
+        let locale = details.locale.as_ref().map(|locale| locale.as_str().to_owned());
+        Self { id: id.0, route: route.0, token: token.clone(), locale, choices: Vec::new() }
+    }
 }
 
 /// What is to be packed of a person.
@@ -85,6 +95,21 @@ impl Reach {
         }
         parts.end()?;
         Some(reach)
+    }
+
+    /// As [`unpack`] with what is not packed.
+    pub fn add_to(self, people: &mut People, user: UserKey, event_type: &EventType) {
+        let answers = |choices: &[Choice]| {
+            let of = |name: &str| choices.iter().find(|(of, _)| of == name).map(|(_, opted_in)| *opted_in);
+            (of(""), of(event_type.as_str()))
+        };
+        let (all, this_type) = answers(&self.choices);
+        people.person(user, UserChoice { all, this_type });
+        for ReachDevice { id, route, token, locale, choices } in self.devices {
+            let (all, this_type) = answers(&choices);
+            let choice = DeviceChoice { all, this_type };
+            people.add_device(DeviceId(id), RouteId(route), token, locale.as_deref(), choice);
+        }
     }
 
     /// Makes the change. `false`: it and what was known do not say enough.

@@ -197,7 +197,7 @@ async fn set(tx: &mut Tx, group: &[&Choice]) -> Attempt<Answers<(OptIn, bool)>> 
         .await?;
     }
     let context = std::sync::Arc::clone(&tx.context);
-    let (users, _) = ensure_users(tx.conn(), &context.ids, &names, &[]).await?;
+    let users = ensure_users(tx.conn(), &context.ids, &names).await?;
     // Two choices of one person at the same time take turns, so that what is packed of them holds both.
     repack::lock(tx, users.iter().copied()).await?;
     let members: Vec<(usize, UserKey)> = members.into_iter().zip(users).collect();

@@ -3,18 +3,19 @@
 //! Who is not packed is read by rows: nobody has packed them yet, they are too large, or somebody who does not pack has
 //! changed them. So is who was packed by a later version in a way that is not known here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use diesel::sql_types::{Array, BigInt, Binary, Nullable};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
 use super::fail::Attempt;
 use super::ids;
 use super::query::RunQuery;
+use super::rows::{flag, token};
 use super::statement::constant;
 use crate::domain::ids::{EventType, UserKey};
 use crate::storage::people::People;
-use crate::storage::reach;
+use crate::storage::reach::{self, Reach, ReachDevice};
 
 /// People in a range of keys, for each of those wanted, up to which it is worth reading the whole.
 const CROWDED: usize = 3;
@@ -89,8 +90,20 @@ async fn collect(conn: &mut AsyncPgConnection, event_type: &EventType, users: Ve
             unpacked.push(user);
         }
     }
-    if !unpacked.is_empty() {
-        found.append(People::of_rows(conn, event_type, &unpacked).await?);
+    found.append(by_rows(conn, event_type, &unpacked).await?);
+    Ok(found)
+}
+
+/// `users` (ascending, distinct) who are not packed, as [`of_users`].
+pub(super) async fn by_rows(
+    conn: &mut AsyncPgConnection,
+    event_type: &EventType,
+    users: &[UserKey],
+) -> Attempt<People> {
+    let mut reaches = of_rows(conn, users.iter().map(|user| user.0).collect()).await?;
+    let mut found = People::default();
+    for user in users {
+        reaches.remove(&user.0).unwrap_or_default().add_to(&mut found, *user, event_type);
     }
     Ok(found)
 }
@@ -113,25 +126,70 @@ pub(super) async fn of_events(
     events: Vec<(Vec<Packed>, &EventType)>,
 ) -> Attempt<Vec<People>> {
     let mut all = Vec::with_capacity(events.len());
-    let (mut places, mut keys, mut types) = (Vec::new(), Vec::new(), Vec::new());
+    let mut unpacked = Vec::new();
     for (at, (users, event_type)) in events.into_iter().enumerate() {
         let mut found = People::default();
         for (user, packed) in users {
             if !unpack(&mut found, user, event_type, packed.as_deref()) {
-                places.push(i32::try_from(at).unwrap_or(i32::MAX));
-                keys.push(user.0);
-                types.push(event_type.as_str());
+                unpacked.push((at, user, event_type));
             }
         }
-        found.sort();
         all.push(found);
     }
-    if !places.is_empty() {
-        let mut others: HashMap<usize, People> =
-            People::of_event_rows(conn, &places, &keys, &types).await?.into_iter().collect();
-        for (at, found) in all.iter_mut().enumerate() {
-            found.append(others.remove(&at).unwrap_or_default());
+    let reaches = of_rows(conn, unpacked.iter().map(|(_, user, _)| user.0).collect()).await?;
+    for (at, user, event_type) in unpacked {
+        reaches.get(&user.0).cloned().unwrap_or_default().add_to(&mut all[at], user, event_type);
+    }
+    all.iter_mut().for_each(People::sort);
+    Ok(all)
+}
+
+type DetailTypes = (
+    BigInt,
+    BigInt,
+    Nullable<BigInt>,
+    Nullable<SmallInt>,
+    Nullable<Binary>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Nullable<SmallInt>,
+);
+
+/// An active device (with a route) or a choice (with an event type).
+type Detail = (i64, i64, Option<i64>, Option<i16>, Option<Vec<u8>>, Option<String>, Option<String>, Option<i16>);
+
+/// By the rows that a reach repeats: what is to be packed of these people; nothing of who has neither devices nor choices.
+/// Only the indexes named begin with what is asked for, so that there is no other plan to choose, whatever it was made for.
+pub(super) async fn of_rows(conn: &mut AsyncPgConnection, users: Vec<i64>) -> Attempt<BTreeMap<i64, Reach>> {
+    let mut found: BTreeMap<i64, Reach> = BTreeMap::new();
+    if users.is_empty() {
+        return Ok(found);
+    }
+    // device_by_user, opt_in's primary key
+    let mut rows: Vec<Detail> = constant!(
+        DetailTypes;
+        "SELECT user_key, id, route, seal_key, token_sealed, locale, NULL, NULL FROM device \
+         WHERE user_key = ANY ($1) AND state + 0 = 1 UNION ALL \
+         SELECT user_key, device, NULL, NULL, NULL, NULL, event_type, opted_in FROM opt_in WHERE user_key = ANY ($1)",
+        Array<BigInt> => users,
+    )
+    .load(conn)
+    .await?;
+    // Devices before choices.
+    rows.sort_unstable_by(|a, b| (a.2.is_none(), a.1, &a.6).cmp(&(b.2.is_none(), b.1, &b.6)));
+    for (user, device, route, seal_key, sealed, locale, event_type, opted_in) in rows {
+        let reach = found.entry(user).or_default();
+        if let Some(route) = route {
+            let token = token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?;
+            reach.devices.push(ReachDevice { id: device, route, token, locale, choices: Vec::new() });
+            continue;
+        }
+        let choice = (event_type.unwrap_or_default(), opted_in.is_some_and(flag));
+        if device == 0 {
+            reach.choices.push(choice);
+        } else if let Ok(at) = reach.devices.binary_search_by_key(&device, |device| device.id) {
+            reach.devices[at].choices.push(choice);
         }
     }
-    Ok(all)
+    Ok(found)
 }

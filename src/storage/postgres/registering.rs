@@ -288,9 +288,7 @@ impl<'a> Write<'a> {
 
     /// Of its person, once it has its row.
     fn change(&self) -> Change {
-        let Registration { route, token, details, .. } = &self.register.registration;
-        let locale = details.locale.as_ref().map(|locale| locale.as_str().to_owned());
-        let device = ReachDevice { id: self.id, route: route.0, token: token.clone(), locale, choices: Vec::new() };
+        let device = ReachDevice::of(DeviceId(self.id), &self.register.registration);
         Change::With { device, is_new: self.target.is_none() }
     }
 }
@@ -315,7 +313,7 @@ async fn write(tx: &mut Tx, writes: &mut [Write<'_>]) -> Attempt<Vec<Device>> {
         })
         .collect();
     let context = Arc::clone(&tx.context);
-    let (users, _) = ensure_users(tx.conn(), &context.ids, &names, &[]).await?;
+    let users = ensure_users(tx.conn(), &context.ids, &names).await?;
     for (at, user) in missing.into_iter().zip(users) {
         writes[at].user = Some(user);
     }

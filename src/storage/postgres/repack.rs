@@ -15,20 +15,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text};
-use diesel_async::AsyncPgConnection;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable};
 
 use super::Inner;
 use super::fail::Attempt;
 use super::query::RunQuery;
+use super::reach::of_rows;
 use super::read::read;
-use super::rows::{flag, token};
 use super::statement::constant;
 use super::tx::{Tx, step};
 use crate::domain::ids::UserKey;
 use crate::planted;
 use crate::storage::Result;
-use crate::storage::reach::{Reach, ReachDevice};
+use crate::storage::reach::Reach;
 
 /// Until the end of the transaction nobody else changes these people's choices or what is packed of them.
 pub(super) async fn lock(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> Attempt<()> {
@@ -90,55 +89,6 @@ async fn write(tx: &mut Tx, users: Vec<i64>, reaches: Vec<Option<Vec<u8>>>) -> A
     ))
     .await?;
     Ok(())
-}
-
-type RowTypes = (
-    BigInt,
-    BigInt,
-    Nullable<BigInt>,
-    Nullable<SmallInt>,
-    Nullable<Binary>,
-    Nullable<Text>,
-    Nullable<Text>,
-    Nullable<SmallInt>,
-);
-
-/// An active device (with a route) or a choice (with an event type).
-type Row = (i64, i64, Option<i64>, Option<i16>, Option<Vec<u8>>, Option<String>, Option<String>, Option<i16>);
-
-/// What is to be packed of these people; nothing of who has neither devices nor choices.
-async fn of_rows(conn: &mut AsyncPgConnection, users: Vec<i64>) -> Attempt<BTreeMap<i64, Reach>> {
-    let mut found: BTreeMap<i64, Reach> = BTreeMap::new();
-    if users.is_empty() {
-        return Ok(found);
-    }
-    // device_by_user, opt_in's primary key
-    let mut rows: Vec<Row> = constant!(
-        RowTypes;
-        "SELECT user_key, id, route, seal_key, token_sealed, locale, NULL, NULL FROM device \
-         WHERE user_key = ANY ($1) AND state + 0 = 1 UNION ALL \
-         SELECT user_key, device, NULL, NULL, NULL, NULL, event_type, opted_in FROM opt_in WHERE user_key = ANY ($1)",
-        Array<BigInt> => users,
-    )
-    .load(conn)
-    .await?;
-    // Devices before choices.
-    rows.sort_unstable_by(|a, b| (a.2.is_none(), a.1, &a.6).cmp(&(b.2.is_none(), b.1, &b.6)));
-    for (user, device, route, seal_key, sealed, locale, event_type, opted_in) in rows {
-        let reach = found.entry(user).or_default();
-        if let Some(route) = route {
-            let token = token(seal_key.unwrap_or(0), sealed.unwrap_or_default())?;
-            reach.devices.push(ReachDevice { id: device, route, token, locale, choices: Vec::new() });
-            continue;
-        }
-        let choice = (event_type.unwrap_or_default(), opted_in.is_some_and(flag));
-        if device == 0 {
-            reach.choices.push(choice);
-        } else if let Ok(at) = reach.devices.binary_search_by_key(&device, |device| device.id) {
-            reach.devices[at].choices.push(choice);
-        }
-    }
-    Ok(found)
 }
 
 /// People looked at in one go.
@@ -223,7 +173,7 @@ async fn pack_unpacked(tx: &mut Tx, users: &[i64]) -> Attempt<usize> {
 
 /// Of whom something else is packed than their rows say, and who is not packed though they fit.
 #[cfg(test)]
-pub(super) async fn differing(conn: &mut AsyncPgConnection) -> Attempt<(Vec<i64>, Vec<i64>)> {
+pub(super) async fn differing(conn: &mut diesel_async::AsyncPgConnection) -> Attempt<(Vec<i64>, Vec<i64>)> {
     use diesel_async::SimpleAsyncConnection as _;
 
     conn.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;

@@ -58,7 +58,7 @@ async fn set(tx: &mut Tx, group: &[&Subscribe]) -> Attempt<Answers<bool>> {
         })
         .collect();
     let context = Arc::clone(&tx.context);
-    let (users, _) = ensure_users(tx.conn(), &context.ids, &names, &[]).await?;
+    let users = ensure_users(tx.conn(), &context.ids, &names).await?;
     lock_users(tx, users.iter().copied()).await?;
     let wanted = members.iter().map(|place| (group[*place].new.app, &group[*place].new.topic, group[*place].now));
     let topics = ensure_topics(tx, wanted.collect()).await?;

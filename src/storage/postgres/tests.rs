@@ -115,7 +115,6 @@ mod partitions;
 mod people;
 mod plans;
 mod proxy;
-
 mod replicas;
 mod trouble;
 mod watchers;

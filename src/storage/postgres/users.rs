@@ -54,76 +54,68 @@ pub(super) async fn users_by_name(
     conn: &mut AsyncPgConnection,
     names: &[(AppKey, &str)],
 ) -> Attempt<Vec<Option<UserKey>>> {
-    let mut users = vec![None; names.len()];
-    if names.is_empty() {
-        return Ok(users);
-    }
-    let (apps, texts) = columns(names);
-    // app_user_by_name
-    let rows: Vec<(i64, i64)> = constant!(
-        (BigInt, BigInt);
-        "SELECT e.place - 1, u.id FROM unnest($1, $2) WITH ORDINALITY AS e(app, name, place) CROSS JOIN LATERAL \
-         (SELECT id FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u",
-        Array<BigInt> => apps, Array<Text> => texts,
-    )
-    .load(conn)
-    .await?;
-    for (place, key) in rows {
-        let slot = usize::try_from(place).ok().and_then(|place| users.get_mut(place));
-        *slot.ok_or_else(|| Fail::corrupt("a position out of range"))? = Some(UserKey(key));
-    }
-    Ok(users)
+    Ok(people_by_name(conn, &[], names).await?.1)
 }
 
-/// The same, and a row for each who has none, made at the time given. Nobody makes one for the `others`. Writes: only after
-/// every refusal.
+/// The same, and a row for each who has none, made at the time given. Writes: only after every refusal.
 pub(super) async fn ensure_users(
     conn: &mut AsyncPgConnection,
     makes: &IdMaker,
     named: &[(AppKey, &str, UnixMs)],
-    others: &[(AppKey, &str)],
-) -> Attempt<(Vec<UserKey>, Vec<Option<UserKey>>)> {
-    let names: Vec<(AppKey, &str)> =
-        named.iter().map(|(app, name, _)| (*app, *name)).chain(others.iter().copied()).collect();
-    let mut known = users_by_name(conn, &names).await?;
-    let missing: Vec<(AppKey, &str, UnixMs)> =
-        named.iter().zip(&known).filter_map(|(named, known)| known.is_none().then_some(*named)).collect();
-    if !missing.is_empty() {
-        insert_users(conn, makes, missing).await?;
-        // Another replica may have been faster.
-        let places: Vec<usize> = (0..known.len()).filter(|place| known[*place].is_none()).collect();
-        let again: Vec<_> = places.iter().map(|place| names[*place]).collect();
-        for (place, user) in places.into_iter().zip(users_by_name(conn, &again).await?) {
-            known[place] = user;
-        }
-    }
-    let others = known.split_off(named.len());
-    let named = known.into_iter().map(|user| user.ok_or_else(|| Fail::corrupt("a user's row vanished")));
-    Ok((named.collect::<Attempt<_>>()?, others))
+) -> Attempt<Vec<UserKey>> {
+    let known = users_by_name(conn, &names(named)).await?;
+    let made = insert_missing(conn, makes, named, &known).await?;
+    let found = users_by_name(conn, &made.names).await?;
+    made.add(found, known)
 }
 
-/// As [`ensure_users`], with what is packed of the named.
+/// As [`ensure_users`], with what is packed of the named. Nobody makes a row for the `others`.
 pub(super) async fn ensure_people(
     conn: &mut AsyncPgConnection,
     makes: &IdMaker,
     named: &[(AppKey, &str, UnixMs)],
     others: &[(AppKey, &str)],
 ) -> Attempt<(Vec<Packed>, Vec<Option<UserKey>>)> {
-    let names: Vec<(AppKey, &str)> = named.iter().map(|(app, name, _)| (*app, *name)).collect();
-    let (mut known, others) = people_by_name(conn, &names, others).await?;
-    let missing: Vec<(AppKey, &str, UnixMs)> =
-        named.iter().zip(&known).filter_map(|(named, known)| known.is_none().then_some(*named)).collect();
+    let (known, others) = people_by_name(conn, &names(named), others).await?;
+    let made = insert_missing(conn, makes, named, &known).await?;
+    let (found, _) = people_by_name(conn, &made.names, &[]).await?;
+    Ok((made.add(found, known)?, others))
+}
+
+fn names<'a>(named: &[(AppKey, &'a str, UnixMs)]) -> Vec<(AppKey, &'a str)> {
+    named.iter().map(|(app, name, _)| (*app, *name)).collect()
+}
+
+/// Those who have a row now, to be looked up: another replica may have been faster.
+struct Made<'a> {
+    places: Vec<usize>,
+    names: Vec<(AppKey, &'a str)>,
+}
+
+impl Made<'_> {
+    /// Everybody, with those found among the known.
+    fn add<T>(self, found: Vec<Option<T>>, mut known: Vec<Option<T>>) -> Attempt<Vec<T>> {
+        for (place, found) in self.places.into_iter().zip(found) {
+            known[place] = found;
+        }
+        known.into_iter().map(|user| user.ok_or_else(|| Fail::corrupt("a user's row vanished"))).collect()
+    }
+}
+
+/// Rows for those of the named who are not known.
+async fn insert_missing<'a, T: Sync>(
+    conn: &mut AsyncPgConnection,
+    makes: &IdMaker,
+    named: &[(AppKey, &'a str, UnixMs)],
+    known: &[Option<T>],
+) -> Attempt<Made<'a>> {
+    let places: Vec<usize> = (0..named.len()).filter(|place| known[*place].is_none()).collect();
+    let missing: Vec<_> = places.iter().map(|place| named[*place]).collect();
+    let names = names(&missing);
     if !missing.is_empty() {
         insert_users(conn, makes, missing).await?;
-        // Another replica may have been faster.
-        let places: Vec<usize> = (0..known.len()).filter(|place| known[*place].is_none()).collect();
-        let again: Vec<_> = places.iter().map(|place| names[*place]).collect();
-        for (place, person) in places.into_iter().zip(people_by_name(conn, &again, &[]).await?.0) {
-            known[place] = person;
-        }
     }
-    let named = known.into_iter().map(|person| person.ok_or_else(|| Fail::corrupt("a user's row vanished")));
-    Ok((named.collect::<Attempt<_>>()?, others))
+    Ok(Made { places, names })
 }
 
 /// The named with what is packed of them, and the keys of the others, by their places.

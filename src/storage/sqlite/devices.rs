@@ -23,7 +23,7 @@ use crate::domain::ids::{AppKey, DeviceId, UserId, UserKey};
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::reach::Change;
+use crate::storage::reach::{Change, ReachDevice};
 use crate::storage::{ImportEffect, Page, StoreError};
 
 /// Rows of one token, or of one install, that are looked at. There is one per user who ever had it.
@@ -204,7 +204,7 @@ pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs
             let id = write(tx, registration, &hash, (retired, target), written, now)?;
             let device = read_row(tx.conn, id)?;
             let user = UserKey(device.user_key);
-            tx.changed.push((user, Change::Anything));
+            tx.changed.push((user, change(id, registration, target)));
             evict(tx, user, Some(id), now)?;
             report(tx, user, registration)?;
             Ok(Registered { device: device.into_domain()?, created: target.is_none() })
@@ -227,18 +227,25 @@ pub(super) fn import(
     };
     recall(tx, &dead);
     let written = Written { created_at, confirmed_at: registration.observed_at };
-    write(tx, registration, &hash, (retired, target), written, now)?;
-    if let Some(user) = user {
-        evict(tx, user, None, now)?;
-    }
-    let user = match user {
+    let id = write(tx, registration, &hash, (retired, target), written, now)?;
+    let known = user;
+    let user = match known {
         None => user_key(tx.conn, registration.app, &registration.user)?,
         known => known,
     };
     let user = user.ok_or_else(|| Fail::corrupt("a user's row vanished"))?;
-    tx.changed.push((user, Change::Anything));
+    // Before others go, for it may be among them.
+    tx.changed.push((user, change(id, registration, target)));
+    if known.is_some() {
+        evict(tx, user, None, now)?;
+    }
     report(tx, user, registration)?;
     Ok(ImportEffect::Applied)
+}
+
+/// What a registration changes of its person, by the row it took the place of.
+fn change(id: i64, registration: &Registration, target: Option<i64>) -> Change {
+    Change::With { device: ReachDevice::of(DeviceId(id), registration), is_new: target.is_none() }
 }
 
 /// What [`import`] would do.

@@ -8,8 +8,7 @@ use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::rows::{flag, json_ids, token};
 use super::statement::constant;
-use crate::domain::consent::{DeviceChoice, UserChoice};
-use crate::domain::ids::{AppKey, DeviceId, EventType, RouteId, UserId, UserKey};
+use crate::domain::ids::{AppKey, EventType, UserId, UserKey};
 use crate::planted;
 use crate::storage::people::People;
 use crate::storage::reach::{self, Change, Reach, ReachDevice};
@@ -132,23 +131,7 @@ pub(super) fn of_rows(conn: &mut SqliteConnection, event_type: &EventType, users
     let mut found = People::default();
     for user in users {
         let reach = read(conn, *user, *user)?.pop().map(|(_, _, reach)| reach).unwrap_or_default();
-        let answer = |choices: &[reach::Choice]| {
-            let of = |name: &str| choices.iter().find(|(of, _)| of == name).map(|(_, opted_in)| *opted_in);
-            (of(""), of(event_type.as_str()))
-        };
-        let (all, this_type) = answer(&reach.choices);
-        found.person(*user, UserChoice { all, this_type });
-        for device in reach.devices {
-            let (all, this_type) = answer(&device.choices);
-            let choice = DeviceChoice { all, this_type };
-            found.add_device(
-                DeviceId(device.id),
-                RouteId(device.route),
-                device.token,
-                device.locale.as_deref(),
-                choice,
-            );
-        }
+        reach.add_to(&mut found, *user, event_type);
     }
     Ok(found)
 }

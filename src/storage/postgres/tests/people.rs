@@ -10,7 +10,6 @@ use crate::domain::outcome::ResultCode;
 use crate::domain::platform::{DeviceToken, Platform};
 use crate::storage::NewOptIn;
 use crate::storage::conformance::{Engine, World, comment, entries, people, user};
-use crate::storage::people::People;
 use crate::storage::seed::{Seed, SeedPerson};
 
 /// Everybody is packed who fits, and rightly.
@@ -78,7 +77,7 @@ async fn a_range_and_a_look_up_say_what_the_rows_do() {
         for from in (0..PEOPLE).step_by(3) {
             for count in [0, 1, 9, PEOPLE] {
                 let users: Vec<UserKey> = keys[from..].iter().step_by(step).take(count).copied().collect();
-                let rows = People::of_rows(conn, &comment(), &users).await.unwrap();
+                let rows = reach::by_rows(conn, &comment(), &users).await.unwrap();
                 let looked_up = reach::of_users(conn, &comment(), &users).await.unwrap();
                 assert_eq!((&looked_up.people, &looked_up.facts), (&rows.people, &rows.facts));
                 match reach::of_range(conn, &comment(), &users).await.unwrap() {

@@ -9,7 +9,6 @@ use crate::domain::notification::Audience;
 use crate::domain::outcome::ResultCode;
 use crate::domain::plan::plan;
 use crate::storage::conformance::{Engine, START, World, comment, entries, topic, user};
-use crate::storage::people::People;
 
 const PEOPLE: i64 = 1_000_000;
 
@@ -72,7 +71,7 @@ async fn fill(database: &Database, world: &World<'_>, people: i64) {
     }
     // What is packed of them is what the store would have.
     let few: Vec<UserKey> = (1..=70_000).step_by(7_000).map(|n| UserKey(1_000_000_000 + n)).collect();
-    let rows = People::of_rows(&mut conn, &comment(), &few).await.unwrap();
+    let rows = reach::by_rows(&mut conn, &comment(), &few).await.unwrap();
     let packed = reach::of_users(&mut conn, &comment(), &few).await.unwrap();
     assert_eq!((packed.people, packed.facts), (rows.people, rows.facts));
 }
