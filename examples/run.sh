@@ -59,9 +59,9 @@ copy() {
 # What a language's run exits with when a registry does not answer.
 unfetched=75
 
-# A registry may fail once.
+# A registry may fail once, and may not answer at all.
 fetch() {
-    "$@" || { sleep 3; "$@"; } || return $unfetched
+    timeout 200 "$@" || { sleep 3; timeout 100 "$@"; } || return $unfetched
 }
 
 python_tools() {
