@@ -14,6 +14,7 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::handed::{self, Handed};
+use super::history;
 use super::jobs::{self, Lease};
 use super::people::{device_owners, insert_user, names_and_labels, of_devices, topic_key, user_key};
 use super::reach::{of_name, of_users};
@@ -519,7 +520,7 @@ fn plan_now(
         tx.hand_over(engine, HandedOver { job, notification, facts, gated, gated_at, permit });
     }
     if !planted::is("suppressed-not-recorded") {
-        jobs::insert_blocks(tx, app, id, None, &plan.suppressed, now)?;
+        history::insert_results(tx, app, id, None, &plan.suppressed, now)?;
     }
     tx.planned(engine, planned, plan.suppressed);
     Ok(())

@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::history::log_retirement;
 use super::people::{ensure_user, user_key};
 use super::rows::{DeviceRow, DeviceTypes, select_devices};
 use super::statement::constant;
-use super::watching::log_retirement;
 use crate::domain::deny::DenyKey;
 use crate::domain::device::{
     Device, DeviceRef, MAX_DEVICES_PER_USER, Registered, Registration, Retirement, UNCHANGED_FOR_MS,
@@ -427,9 +427,10 @@ pub(super) fn unregister(
     Ok(row.is_active())
 }
 
-/// A platform found the token dead. A registration confirmed later than it knew survives. Publishes nothing: there is
-/// no push to a dead token to hold back, unless somebody else registers it (see [`recall`]).
-pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<()> {
+/// A platform found the token dead. A registration confirmed later than it knew survives; else whose device it was.
+/// Publishes nothing: there is no push to a dead token to hold back, unless somebody else registers it (see [`recall`]).
+/// Its line in the history is the caller's to write.
+pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<Option<UserKey>> {
     let since = if planted::is("retired-in-spite-of-registration") { i64::MAX } else { dead.since.unwrap_or(now).0 };
     let retired: Option<i64> = constant!(
         BigInt;
@@ -440,11 +441,9 @@ pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: 
     )
     .get_result(tx.writes())
     .optional()?;
-    if let Some(user) = retired {
-        tx.changed.push((UserKey(user), Change::Without(dead.device)));
-        log_retirement(tx, dead.device, &dead.reason, now)?;
-    }
-    Ok(())
+    let user = retired.map(UserKey);
+    tx.changed.extend(user.map(|user| (user, Change::Without(dead.device))));
+    Ok(user)
 }
 
 pub(super) fn list(

@@ -9,6 +9,7 @@ use diesel::{OptionalExtension, RunQueryDsl};
 
 use super::fail::Attempt;
 use super::group::Tx;
+use super::history;
 use super::jobs::{self, Lease};
 use super::notifications;
 use super::people::of_devices;
@@ -253,7 +254,7 @@ pub(super) fn write_page(tx: &mut Tx<'_>, page: &PageWrite, now: UnixMs) -> Atte
         let lease = if at < page.leased { Lease::first(tx.context.boot()) } else { Lease::FREE };
         ids.push(jobs::insert(tx, page.app, job, lease, now)?);
     }
-    jobs::insert_blocks(tx, page.app, page.notification, None, &page.suppressed, now)?;
+    history::insert_results(tx, page.app, page.notification, None, &page.suppressed, now)?;
     Ok(Some(ids))
 }
 

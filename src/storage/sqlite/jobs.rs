@@ -11,18 +11,18 @@ use super::devices;
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::handed;
+use super::history::History;
 use super::providers;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, json_ids, stored_count};
 use super::statement::constant;
 use crate::domain::ids::{AppKey, JobId, NotificationId, RouteId};
 use crate::domain::notification::{NewJob, Notification};
-use crate::domain::outcome::{self, Entry, ResultCode};
 use crate::domain::platform::Lane;
 use crate::domain::targets;
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS, SUSPECT_CLAIMS};
+use crate::storage::{BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS, SUSPECT_CLAIMS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -77,122 +77,6 @@ pub(super) fn insert_row(
         Integer => i32::try_from(job.targets.len()).unwrap_or(i32::MAX), Binary => targets::pack(targets::NEWEST, &job.targets),
     )
     .execute(conn)?;
-    Ok(())
-}
-
-/// Appends blocks with these entries, which ascend by (user, device). None for none.
-pub(super) fn insert_blocks(
-    tx: &mut Tx<'_>,
-    app: AppKey,
-    notification: NotificationId,
-    route: Option<RouteId>,
-    entries: &[Entry],
-    now: UnixMs,
-) -> Attempt<()> {
-    let mut blocks = Vec::new();
-    add_blocks(tx, &mut blocks, app, notification, route, entries, now);
-    write_blocks(tx, &blocks, now)
-}
-
-/// A row of `outcome_block`.
-struct Block {
-    id: i64,
-    app: i64,
-    notification: i64,
-    route: Option<i64>,
-    first: i64,
-    last: i64,
-    entries: Vec<u8>,
-}
-
-fn add_blocks(
-    tx: &mut Tx<'_>,
-    blocks: &mut Vec<Block>,
-    app: AppKey,
-    notification: NotificationId,
-    route: Option<RouteId>,
-    entries: &[Entry],
-    now: UnixMs,
-) {
-    for chunk in entries.chunks(outcome::MAX_ENTRIES) {
-        let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
-        blocks.push(Block {
-            id: tx.next_id(now),
-            app: app.0,
-            notification: notification.0,
-            route: route.map(|route| route.0),
-            first: first.user.0,
-            last: last.user.0,
-            entries: outcome::pack(chunk),
-        });
-    }
-}
-
-/// Rows of one statement. The small blocks of single people's events cost more to bind, begin and end than to insert.
-const BLOCKS_AT_ONCE: usize = 8;
-
-fn write_blocks(tx: &mut Tx<'_>, blocks: &[Block], now: UnixMs) -> Attempt<()> {
-    /// One statement for the blocks at these places.
-    macro_rules! insert {
-        ($rows:expr, $number:expr, $values:expr, $($at:literal)+) => {
-            constant!(
-                ();
-                concat!(
-                    "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries, xid) \
-                     VALUES ",
-                    $values
-                )
-                $(,
-                    BigInt => $rows[$at].id, BigInt => $rows[$at].app, BigInt => $rows[$at].notification,
-                    Nullable<BigInt> => $rows[$at].route, BigInt => $rows[$at].first, BigInt => $rows[$at].last,
-                    BigInt => now.0, Binary => &$rows[$at].entries[..], BigInt => $number
-                )+
-            )
-        };
-    }
-    if blocks.is_empty() {
-        return Ok(());
-    }
-    let number = tx.number(now);
-    let (many, few) = blocks.as_chunks::<BLOCKS_AT_ONCE>();
-    for rows in many {
-        tx.execute(insert!(
-            rows,
-            number,
-            "(?, ?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?, ?), \
-             (?, ?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?, ?), \
-             (?, ?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            0 1 2 3 4 5 6 7
-        ))?;
-    }
-    for row in few {
-        let rows = std::slice::from_ref(row);
-        tx.execute(insert!(rows, number, "(?, ?, ?, ?, ?, ?, ?, ?, ?)", 0))?;
-    }
-    Ok(())
-}
-
-fn insert_detail(
-    tx: &mut Tx<'_>,
-    app: AppKey,
-    notification: NotificationId,
-    detail: &SendAttempt,
-    now: UnixMs,
-) -> Attempt<()> {
-    let code = ResultCode::ALL
-        .iter()
-        .find(|code| code.name() == detail.result)
-        .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
-    let id = tx.next_id(now);
-    tx.execute(constant!(
-        ();
-        "INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, status, reason, \
-         next_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        BigInt => id, BigInt => app.0, BigInt => notification.0, BigInt => detail.user.0, BigInt => detail.device.0,
-        Integer => stored_count(detail.attempt), BigInt => detail.at.0, SmallInt => i16::from(code.code()),
-        Integer => i32::from(detail.answer.status), Text => &*detail.answer.reason,
-        Nullable<BigInt> => detail.next_at.map(|at| at.0),
-    ))?;
     Ok(())
 }
 
@@ -296,13 +180,13 @@ pub(super) fn next_due(conn: &mut SqliteConnection, route: RouteId, lane: Lane) 
 }
 
 pub(super) fn record(tx: &mut Tx<'_>, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
-    let mut blocks = Vec::new();
-    let held = updates.iter().map(|update| record_one(tx, update, &mut blocks, now)).collect::<Attempt<_>>()?;
-    write_blocks(tx, &blocks, now)?;
+    let mut history = History::default();
+    let held = updates.iter().map(|update| record_one(tx, update, &mut history, now)).collect::<Attempt<_>>()?;
+    history.write(tx, now)?;
     Ok(held)
 }
 
-fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, blocks: &mut Vec<Block>, now: UnixMs) -> Attempt<bool> {
+fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, history: &mut History, now: UnixMs) -> Attempt<bool> {
     let held = match &update.progress {
         _ if handed::finish(tx, update)? => 1,
         None => tx.execute(constant!(
@@ -328,16 +212,18 @@ fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, blocks: &mut Vec<Block>, now:
     }
     let times = if planted::is("outcome-block-twice") { 2 } else { 1 };
     for _ in 0..times {
-        add_blocks(tx, blocks, update.app, update.notification, Some(update.route), &update.entries, now);
+        history.results(tx, update.app, update.notification, Some(update.route), &update.entries, now);
     }
     for detail in &update.details {
-        insert_detail(tx, update.app, update.notification, detail, now)?;
+        history.attempt(tx, update.app, update.notification, detail, now)?;
     }
     for follower in update.followers.iter().filter(|_| !planted::is("followers-lost")) {
         insert(tx, update.app, follower, Lease::FREE, now)?;
     }
     for dead in &update.retirements {
-        devices::retire_dead(tx, update.app, dead, now)?;
+        if let Some(user) = devices::retire_dead(tx, update.app, dead, now)? {
+            history.retirement(tx, update.app, user, dead, now);
+        }
     }
     for change in &update.device_changes {
         providers::change_device(tx, update.app, *change, now)?;

@@ -13,6 +13,7 @@ mod explain;
 mod fanout;
 mod group;
 mod handed;
+mod history;
 mod imports;
 mod jobs;
 mod leaving;

@@ -10,6 +10,7 @@ use diesel::{Connection, OptionalExtension, RunQueryDsl};
 
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::history;
 use super::jobs::{self, Lease};
 use super::people;
 use super::redrive::{self, Block};
@@ -113,7 +114,11 @@ impl Providers for SqliteStore {
 
     async fn device_times(&self, devices: &[DeviceId]) -> Result<Vec<Option<DeviceTimes>>> {
         let devices = devices.to_vec();
-        self.read(Asker::Engine, "reading when devices registered", move |conn| device_times(conn, &devices)).await
+        // By the writer: what it is asked about it will change in a moment, and its map of the file stands, while a
+        // reader's cache is empty after each write of anybody's.
+        let bytes = SMALL + 16 * devices.len();
+        let doing = "reading when devices registered";
+        self.write(Class::Outcome, bytes, doing, move |tx| device_times(tx.conn, &devices)).await
     }
 
     async fn redrive(&self, batch: RedriveBatch, now: UnixMs) -> Result<Redriven> {
@@ -265,7 +270,7 @@ fn redrive_step(tx: &mut Tx<'_>, batch: &RedriveBatch, now: UnixMs) -> Attempt<R
             jobs::insert(tx, batch.app, job, Lease::FREE, now)?;
             answer.routes.push((job.route, job.lane));
         }
-        jobs::insert_blocks(tx, batch.app, notification, None, &entries, now)?;
+        history::insert_results(tx, batch.app, notification, None, &entries, now)?;
         answer.redriven += count;
     }
     answer.routes.sort_unstable();

@@ -12,11 +12,10 @@ use diesel::{OptionalExtension, RunQueryDsl};
 
 use super::explain::AttemptRow;
 use super::fail::{Attempt, Fail};
-use super::group::Tx;
 use super::people::{user_key, user_names};
 use super::statement::constant;
 use super::watch_rows::{self, DeliveryOf, HEAD, MAX_BLOCK_BYTES, MAX_BLOCKS, MAX_RETIREMENTS, WatchRow};
-use crate::domain::ids::{AppKey, DeviceId, NotificationId, UserId, UserKey};
+use crate::domain::ids::{AppKey, NotificationId, UserId, UserKey};
 use crate::domain::time::UnixMs;
 use crate::domain::watch::WatchPosition;
 use crate::runtime::Runtime;
@@ -54,18 +53,6 @@ pub(super) fn epoch(conn: &mut SqliteConnection, runtime: &Runtime) -> diesel::Q
     constant!((); "INSERT INTO watermark (name, value) VALUES (?1, ?2)", Text => EPOCH, BigInt => epoch)
         .execute(conn)?;
     Ok(epoch)
-}
-
-/// A device is no longer active: it was when the transaction began.
-pub(super) fn log_retirement(tx: &mut Tx<'_>, device: DeviceId, reason: &str, now: UnixMs) -> Attempt<()> {
-    let (id, transaction) = (tx.next_id(now), tx.number(now));
-    tx.execute(constant!(
-        ();
-        "INSERT INTO device_retirement (id, app, device, user_key, reason, at, xid) \
-         SELECT ?1, app, id, user_key, ?3, ?4, ?5 FROM device WHERE id = ?2",
-        BigInt => id, BigInt => device.0, Text => reason, BigInt => now.0, BigInt => transaction,
-    ))?;
-    Ok(())
 }
 
 pub(super) fn page(
