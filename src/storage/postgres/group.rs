@@ -20,7 +20,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt
 use diesel_async::AsyncPgConnection;
 
 use super::accept::{Gate, HASH_VERSION, Planned, Prepared};
-use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs};
+use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs, rows_of};
 use super::effects::{Effects, Ids};
 use super::fail::{Attempt, Fail, unavailable};
 use super::inbox::{self, Groups, Inbox};
@@ -451,19 +451,25 @@ impl Rows {
             BigInt;
             concat!(
                 "WITH new_key AS (INSERT INTO idempotency AS i (app, key, hash_version, hash, notification_id, \
-                 expires_at) SELECT k.app, k.key, $1, k.hash, k.notification_id, k.expires_at \
-                 FROM unnest($2, $3, $4, $5, $6) AS k(app, key, hash, notification_id, expires_at) \
-                 ORDER BY k.app, k.key ON CONFLICT (app, key) DO UPDATE SET hash_version = excluded.hash_version, \
+                 expires_at) SELECT k.app, k.key, $1, k.hash, k.notification_id, k.expires_at ",
+                rows_of!(
+                    "$2" "app", "$3" "key", "$4" "hash", "$5" "notification_id", "$6" "expires_at",
+                ),
+                " AS k ORDER BY k.app, k.key ON CONFLICT (app, key) DO UPDATE SET hash_version = excluded.hash_version, \
                  hash = excluded.hash, notification_id = excluded.notification_id, expires_at = excluded.expires_at \
                  WHERE i.expires_at <= excluded.expires_at - $7 RETURNING notification_id), \
                  new_notification AS (INSERT INTO notification (id, app, event_type, type_version, default_opt_in, lane, \
                  priority, on_maybe, collapse_key, actor, subject, content, event_at, accepted_at, not_before, \
                  expires_at, people) SELECT n.id, n.app, n.event_type, n.type_version, n.default_opt_in, n.lane, \
                  n.priority, n.on_maybe, n.collapse_key, n.actor, n.subject, n.content, n.event_at, n.accepted_at, \
-                 n.not_before, n.expires_at, n.people FROM unnest($8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
-                 $18, $19, $20, $21, $22, $23, $24, $25) AS n(id, app, event_type, type_version, default_opt_in, lane, \
-                 priority, on_maybe, collapse_key, actor, subject, content, event_at, accepted_at, not_before, \
-                 expires_at, people, keyed) WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) \
+                 n.not_before, n.expires_at, n.people ",
+                rows_of!(
+                    "$8" "id", "$9" "app", "$10" "event_type", "$11" "type_version", "$12" "default_opt_in",
+                    "$13" "lane", "$14" "priority", "$15" "on_maybe", "$16" "collapse_key", "$17" "actor",
+                    "$18" "subject", "$19" "content", "$20" "event_at", "$21" "accepted_at", "$22" "not_before",
+                    "$23" "expires_at", "$24" "people", "$25" "keyed",
+                ),
+                " AS n WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) \
                  ON CONFLICT (id) DO NOTHING RETURNING id), \
                  new_job AS (",
                 insert_jobs!("$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33", "$34", "$35", "$36", "$37", "$38",

@@ -7,7 +7,7 @@ use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
-use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs};
+use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs, rows_of};
 use super::fail::{Attempt, Fail};
 use super::providers;
 use super::query::RunQuery;
@@ -247,12 +247,17 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
             " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              details AS (INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, \
              status, reason, next_at) SELECT d.id, d.app, d.notification_id, d.user_key, d.device, d.attempt, d.at, \
-             d.code, d.status, d.reason, d.next_at FROM unnest($14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, \
-             $25) AS d(id, app, notification_id, user_key, device, attempt, at, code, status, reason, next_at, place) \
-             WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
-             dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at \
-             FROM unnest($26, $27, $28, $29, $30, $31, $32) AS r(device, app, since, reason, at, place, line) \
-             WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
+             d.code, d.status, d.reason, d.next_at ",
+            rows_of!(
+                "$14" "id", "$15" "app", "$16" "notification_id", "$17" "user_key", "$18" "device", "$19" "attempt",
+                "$20" "at", "$21" "code", "$22" "status", "$23" "reason", "$24" "next_at", "$25" "place",
+            ),
+            " AS d WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
+             dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at ",
+            rows_of!(
+                "$26" "device", "$27" "app", "$28" "since", "$29" "reason", "$30" "at", "$31" "place", "$32" "line",
+            ),
+            " AS r WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
              AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
              RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
              retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \

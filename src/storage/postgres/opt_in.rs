@@ -309,8 +309,9 @@ impl<'a> Columns<'a> {
         tx.execute(constant!(
             ();
             "INSERT INTO opt_in_history (id, app, user_key, device, event_type, opted_in, applied, observed_at, \
-             recorded_at, caller, source, policy_version, evidence) \
-             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING",
+             recorded_at, caller, source, policy_version, evidence) SELECT unnest($1), unnest($2), unnest($3), \
+             unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), unnest($9), unnest($10), unnest($11), \
+             unnest($12), unnest($13) ON CONFLICT (id) DO NOTHING",
             Array<BigInt> => &self.line, Array<BigInt> => &self.app, Array<BigInt> => &self.user,
             Array<BigInt> => &self.device, Array<Text> => &self.event_type, Array<SmallInt> => &self.opted_in,
             Array<SmallInt> => applied, Array<BigInt> => &self.observed_at, Array<BigInt> => &self.recorded_at,

@@ -438,8 +438,10 @@ impl<'a> Columns<'a> {
             (BigInt, BigInt, BigInt, BigInt);
             "INSERT INTO device AS d (id, app, platform, user_key, route, kind, installation_id, token_hash, \
              token_sealed, locale, time_zone, app_version, os_version, permission, labels, observed_at, confirmed_at, \
-             state, retired_reason, retired_at, created_at) SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, \
-             $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21) \
+             state, retired_reason, retired_at, created_at) SELECT unnest($1), unnest($2), unnest($3), unnest($4), \
+             unnest($5), unnest($6), unnest($7), unnest($8), unnest($9), unnest($10), unnest($11), unnest($12), \
+             unnest($13), unnest($14), unnest($15), unnest($16), unnest($17), unnest($18), unnest($19), unnest($20), \
+             unnest($21) \
              ON CONFLICT (id) DO UPDATE SET route = excluded.route, kind = excluded.kind, \
              installation_id = excluded.installation_id, token_hash = excluded.token_hash, \
              token_sealed = excluded.token_sealed, seal_key = 0, locale = excluded.locale, \
