@@ -17,10 +17,10 @@ use crate::storage::Attempt as SendAttempt;
 
 /// What one step adds. Nothing is written before [`History::write`].
 #[derive(Default)]
-pub(super) struct History {
+pub(super) struct History<'a> {
     blocks: Vec<Block>,
-    attempts: Vec<FailedAttempt>,
-    retirements: Vec<Retired>,
+    attempts: Vec<FailedAttempt<'a>>,
+    retirements: Vec<Retired<'a>>,
 }
 
 /// A row of `outcome_block`.
@@ -35,27 +35,20 @@ struct Block {
 }
 
 /// A row of `attempt_detail`.
-struct FailedAttempt {
+struct FailedAttempt<'a> {
     id: i64,
     app: i64,
     notification: i64,
-    user: i64,
-    device: i64,
-    attempt: i32,
-    at: i64,
     code: i16,
-    status: i32,
-    reason: Box<str>,
-    next_at: Option<i64>,
+    told: &'a SendAttempt,
 }
 
 /// A row of `device_retirement`.
-struct Retired {
+struct Retired<'a> {
     id: i64,
     app: i64,
-    device: i64,
     user: i64,
-    reason: Box<str>,
+    dead: &'a Retirement,
 }
 
 /// Inserts `$rows`, eight to a statement as far as that goes. `$bind` binds the values of one row.
@@ -78,7 +71,7 @@ macro_rules! insert {
     }};
 }
 
-impl History {
+impl<'a> History<'a> {
     /// Results in this order, which ascends by (user, device).
     pub fn results(
         &mut self,
@@ -108,33 +101,22 @@ impl History {
         tx: &mut Tx<'_>,
         app: AppKey,
         notification: NotificationId,
-        detail: &SendAttempt,
+        told: &'a SendAttempt,
         now: UnixMs,
     ) -> Attempt<()> {
         let code = ResultCode::ALL
             .iter()
-            .find(|code| code.name() == detail.result)
-            .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
-        self.attempts.push(FailedAttempt {
-            id: tx.next_id(now),
-            app: app.0,
-            notification: notification.0,
-            user: detail.user.0,
-            device: detail.device.0,
-            attempt: stored_count(detail.attempt),
-            at: detail.at.0,
-            code: i16::from(code.code()),
-            status: i32::from(detail.answer.status),
-            reason: detail.answer.reason.clone(),
-            next_at: detail.next_at.map(|at| at.0),
-        });
+            .find(|code| code.name() == told.result)
+            .ok_or_else(|| Fail::corrupt(format!("no result is called {}", told.result)))?;
+        let (id, code) = (tx.next_id(now), i16::from(code.code()));
+        self.attempts.push(FailedAttempt { id, app: app.0, notification: notification.0, code, told });
         Ok(())
     }
 
     /// The device was active when the transaction began.
-    pub fn retirement(&mut self, tx: &mut Tx<'_>, app: AppKey, user: UserKey, dead: &Retirement, now: UnixMs) {
-        let (id, reason) = (tx.next_id(now), dead.reason.as_str().into());
-        self.retirements.push(Retired { id, app: app.0, device: dead.device.0, user: user.0, reason });
+    pub fn retirement(&mut self, tx: &mut Tx<'_>, app: AppKey, user: UserKey, dead: &'a Retirement, now: UnixMs) {
+        let id = tx.next_id(now);
+        self.retirements.push(Retired { id, app: app.0, user: user.0, dead });
     }
 
     pub fn write(self, tx: &mut Tx<'_>, now: UnixMs) -> Attempt<()> {
@@ -177,9 +159,9 @@ impl History {
                 $statement
                     .bind::<BigInt, _>($row.id)
                     .bind::<BigInt, _>($row.app)
-                    .bind::<BigInt, _>($row.device)
+                    .bind::<BigInt, _>($row.dead.device.0)
                     .bind::<BigInt, _>($row.user)
-                    .bind::<Text, _>(&*$row.reason)
+                    .bind::<Text, _>(&*$row.dead.reason)
                     .bind::<BigInt, _>(now.0)
                     .bind::<BigInt, _>(number)
             };
@@ -201,14 +183,14 @@ impl History {
                     .bind::<BigInt, _>($row.id)
                     .bind::<BigInt, _>($row.app)
                     .bind::<BigInt, _>($row.notification)
-                    .bind::<BigInt, _>($row.user)
-                    .bind::<BigInt, _>($row.device)
-                    .bind::<Integer, _>($row.attempt)
-                    .bind::<BigInt, _>($row.at)
+                    .bind::<BigInt, _>($row.told.user.0)
+                    .bind::<BigInt, _>($row.told.device.0)
+                    .bind::<Integer, _>(stored_count($row.told.attempt))
+                    .bind::<BigInt, _>($row.told.at.0)
                     .bind::<SmallInt, _>($row.code)
-                    .bind::<Integer, _>($row.status)
-                    .bind::<Text, _>(&*$row.reason)
-                    .bind::<Nullable<BigInt>, _>($row.next_at)
+                    .bind::<Integer, _>(i32::from($row.told.answer.status))
+                    .bind::<Text, _>(&*$row.told.answer.reason)
+                    .bind::<Nullable<BigInt>, _>($row.told.next_at.map(|at| at.0))
             };
         }
         insert!(

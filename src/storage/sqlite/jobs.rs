@@ -186,7 +186,7 @@ pub(super) fn record(tx: &mut Tx<'_>, updates: &[JobUpdate], now: UnixMs) -> Att
     Ok(held)
 }
 
-fn record_one(tx: &mut Tx<'_>, update: &JobUpdate, history: &mut History, now: UnixMs) -> Attempt<bool> {
+fn record_one<'a>(tx: &mut Tx<'_>, update: &'a JobUpdate, history: &mut History<'a>, now: UnixMs) -> Attempt<bool> {
     let held = match &update.progress {
         _ if handed::finish(tx, update)? => 1,
         None => tx.execute(constant!(
