@@ -180,8 +180,9 @@ fn open_all(runtime: &Runtime, settings: &Settings) -> Result<Opened, OpenError>
     }
     let ids = id_maker(&mut writer)?;
     if !settings.is_memory() {
-        // Nobody else writes, so its map stands, and what is not in the WAL is read without a call or a copy.
-        writer.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
+        // Nobody else writes, so its map stands, and what is not in the WAL is read without a call or a copy. What was looked
+        // through to start is not needed again.
+        writer.batch_execute("PRAGMA mmap_size = 1099511627776; PRAGMA shrink_memory;").map_err(OpenError::from)?;
     }
     let epoch = watching::epoch(&mut writer, runtime)?;
     let (mut readers, mut scanner) = (Vec::new(), None);
