@@ -11,6 +11,7 @@ use diesel_async::AsyncPgConnection;
 use sha2::{Digest, Sha256};
 
 use super::Inner;
+use super::batch::rows_of;
 use super::device_reads::{by_id, by_installation, by_token, lock_by_ids, lock_by_tokens};
 use super::fail::Attempt;
 use super::gather::{Answers, Work};
@@ -233,11 +234,14 @@ pub(super) async fn retire(tx: &mut Tx, mut retired: Vec<(Retired, UnixMs)>) -> 
     }
     tx.execute(constant!(
         ();
-        "WITH retired AS (UPDATE device SET state = e.state, retired_reason = e.reason, retired_at = e.at \
-         FROM unnest($1, $2, $3, $4, $5) AS e(id, state, reason, at, line) WHERE device.id = e.id \
-         RETURNING e.line, device.app, device.id, device.user_key, e.reason, e.at) \
-         INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
-         SELECT line, app, id, user_key, reason, at FROM retired",
+        concat!(
+            "WITH retired AS (UPDATE device SET state = e.state, retired_reason = e.reason, retired_at = e.at ",
+            rows_of!("$1" "id", "$2" "state", "$3" "reason", "$4" "at", "$5" "line"),
+            " AS e WHERE device.id = e.id \
+             RETURNING e.line, device.app, device.id, device.user_key, e.reason, e.at) \
+             INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+             SELECT line, app, id, user_key, reason, at FROM retired"
+        ),
         Array<BigInt> => devices, Array<SmallInt> => states, Array<Text> => reasons, Array<BigInt> => times,
         Array<BigInt> => lines,
     ))
@@ -261,9 +265,12 @@ pub(super) async fn log_tombstones(tx: &mut Tx, made: Vec<(DeviceId, AppKey, Use
     }
     tx.execute(constant!(
         ();
-        "INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
-         SELECT e.line, e.app, e.device, e.user_key, $6, e.at FROM unnest($1, $2, $3, $4, $5) \
-         AS e(line, app, device, user_key, at)",
+        concat!(
+            "INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+             SELECT e.line, e.app, e.device, e.user_key, $6, e.at ",
+            rows_of!("$1" "line", "$2" "app", "$3" "device", "$4" "user_key", "$5" "at"),
+            " AS e"
+        ),
         Array<BigInt> => lines, Array<BigInt> => apps, Array<BigInt> => devices, Array<BigInt> => users,
         Array<BigInt> => times, Text => MOVED,
     ))

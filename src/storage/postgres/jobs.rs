@@ -206,12 +206,13 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
 /// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)), and no join,
 /// here and wherever jobs are found by a list: they leave it nothing but the primary key.
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
-    let (mut ids, mut fences, mut progress) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ids, mut fences, mut progress, mut places) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
     let (mut details, mut followers, mut parents) =
         (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
     let mut dead = RetirementColumns::default();
     for (place, update) in (0_i64..).zip(updates) {
+        places.push(place);
         ids.push(update.job.0);
         fences.push(update.fence + i64::from(planted::is("pg-record-with-another-fence")));
         progress.push(update.progress.as_ref().map(|progress| progress.as_bytes().to_vec()));
@@ -234,9 +235,9 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
     let written: Vec<(i64, i64, i64)> = constant!(
         (BigInt, BigInt, BigInt);
         concat!(
-            "WITH locked AS MATERIALIZED (SELECT j.id, u.place - 1 AS place, u.progress, u.moved \
-             FROM (SELECT * FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS u(id, fence, progress, moved, place) \
-             ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
+            "WITH locked AS MATERIALIZED (SELECT j.id, u.place, u.progress, u.moved FROM (SELECT * ",
+            rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$33" "place"),
+            " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
              AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j), \
              ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
              advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
@@ -275,6 +276,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
         Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
         Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
         Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
+        Array<BigInt> => places,
     )
     .load(tx.conn())
     .await?;

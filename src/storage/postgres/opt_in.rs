@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::batch::rows_of;
 use super::query::RunQuery;
 use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Nullable, SmallInt, Text};
@@ -281,16 +282,22 @@ impl<'a> Columns<'a> {
     async fn apply(&self, tx: &mut Tx) -> Attempt<Vec<Option<UnixMs>>> {
         let applied: Vec<(i64, i64, String, i64)> = constant!(
             (BigInt, BigInt, Text, BigInt);
-            "INSERT INTO opt_in AS o (user_key, device, event_type, app, opted_in, observed_at, recorded_at, source, \
-             policy_version, evidence) SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-             AS e(user_key, device) ORDER BY e.user_key, e.device \
-             ON CONFLICT (user_key, device, event_type) DO UPDATE SET opted_in = excluded.opted_in, \
-             observed_at = greatest(o.observed_at, excluded.observed_at), recorded_at = excluded.recorded_at, \
-             source = excluded.source, policy_version = excluded.policy_version, evidence = excluded.evidence \
-             WHERE excluded.observed_at > o.observed_at \
-             OR (excluded.observed_at = o.observed_at AND (excluded.opted_in = 0 OR o.opted_in = 1)) \
-             OR (excluded.opted_in = 0 AND excluded.observed_at = excluded.recorded_at) \
-             RETURNING o.user_key, o.device, o.event_type, o.observed_at",
+            concat!(
+                "INSERT INTO opt_in AS o (user_key, device, event_type, app, opted_in, observed_at, recorded_at, source, \
+                 policy_version, evidence) SELECT e.* ",
+                rows_of!(
+                    "$1" "user_key", "$2" "device", "$3" "event_type", "$4" "app", "$5" "opted_in", "$6" "observed_at",
+                    "$7" "recorded_at", "$8" "source", "$9" "policy_version", "$10" "evidence",
+                ),
+                " AS e ORDER BY e.user_key, e.device \
+                 ON CONFLICT (user_key, device, event_type) DO UPDATE SET opted_in = excluded.opted_in, \
+                 observed_at = greatest(o.observed_at, excluded.observed_at), recorded_at = excluded.recorded_at, \
+                 source = excluded.source, policy_version = excluded.policy_version, evidence = excluded.evidence \
+                 WHERE excluded.observed_at > o.observed_at \
+                 OR (excluded.observed_at = o.observed_at AND (excluded.opted_in = 0 OR o.opted_in = 1)) \
+                 OR (excluded.opted_in = 0 AND excluded.observed_at = excluded.recorded_at) \
+                 RETURNING o.user_key, o.device, o.event_type, o.observed_at"
+            ),
             Array<BigInt> => &self.user, Array<BigInt> => &self.device, Array<Text> => &self.event_type,
             Array<BigInt> => &self.app, Array<SmallInt> => &self.opted_in, Array<BigInt> => &self.observed_at,
             Array<BigInt> => &self.recorded_at, Array<Nullable<Text>> => &self.source,

@@ -4,6 +4,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text};
 use diesel::{OptionalExtension, QueryResult};
 use diesel_async::AsyncPgConnection;
 
+use super::batch::rows_of;
 use super::fail::{Attempt, Fail};
 use super::ids;
 use super::query::RunQuery;
@@ -132,11 +133,17 @@ async fn people_by_name(
     // app_user_by_name, which alone tells the others' keys
     let rows: Vec<(i64, bool, i64, Option<Vec<u8>>)> = constant!(
         (BigInt, Bool, BigInt, Nullable<Binary>);
-        "SELECT e.place - 1, TRUE, u.id, u.reach FROM unnest($1, $2) WITH ORDINALITY AS e(app, name, place) \
-         CROSS JOIN LATERAL (SELECT id, reach FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u \
-         UNION ALL SELECT e.place - 1, FALSE, u.id, NULL FROM unnest($3, $4) WITH ORDINALITY AS e(app, name, place) \
-         CROSS JOIN LATERAL (SELECT id FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u",
+        concat!(
+            "SELECT e.place, TRUE, u.id, u.reach ",
+            rows_of!("$1" "app", "$2" "name", "$5" "place"),
+            " AS e CROSS JOIN LATERAL \
+             (SELECT id, reach FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u \
+             UNION ALL SELECT e.place, FALSE, u.id, NULL ",
+            rows_of!("$3" "app", "$4" "name", "$6" "place"),
+            " AS e CROSS JOIN LATERAL (SELECT id FROM app_user WHERE app = e.app AND external_id = e.name OFFSET 0) AS u"
+        ),
         Array<BigInt> => apps, Array<Text> => texts, Array<BigInt> => other_apps, Array<Text> => other_texts,
+        Array<BigInt> => places(named.len()), Array<BigInt> => places(others.len()),
     )
     .load(conn)
     .await?;
@@ -150,6 +157,11 @@ async fn people_by_name(
         }
     }
     Ok((people, keys))
+}
+
+/// 0, 1, 2 …: the places of as many rows.
+fn places(count: usize) -> Vec<i64> {
+    (0..i64::try_from(count).unwrap_or(i64::MAX)).collect()
 }
 
 /// Rows for those who have none, made at the time given; of a name there may be several.
