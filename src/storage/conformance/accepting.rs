@@ -116,6 +116,71 @@ pub async fn five_hundred_are_small_and_one_more_is_large(fixture: &Fixture) {
     assert_eq!(engine.fanouts_woken.load(Ordering::SeqCst), 1);
 }
 
+/// Events to topics of nobody, of a few and of many, with people named besides, all at once: each is met as if alone.
+pub async fn topics_of_every_size_at_once(fixture: &Fixture) {
+    let world = &World::new(fixture).await;
+    let sizes = [0, 1, 2, 63, 64, 65, 200];
+    for size in sizes {
+        crowd(&world, &format!("post:{size}"), size).await;
+    }
+    world.reachable("mina").await;
+    world.reachable("post:1-0").await;
+    world.subscribe("mina", "post:2").await;
+    world.subscribe("left", "post:1").await;
+    let now = world.now();
+    world.store().set_subscription(world.app, user("left"), topic("post:1"), false, now, now).await.unwrap();
+    // With the people that it is for.
+    let mut events = Vec::new();
+    for size in sizes {
+        let people = if size == 2 { 3 } else { size };
+        let event = world.to_topics(&[&format!("post:{size}")]);
+        events.push((event.clone(), people));
+        let mut named = event;
+        named.audience.user_ids = ["mina", "post:1-0", "somebody new"].map(user).to_vec();
+        let both = usize::from(size == 1) + usize::from(size == 2);
+        events.push((named, people + 3 - both));
+    }
+    events.push((world.to_topics(&["post:1", "post:2", "post:63", "nobody's"]), 1 + 3 + 63));
+    events.push((world.to_topics(&["post:0", "post:1", "post:2", "post:63", "nobody's"]), 1 + 3 + 63));
+    events.push((world.to_topics(&["post:2", "post:2"]), 3));
+    let mut calls = Vec::new();
+    for number in 0..4 {
+        for (at, (event, people)) in events.iter().enumerate() {
+            let mut event = event.clone();
+            // To the last person, and one short.
+            event.max_audience = match number {
+                0 => None,
+                1 => u32::try_from((*people).max(1)).ok(),
+                2 if *people > 1 => u32::try_from(people - 1).ok(),
+                _ => u32::try_from(people + 1).ok(),
+            };
+            let short = event.max_audience.is_some_and(|limit| (limit as usize) < *people);
+            event.idempotency = Some(key(&format!("{number}-{at}"), 1));
+            let (again, people) = (event.clone(), *people);
+            calls.push(async move {
+                let first = world.try_accept(event).await;
+                if short {
+                    assert!(matches!(first, Err(StoreError::AudienceTooLarge { .. })), "{people}: {first:?}");
+                    return;
+                }
+                let first = first.unwrap();
+                let repeated = world.try_accept(again).await.unwrap();
+                assert_eq!(
+                    (repeated.notification, first.duplicate, repeated.duplicate),
+                    (first.notification, false, true)
+                );
+                assert_eq!(world.view(first.notification).await.people, Some(people as u64));
+            });
+        }
+    }
+    futures_util::future::join_all(calls).await;
+    // Mina is named in seven events and follows what four are for; the other follows three, of
+    // which one, for that person alone, is never short. Three of the four times that each came are not.
+    let claimed = world.claim(world.apns, Lane::Interactive).await;
+    let targets: usize = claimed.iter().map(|one| one.job.targets.len()).sum();
+    assert_eq!(targets, 3 * (7 + 4) + 3 * (7 + 2) + 4);
+}
+
 pub async fn max_audience_holds_at_its_boundary(fixture: &Fixture) {
     let world = World::new(fixture).await;
     let limited = |limit, event: NewEvent| NewEvent { max_audience: Some(limit), ..event };

@@ -60,7 +60,7 @@ macro_rules! store_conformance {
             a_no_said_now_holds_whatever_clock_the_yes_was_observed_by, subscriptions_are_listed_in_pages;
             accepting: a_repeat_gets_the_first_answer, a_repeat_after_the_ttl_gets_it_too, a_refused_event_leaves_nothing,
             a_person_named_in_many_ways_is_one_person, five_hundred_are_small_and_one_more_is_large,
-            max_audience_holds_at_its_boundary, a_permit_leases_the_job_and_hands_it_over,
+            topics_of_every_size_at_once, max_audience_holds_at_its_boundary, a_permit_leases_the_job_and_hands_it_over,
             what_is_not_due_is_never_handed_over, whoever_is_left_out_is_recorded, an_unknown_route_is_suppressed, an_allow_list_bars_everybody_else;
             catalogue: the_newest_version_stands_and_old_ones_stay, a_definition_that_says_the_same_is_no_version,
             a_deleted_type_counts_as_never_declared, declared_types_are_listed_by_name, types_have_a_limit,

@@ -21,6 +21,7 @@ use super::people::device_owners;
 use super::reach;
 use super::rows::priority_code;
 use super::statement::constant;
+use super::subscribers;
 use super::tx::Tx;
 use super::users::{insert_user, topic_key, user_key};
 use crate::domain::audience::PackedAudience;
@@ -46,7 +47,7 @@ pub(super) struct Prepared {
     pub event: NewEvent,
     /// Sorted and distinct, as are the topics and devices.
     pub users: Vec<UserId>,
-    topics: Vec<Topic>,
+    pub topics: Vec<Topic>,
     devices: Vec<DeviceId>,
     pub body: String,
     /// Counted beforehand: more people than `max_audience`, which is beyond a small audience.
@@ -71,7 +72,7 @@ impl Prepared {
 
     /// What it holds, for the queue's bound.
     pub fn bytes(&self) -> usize {
-        512 + 2 * self.body.len() + 64 * self.users.len()
+        512 + 2 * self.body.len() + 64 * (self.users.len() + self.topics.len())
     }
 
     /// As it is stored.
@@ -97,10 +98,13 @@ impl Prepared {
         }
     }
 
-    /// Named people only, few enough to be planned at once: accepted in groups.
-    pub fn is_simple(&self) -> bool {
+    /// Named people, few enough to be planned at once, and topics, which may be small: for a group.
+    pub fn is_for_group(&self) -> bool {
         let audience = &self.event.audience;
-        !audience.everyone && self.topics.is_empty() && self.devices.is_empty() && self.users.len() <= SMALL_AUDIENCE
+        !audience.everyone
+            && self.devices.is_empty()
+            && self.users.len() <= SMALL_AUDIENCE
+            && self.topics.len() <= subscribers::MOST_TOPICS
     }
 
     /// A limit beyond a small audience, which is worth counting for on a reader rather than in the writer.

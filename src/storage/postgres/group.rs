@@ -1,9 +1,11 @@
 //! Group commit: many callers' events in a handful of statements.
 //!
-//! Events to named people wait in a queue of bounded count and bytes; one task with a connection of its own takes all
-//! that wait, up to a limit, and while their statements run the next group gathers. Reads are batched over the group;
-//! everything is then written by one statement, which is its own transaction. The corner cases:
+//! Events to named people and to topics wait in a queue of bounded count and bytes; one task with a connection of its own
+//! takes all that wait, up to a limit, and while their statements run the next group gathers. Reads are batched over the
+//! group; everything is then written by one statement, which is its own transaction. The corner cases:
 //!
+//! - A topic of many, or with whom `max_audience` might be exceeded: the event leaves the group and is accepted alone, by its
+//!   caller, with the ids that it has: an earlier try may have met fewer people and written it without an answer.
 //! - One key twice in a group: the second waits for the group's end and then finds the first.
 //! - A key that another replica took since the look: nothing of that event is inserted (its notification depends on its
 //!   key, and the rest on its notification), and a second look answers it. Keys are inserted in their order, so two
@@ -28,11 +30,12 @@ use super::query::RunQuery;
 use super::reach::{self, Packed};
 use super::rows::priority_code;
 use super::statement::constant;
+use super::subscribers::{self, Asked};
 use super::tx::{Remedy, remedy};
 use super::users::ensure_people;
 use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
-use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification};
+use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification, SMALL_AUDIENCE};
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
@@ -54,10 +57,29 @@ struct Event {
     ids: Ids,
 }
 
-type Waiting = inbox::Waiting<Event, Accepted>;
+/// What a group makes of an event.
+enum Verdict {
+    Accepted(Accepted),
+    Alone,
+}
+
+impl Verdict {
+    fn new(notification: NotificationId) -> Self {
+        Self::Accepted(Accepted { notification, duplicate: false })
+    }
+}
+
+/// What its caller is told.
+pub(super) enum Answer {
+    Accepted(Accepted),
+    /// To be accepted in a transaction of its own, with these ids.
+    Alone(Box<Prepared>, Ids),
+}
+
+type Waiting = inbox::Waiting<Event, Answer>;
 
 /// Where events wait.
-pub(super) struct Acceptor(Inbox<Event, Accepted>);
+pub(super) struct Acceptor(Inbox<Event, Answer>);
 
 impl Acceptor {
     pub fn new() -> (Self, Committer) {
@@ -70,8 +92,8 @@ impl Acceptor {
         self.0.waiting()
     }
 
-    /// Once queued it happens, whether or not anybody waits for the answer.
-    pub async fn accept(&self, prepared: Box<Prepared>, now: UnixMs) -> Result<Accepted> {
+    /// Once queued it happens, whether or not anybody waits for the answer, unless it is to be accepted alone.
+    pub async fn accept(&self, prepared: Box<Prepared>, now: UnixMs) -> Result<Answer> {
         let bytes = prepared.bytes();
         self.0.ask(Event { prepared, now, ids: Ids::default() }, bytes, DOING).await
     }
@@ -79,7 +101,7 @@ impl Acceptor {
 
 /// The task that writes them.
 pub(super) struct Committer {
-    groups: Groups<Event, Accepted>,
+    groups: Groups<Event, Answer>,
     conn: Option<AsyncPgConnection>,
 }
 
@@ -90,10 +112,10 @@ struct Used {
 }
 
 impl Used {
-    fn answer(&self, hash: &[u8]) -> Result<Accepted> {
+    fn answer(&self, hash: &[u8]) -> Result<Verdict> {
         let notification = self.notification;
         if self.hash == hash {
-            Ok(Accepted { notification, duplicate: true })
+            Ok(Verdict::Accepted(Accepted { notification, duplicate: true }))
         } else {
             Err(StoreError::IdempotencyKeyReused { notification })
         }
@@ -104,6 +126,8 @@ impl Used {
 struct Candidate {
     place: usize,
     id: NotificationId,
+    /// Of its topics: not more than may share a group.
+    subscribers: Vec<Packed>,
 }
 
 impl Committer {
@@ -125,8 +149,13 @@ impl Committer {
             }
             match self.try_group(inner, &mut group).await {
                 Ok(answers) => {
-                    for (waiting, answer) in group.into_iter().zip(answers) {
-                        waiting.answer(answer);
+                    for (waiting, verdict) in group.into_iter().zip(answers) {
+                        waiting.answer_by(|event| {
+                            Ok(match verdict? {
+                                Verdict::Accepted(accepted) => Answer::Accepted(accepted),
+                                Verdict::Alone => Answer::Alone(event.prepared, event.ids),
+                            })
+                        });
                     }
                 }
                 Err(Fail::Database(error)) if group.len() > 1 && remedy(&error) == Remedy::GiveUp => {
@@ -146,7 +175,7 @@ impl Committer {
     }
 
     /// Until it is durable, refused by the server for what it is, or its callers have waited long enough.
-    async fn try_group(&mut self, inner: &Inner, group: &mut [Waiting]) -> Attempt<Vec<Result<Accepted>>> {
+    async fn try_group(&mut self, inner: &Inner, group: &mut [Waiting]) -> Attempt<Vec<Result<Verdict>>> {
         let runtime = &inner.context.runtime;
         let deadline = runtime.instant() + PATIENCE;
         let mut timing = 0;
@@ -176,7 +205,7 @@ impl Committer {
         }
     }
 
-    async fn attempt(&mut self, inner: &Inner, group: &mut [Waiting]) -> Attempt<Vec<Result<Accepted>>> {
+    async fn attempt(&mut self, inner: &Inner, group: &mut [Waiting]) -> Attempt<Vec<Result<Verdict>>> {
         let context = &inner.context;
         if self.conn.is_none() {
             let connected = inner.target.connect().await;
@@ -188,19 +217,29 @@ impl Committer {
         }
         let gate =
             Gate { boot: context.boot, gated: context.deny.position(), gated_at: context.runtime.instant().into_std() };
-        let mut answers: Vec<Option<Result<Accepted>>> = group.iter().map(|_| None).collect();
+        let mut asked = Asked::default();
+        for (place, waiting) in group.iter().enumerate() {
+            let prepared = &waiting.request.prepared;
+            asked.push(place, prepared.event.app, &prepared.topics);
+        }
+        let mut subscribers = subscribers::of_events(conn, asked).await?;
+        let mut answers: Vec<Option<Result<Verdict>>> = group.iter().map(|_| None).collect();
         let mut candidates = Vec::with_capacity(group.len());
         let mut before = Vec::new();
         let mut refused = Vec::new();
         for (place, waiting) in group.iter_mut().enumerate() {
             let id = NotificationId(waiting.request.ids.next(&context.ids, waiting.request.now));
-            let candidate = Candidate { place, id };
+            let candidate = Candidate { place, id, subscribers: subscribers.remove(&place).unwrap_or_default() };
             let event = &waiting.request.prepared.event;
             let limit = event.max_audience.unwrap_or(u32::MAX);
+            let (named, subscribed) = (waiting.request.prepared.users.len(), candidate.subscribers.len());
             if event.expires_at <= waiting.request.now {
                 refused.push((candidate, StoreError::AlreadyExpired));
-            } else if waiting.request.prepared.users.len() > limit as usize {
+            } else if named > limit as usize {
                 refused.push((candidate, StoreError::AudienceTooLarge { limit: u64::from(limit) }));
+            } else if subscribed > subscribers::MOST || named + subscribed > (limit as usize).min(SMALL_AUDIENCE) {
+                // Some may be both, which is not known yet.
+                answers[place] = Some(Ok(Verdict::Alone));
             } else {
                 // Whether its key was used the insert will tell; to look first would cost every event for the few repeats.
                 candidates.push(candidate);
@@ -215,7 +254,7 @@ impl Committer {
                 None => answers[candidate.place] = Some(Err(refusal)),
             }
         }
-        let users = users(conn, context, group, &candidates).await?;
+        let users = users(conn, context, group, &mut candidates).await?;
         let (mut rows, mut blocks) = (Rows::default(), BlockColumns::default());
         let mut jobs = JobColumns::of(context.packing.written());
         let mut planned = plan(conn, context, group, &candidates, users, &gate, &mut rows).await?;
@@ -249,7 +288,7 @@ impl Committer {
                 effects.hand_over(engine, handed);
             }
             effects.planned(engine, plan.targets, plan.suppressed);
-            answers[candidate.place] = Some(Ok(Accepted { notification: candidate.id, duplicate: false }));
+            answers[candidate.place] = Some(Ok(Verdict::new(candidate.id)));
         }
         drop(leasing);
         effects.apply(&context.deny, &context.runtime);
@@ -268,8 +307,8 @@ impl Committer {
             }
         }
         free(conn, context, &before).await?;
-        for Candidate { place, id } in before {
-            answers[place] = Some(Ok(Accepted { notification: id, duplicate: false }));
+        for Candidate { place, id, .. } in before {
+            answers[place] = Some(Ok(Verdict::new(id)));
         }
         Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(unavailable(DOING)))).collect())
     }
@@ -325,16 +364,16 @@ async fn used_keys(
     Ok(rows.into_iter().map(used).collect())
 }
 
-/// Everybody the candidates name, in the order of their names and with what is packed of them, and their actors. Whom an
-/// event is for gets a row where there is none; an actor without one needs none.
+/// Everybody the candidates are for, each once and with what is packed of them, and their actors. Whom an event names gets a
+/// row where there is none; an actor without one needs none.
 async fn users(
     conn: &mut AsyncPgConnection,
     context: &Context,
     group: &[Waiting],
-    candidates: &[Candidate],
+    candidates: &mut [Candidate],
 ) -> Attempt<Vec<(Vec<Packed>, Option<UserKey>)>> {
     let (mut named, mut actors) = (Vec::new(), Vec::new());
-    for candidate in candidates {
+    for candidate in candidates.iter() {
         let Event { prepared, now, .. } = &group[candidate.place].request;
         let event = &prepared.event;
         named.extend(prepared.users.iter().map(|user| (event.app, user.as_str(), *now)));
@@ -342,12 +381,17 @@ async fn users(
     }
     let (named, actors) = ensure_people(conn, &context.ids, &named, &actors).await?;
     let (mut named, mut actors) = (named.into_iter(), actors.into_iter());
-    let of = |candidate: &Candidate| {
+    let of = |candidate: &mut Candidate| {
         let prepared = &*group[candidate.place].request.prepared;
-        let users = named.by_ref().take(prepared.users.len()).collect();
+        let mut users = std::mem::take(&mut candidate.subscribers);
+        let are_distinct = users.is_empty();
+        users.extend(named.by_ref().take(prepared.users.len()));
+        if !are_distinct {
+            subscribers::merge(&mut users);
+        }
         (users, prepared.event.actor.as_ref().and_then(|_| actors.next().flatten()))
     };
-    Ok(candidates.iter().map(of).collect())
+    Ok(candidates.iter_mut().map(of).collect())
 }
 
 /// What becomes of each candidate, and its row.
@@ -364,9 +408,9 @@ async fn plan(
     let mut notifications = Vec::with_capacity(candidates.len());
     for (candidate, (users, actor)) in candidates.iter().zip(users) {
         let Event { prepared, now, .. } = &group[candidate.place].request;
-        events.push((users, &prepared.event.event_type));
         let notification = prepared.notification(candidate.id, actor, false, *now);
-        rows.push(&notification, prepared);
+        rows.push(&notification, prepared, users.len());
+        events.push((users, &prepared.event.event_type));
         notifications.push(Arc::new(notification));
     }
     let found = reach::of_events(conn, events).await?;
@@ -411,7 +455,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn push(&mut self, new: &Notification, prepared: &Prepared) {
+    fn push(&mut self, new: &Notification, prepared: &Prepared, people: usize) {
         self.id.push(new.id.0);
         self.app.push(new.app.0);
         self.event_type.push(new.event_type.as_str().to_owned());
@@ -428,7 +472,7 @@ impl Rows {
         self.accepted_at.push(new.accepted_at.0);
         self.not_before.push(new.not_before.map(|at| at.0));
         self.expires_at.push(new.expires_at.0);
-        self.people.push(i64::try_from(prepared.users.len()).unwrap_or(i64::MAX));
+        self.people.push(i64::try_from(people).unwrap_or(i64::MAX));
         self.keyed.push(prepared.event.idempotency.is_some());
         if let Some((key, hash)) = &prepared.event.idempotency {
             self.key_app.push(new.app.0);

@@ -25,6 +25,11 @@ impl<R, A> Waiting<R, A> {
     pub fn answer(self, answer: Result<A>) {
         drop(self.reply.send(answer));
     }
+
+    /// The same with an answer that is made of the request.
+    pub fn answer_by(self, answer: impl FnOnce(R) -> Result<A>) {
+        drop(self.reply.send(answer(self.request)));
+    }
 }
 
 /// The callers' end.

@@ -43,6 +43,7 @@ mod restorations;
 mod retain;
 mod seed;
 mod setup;
+mod subscribers;
 mod subscriptions;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use diesel_async::SimpleAsyncConnection;
 
 use super::accept::Prepared;
 use super::fail::unavailable;
+use super::group::Answer;
 use super::query::RunQuery;
 use super::read::read;
 use super::statement::constant;
@@ -168,14 +169,18 @@ impl Registry for PostgresStore {
         let now = self.inner.clock(now);
         // Boxed: it passes many hands, and every one that holds it by value copies it.
         let mut prepared = Box::new(Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?);
-        if prepared.is_simple() {
-            return self.acceptor.accept(prepared, now).await;
+        let mut ids = None;
+        if prepared.is_for_group() {
+            (prepared, ids) = match self.acceptor.accept(prepared, now).await? {
+                Answer::Accepted(accepted) => return Ok(accepted),
+                Answer::Alone(prepared, ids) => (prepared, Some(ids)),
+            };
         }
         if let Some(limit) = prepared.wide_limit() {
             let too_many = read!(snapshot; &self.inner, doing, |conn| prepared.exceeds(conn, limit))?;
             prepared.set_too_many(too_many);
         }
-        step!(leasing; &self.inner, doing, |tx| accept::accept(tx, &prepared, now))
+        step!(leasing after ids; &self.inner, doing, |tx| accept::accept(tx, &prepared, now))
     }
 
     async fn resolve_audience(

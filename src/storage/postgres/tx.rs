@@ -228,6 +228,15 @@ impl<'a> Runs<'a> {
         Self { inner, doing, ids, denied: Vec::new(), deadline, timing: 0, repeated: false, leases, answered: false }
     }
 
+    /// Goes on with what was tried another way, with the ids it had: that may have been written without an answer.
+    pub fn after(mut self, ids: Option<Ids>) -> Self {
+        if let Some(ids) = ids {
+            self.ids = ids;
+            self.repeated = true;
+        }
+        self
+    }
+
     /// Nothing is awaited any more.
     pub fn answer(&mut self) {
         self.answered = true;
@@ -299,7 +308,7 @@ impl<'a> Runs<'a> {
                     drop(tx.session.0.take());
                 }
                 drop(tx);
-                self.after(fail).await
+                self.failed(fail).await
             }
         }
     }
@@ -317,7 +326,7 @@ impl<'a> Runs<'a> {
                 Some(Ok(value))
             }
             // The server itself said no: rolled back.
-            Some(Err(error)) if remedy(&error) == Remedy::Again => self.after(Fail::Database(error)).await,
+            Some(Err(error)) if remedy(&error) == Remedy::Again => self.failed(Fail::Database(error)).await,
             lost => {
                 // Whether it happened is not known. What it leased nobody holds.
                 self.repeated = true;
@@ -343,7 +352,7 @@ impl<'a> Runs<'a> {
         }
     }
 
-    async fn after<T>(&mut self, fail: Fail) -> Option<Result<T>> {
+    async fn failed<T>(&mut self, fail: Fail) -> Option<Result<T>> {
         let Fail::Database(error) = fail else { return Some(Err(fail.into_store(self.doing))) };
         match remedy(&error) {
             Remedy::Again if self.timing < MAX_TIMING => {
@@ -371,15 +380,18 @@ impl<'a> Runs<'a> {
 /// transaction is durable. A macro, for no closure can say that its future is `Send` and borrows its argument.
 macro_rules! step {
     ($inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, false, |$tx| $work)
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, false, None, |$tx| $work)
+    };
+    (leasing after $ids:expr; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, $ids, |$tx| $work)
     };
     (leasing; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, |$tx| $work)
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, None, |$tx| $work)
     };
-    (@ $inner:expr, $doing:expr, $leases:expr, |$tx:ident| $work:expr) => {{
+    (@ $inner:expr, $doing:expr, $leases:expr, $ids:expr, |$tx:ident| $work:expr) => {{
         let inner = $inner;
         let _leasing = if $leases { Some(inner.context.leasing.read().await) } else { None };
-        let mut runs = $crate::storage::postgres::tx::Runs::new(inner, $doing, $leases);
+        let mut runs = $crate::storage::postgres::tx::Runs::new(inner, $doing, $leases).after($ids);
         loop {
             let mut transaction = match runs.begin().await {
                 Ok(transaction) => transaction,

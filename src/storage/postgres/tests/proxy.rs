@@ -58,6 +58,11 @@ impl Proxy {
         *cut = CancellationToken::new();
     }
 
+    /// Refuses new connections until [`Proxy::mend`], and leaves those that stand.
+    pub fn refuse(&self) {
+        self.state.down.store(true, Ordering::SeqCst);
+    }
+
     pub fn mend(&self) {
         self.state.down.store(false, Ordering::SeqCst);
     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::domain::deny::DenyFeed;
 use crate::domain::ids::{DeviceId, UserKey};
 use crate::domain::outcome::ResultCode;
-use crate::storage::conformance::{Engine, World, entries};
+use crate::storage::conformance::{Engine, World, entries, topic, user};
 
 pub(super) async fn count(database: &Database, sql: &str) -> i64 {
     #[derive(diesel::QueryableByName)]
@@ -174,6 +174,43 @@ async fn an_event_whose_commit_was_not_answered_is_not_doubled() {
         assert_eq!(claimed.notification.id, accepted.notification);
         assert!(world.record(world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent))).await);
     }
+}
+
+/// What a group wrote for a few without an answer, the event's own transaction finds when they have become many.
+#[tokio::test]
+async fn an_event_to_a_topic_that_grows_before_it_is_asked_again_is_not_doubled() {
+    let database = Database::new().await;
+    let (store, deny, proxy) = database.open_behind_a_proxy().await;
+    let (other, _) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    world.subscribe("mina", "post:1").await;
+    // So that the group's connection stands.
+    world.accept(world.to_users(&["nobody"])).await;
+    let engine = Engine::with_room(10);
+    proxy.lose_answer_to("초코님".as_bytes());
+    proxy.refuse();
+    let accepting = store.accept(world.to_topics(&["post:1"]), engine.clone(), world.now());
+    let growing = async {
+        eventually("it is written", async || count(&database, "SELECT count(*) FROM notification").await == 2).await;
+        let subscriptions = (0..subscribers::MOST).map(|number| {
+            let name = user(&format!("late-{number}"));
+            other.set_subscription(world.app, name, topic("post:1"), true, world.now(), world.now())
+        });
+        assert!(futures_util::future::join_all(subscriptions).await.iter().all(Result::is_ok));
+        proxy.mend();
+    };
+    let (accepted, ()) = tokio::join!(accepting, growing);
+    let accepted = accepted.unwrap();
+    assert!(proxy.is_lost());
+    assert!(!accepted.duplicate);
+    assert_eq!(count(&database, "SELECT count(*) FROM notification").await, 2);
+    assert!(engine.handed_over.lock().unwrap().is_empty(), "what was leased then goes to whoever claims it");
+    assert_eq!(world.claim_one().await.notification.id, accepted.notification);
+    // Now it is for more people than a group takes.
+    let id = store.accept(world.to_topics(&["post:1"]), engine, world.now()).await.unwrap().notification;
+    assert_eq!(world.view(id).await.people, Some(subscribers::MOST as u64 + 1));
 }
 
 #[tokio::test]
