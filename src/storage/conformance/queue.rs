@@ -88,7 +88,7 @@ fn follower(claimed: &Claimed, due_at: UnixMs) -> NewJob {
     }
 }
 
-fn attempt(claimed: &Claimed, result: &'static str) -> Attempt {
+pub fn attempt(claimed: &Claimed, result: &'static str) -> Attempt {
     let target = claimed.job.targets[0];
     Attempt {
         user: target.user,

@@ -18,24 +18,24 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Text};
 use diesel_async::AsyncPgConnection;
 
-use super::accept::{Gate, HASH_VERSION, Planned, Prepared};
-use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs, rows_of};
+use super::accept::{Gate, Planned, Prepared};
+use super::batch::{BlockColumns, JobColumns};
 use super::effects::{Effects, Ids};
+use super::event_columns::EventColumns;
 use super::fail::{Attempt, Fail, unavailable};
 use super::inbox::{self, Groups, Inbox};
 use super::query::RunQuery;
 use super::reach::{self, Packed};
-use super::rows::priority_code;
 use super::statement::constant;
 use super::subscribers::{self, Asked};
 use super::tx::{Remedy, remedy};
 use super::users::ensure_people;
 use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
-use crate::domain::notification::{Accepted, IDEMPOTENCY_KEPT_MS, Notification, SMALL_AUDIENCE};
+use crate::domain::notification::{Accepted, SMALL_AUDIENCE};
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
 use crate::planted;
@@ -255,7 +255,7 @@ impl Committer {
             }
         }
         let users = users(conn, context, group, &mut candidates).await?;
-        let (mut rows, mut blocks) = (Rows::default(), BlockColumns::default());
+        let (mut rows, mut blocks) = (EventColumns::default(), BlockColumns::default());
         let mut jobs = JobColumns::of(context.packing.written());
         let mut planned = plan(conn, context, group, &candidates, users, &gate, &mut rows).await?;
         for (candidate, plan) in candidates.iter().zip(&planned) {
@@ -402,7 +402,7 @@ async fn plan(
     candidates: &[Candidate],
     users: Vec<(Vec<Packed>, Option<UserKey>)>,
     gate: &Gate,
-    rows: &mut Rows,
+    rows: &mut EventColumns,
 ) -> Attempt<Vec<Planned>> {
     let mut events = Vec::with_capacity(candidates.len());
     let mut notifications = Vec::with_capacity(candidates.len());
@@ -424,131 +424,6 @@ async fn plan(
         planned.push(Planned::new(people, notification, &prepared.engine, gate, next_id, *now));
     }
     Ok(planned)
-}
-
-/// Rows for `notification` and `idempotency`.
-#[derive(Default)]
-struct Rows {
-    id: Vec<i64>,
-    app: Vec<i64>,
-    event_type: Vec<String>,
-    type_version: Vec<Option<i64>>,
-    default_opt_in: Vec<i16>,
-    lane: Vec<i16>,
-    priority: Vec<i16>,
-    on_maybe: Vec<i16>,
-    collapse_key: Vec<Option<String>>,
-    actor: Vec<Option<i64>>,
-    subject: Vec<Option<String>>,
-    content: Vec<String>,
-    event_at: Vec<i64>,
-    accepted_at: Vec<i64>,
-    not_before: Vec<Option<i64>>,
-    expires_at: Vec<i64>,
-    people: Vec<i64>,
-    keyed: Vec<bool>,
-    key_app: Vec<i64>,
-    key: Vec<String>,
-    key_hash: Vec<Vec<u8>>,
-    key_notification: Vec<i64>,
-    key_expires_at: Vec<i64>,
-}
-
-impl Rows {
-    fn push(&mut self, new: &Notification, prepared: &Prepared, people: usize) {
-        self.id.push(new.id.0);
-        self.app.push(new.app.0);
-        self.event_type.push(new.event_type.as_str().to_owned());
-        self.type_version.push(new.type_version.map(|version| version.0));
-        self.default_opt_in.push(i16::from(new.default_opt_in));
-        self.lane.push(new.lane.code());
-        self.priority.push(priority_code(new.priority));
-        self.on_maybe.push(new.on_maybe.code());
-        self.collapse_key.push(new.collapse_key.as_ref().map(|key| key.as_str().to_owned()));
-        self.actor.push(new.actor.map(|actor| actor.0));
-        self.subject.push(new.body.subject.clone());
-        self.content.push(prepared.body.clone());
-        self.event_at.push(new.event_at.0);
-        self.accepted_at.push(new.accepted_at.0);
-        self.not_before.push(new.not_before.map(|at| at.0));
-        self.expires_at.push(new.expires_at.0);
-        self.people.push(i64::try_from(people).unwrap_or(i64::MAX));
-        self.keyed.push(prepared.event.idempotency.is_some());
-        if let Some((key, hash)) = &prepared.event.idempotency {
-            self.key_app.push(new.app.0);
-            self.key.push(key.as_str().to_owned());
-            self.key_hash.push(hash.to_vec());
-            self.key_notification.push(new.id.0);
-            self.key_expires_at.push(new.accepted_at.0 + IDEMPOTENCY_KEPT_MS);
-        }
-    }
-
-    /// The ids of the notifications that were inserted, each with all that belongs to it. `IS TRUE` keeps the planner
-    /// from turning the look into a join, which without hashing would compare every row with every other.
-    async fn write(
-        self,
-        conn: &mut AsyncPgConnection,
-        jobs: JobColumns,
-        blocks: BlockColumns,
-    ) -> Attempt<HashSet<i64>> {
-        let written: Vec<i64> = constant!(
-            BigInt;
-            concat!(
-                "WITH new_key AS (INSERT INTO idempotency AS i (app, key, hash_version, hash, notification_id, \
-                 expires_at) SELECT k.app, k.key, $1, k.hash, k.notification_id, k.expires_at ",
-                rows_of!(
-                    "$2" "app", "$3" "key", "$4" "hash", "$5" "notification_id", "$6" "expires_at",
-                ),
-                " AS k ORDER BY k.app, k.key ON CONFLICT (app, key) DO UPDATE SET hash_version = excluded.hash_version, \
-                 hash = excluded.hash, notification_id = excluded.notification_id, expires_at = excluded.expires_at \
-                 WHERE i.expires_at <= excluded.expires_at - $7 RETURNING notification_id), \
-                 new_notification AS (INSERT INTO notification (id, app, event_type, type_version, default_opt_in, lane, \
-                 priority, on_maybe, collapse_key, actor, subject, content, event_at, accepted_at, not_before, \
-                 expires_at, people) SELECT n.id, n.app, n.event_type, n.type_version, n.default_opt_in, n.lane, \
-                 n.priority, n.on_maybe, n.collapse_key, n.actor, n.subject, n.content, n.event_at, n.accepted_at, \
-                 n.not_before, n.expires_at, n.people ",
-                rows_of!(
-                    "$8" "id", "$9" "app", "$10" "event_type", "$11" "type_version", "$12" "default_opt_in",
-                    "$13" "lane", "$14" "priority", "$15" "on_maybe", "$16" "collapse_key", "$17" "actor",
-                    "$18" "subject", "$19" "content", "$20" "event_at", "$21" "accepted_at", "$22" "not_before",
-                    "$23" "expires_at", "$24" "people", "$25" "keyed",
-                ),
-                " AS n WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) \
-                 ON CONFLICT (id) DO NOTHING RETURNING id), \
-                 new_job AS (",
-                insert_jobs!("$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33", "$34", "$35", "$36", "$37", "$38",
-                    "$39", "$40", "$41", "$42"),
-                " WHERE (j.notification_id IN (SELECT id FROM new_notification)) IS TRUE), new_block AS (",
-                insert_blocks!("$43", "$44", "$45", "$46", "$47", "$48", "$49", "$50", "$51"),
-                " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE) \
-                 SELECT id FROM new_notification"
-            ),
-            SmallInt => HASH_VERSION, Array<BigInt> => self.key_app, Array<Text> => self.key,
-            Array<Binary> => self.key_hash, Array<BigInt> => self.key_notification,
-            Array<BigInt> => self.key_expires_at, BigInt => IDEMPOTENCY_KEPT_MS,
-            Array<BigInt> => self.id, Array<BigInt> => self.app, Array<Text> => self.event_type,
-            Array<Nullable<BigInt>> => self.type_version, Array<SmallInt> => self.default_opt_in,
-            Array<SmallInt> => self.lane, Array<SmallInt> => self.priority, Array<SmallInt> => self.on_maybe,
-            Array<Nullable<Text>> => self.collapse_key, Array<Nullable<BigInt>> => self.actor,
-            Array<Nullable<Text>> => self.subject, Array<Text> => self.content, Array<BigInt> => self.event_at,
-            Array<BigInt> => self.accepted_at, Array<Nullable<BigInt>> => self.not_before,
-            Array<BigInt> => self.expires_at, Array<BigInt> => self.people, Array<Bool> => self.keyed,
-            Array<BigInt> => jobs.id, Array<BigInt> => jobs.app, Array<BigInt> => jobs.notification,
-            Array<BigInt> => jobs.route, Array<SmallInt> => jobs.lane, Array<BigInt> => jobs.ready_at,
-            Array<BigInt> => jobs.due_at, Array<BigInt> => jobs.owner, Array<BigInt> => jobs.fence,
-            Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
-            Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
-            Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
-            SmallInt => jobs.format,
-            Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
-            Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
-            Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
-            Array<BigInt> => blocks.place,
-        )
-        .load(conn)
-        .await?;
-        Ok(written.into_iter().collect())
-    }
 }
 
 /// Events that an earlier try wrote without an answer: what it leased was handed to nobody.

@@ -1,29 +1,24 @@
-//! Open work: inserting, claiming, recording, releasing. Every write of a lease's holder is guarded by its fence.
+//! Open work: inserting, claiming, releasing. Every write of a lease's holder is guarded by its fence; its results: [`super::record`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use diesel::OptionalExtension;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt};
 use diesel_async::AsyncPgConnection;
 
-use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, insert_jobs, rows_of};
-use super::fail::{Attempt, Fail};
-use super::providers;
+use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs};
+use super::fail::Attempt;
 use super::query::RunQuery;
 use super::rows::notification_columns;
 use super::rows::{JobRow, JobTypes, NotificationRow, NotificationTypes, job_columns, stored_count};
 use super::statement::constant;
 use super::tx::Tx;
-use crate::domain::device::Retirement;
-use crate::domain::ids::{DeviceId, JobId, NotificationId, RouteId, UserKey};
+use crate::domain::ids::{JobId, NotificationId, RouteId};
 use crate::domain::notification::Notification;
-use crate::domain::outcome::ResultCode;
 use crate::domain::platform::Lane;
 use crate::domain::time::UnixMs;
-use crate::planted;
-use crate::storage::reach::Change;
-use crate::storage::{Attempt as SendAttempt, BootId, ClaimRequest, Claimed, JobUpdate, PUT_OFF_MS, SUSPECT_CLAIMS};
+use crate::storage::{BootId, ClaimRequest, Claimed, PUT_OFF_MS, SUSPECT_CLAIMS};
 
 /// A job that cannot be read is put off by this, so that it does not stand in the way of those behind it.
 const UNREADABLE_FOR_MS: i64 = 3_600_000;
@@ -199,167 +194,6 @@ pub(super) async fn next_due(conn: &mut AsyncPgConnection, route: RouteId, lane:
     Ok(due.map(UnixMs))
 }
 
-/// Every update under its fence, all in one statement. Jobs are locked in the order of their ids, so that two
-/// statements cannot wait for each other.
-///
-/// The queue is empty most of the time, and that is what the planner then believes for the life of a prepared statement:
-/// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)), and no join,
-/// here and wherever jobs are found by a list: they leave it nothing but the primary key.
-pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
-    let (mut ids, mut fences, mut progress, mut places) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut moved, mut blocks) = (Vec::new(), BlockColumns::default());
-    let (mut details, mut followers, mut parents) =
-        (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
-    let mut dead = RetirementColumns::default();
-    for (place, update) in (0_i64..).zip(updates) {
-        places.push(place);
-        ids.push(update.job.0);
-        fences.push(update.fence + i64::from(planted::is("pg-record-with-another-fence")));
-        progress.push(update.progress.as_ref().map(|progress| progress.as_bytes().to_vec()));
-        // `claims` counts claims without progress.
-        moved.push(!update.entries.is_empty());
-        let from = Some((update.route, place));
-        blocks.push(|| tx.next_id(now), update.app, update.notification, from, &update.entries, now);
-        for detail in &update.details {
-            let id = tx.next_id(now);
-            push_detail(&mut details, id, place, update, detail)?;
-        }
-        for follower in &update.followers {
-            followers.push(JobId(tx.next_id(now)), update.app, follower, Lease::FREE)?;
-            parents.push(place);
-        }
-        for retirement in &update.retirements {
-            dead.push(tx.next_id(now), place, update, retirement, now);
-        }
-    }
-    let written: Vec<(i64, i64, i64)> = constant!(
-        (BigInt, BigInt, BigInt);
-        concat!(
-            "WITH locked AS MATERIALIZED (SELECT j.id, u.place, u.progress, u.moved FROM (SELECT * ",
-            rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$33" "place"),
-            " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
-             AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j), \
-             ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
-             advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
-             claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
-             WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL))), \
-             blocks AS (",
-            insert_blocks!("$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13"),
-            " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
-             details AS (INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, \
-             status, reason, next_at) SELECT d.id, d.app, d.notification_id, d.user_key, d.device, d.attempt, d.at, \
-             d.code, d.status, d.reason, d.next_at ",
-            rows_of!(
-                "$14" "id", "$15" "app", "$16" "notification_id", "$17" "user_key", "$18" "device", "$19" "attempt",
-                "$20" "at", "$21" "code", "$22" "status", "$23" "reason", "$24" "next_at", "$25" "place",
-            ),
-            " AS d WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
-             dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at ",
-            rows_of!(
-                "$26" "device", "$27" "app", "$28" "since", "$29" "reason", "$30" "at", "$31" "place", "$32" "line",
-            ),
-            " AS r WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
-             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
-             RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
-             retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
-             SELECT line, app, id, user_key, reason, at FROM dead ON CONFLICT (id) DO NOTHING) \
-             SELECT place, 0::BIGINT, 0::BIGINT FROM locked UNION ALL SELECT -1, user_key, id FROM dead"
-        ),
-        Array<BigInt> => &ids, Array<BigInt> => fences, Array<Nullable<Binary>> => progress, Array<Bool> => moved,
-        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
-        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
-        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
-        Array<BigInt> => blocks.place,
-        Array<BigInt> => details.id, Array<BigInt> => details.app, Array<BigInt> => details.notification,
-        Array<BigInt> => details.user, Array<BigInt> => details.device, Array<Integer> => details.attempt,
-        Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
-        Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
-        Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
-        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
-        Array<BigInt> => places,
-    )
-    .load(tx.conn())
-    .await?;
-    let mut held = HashSet::with_capacity(updates.len());
-    for (place, user, device) in written {
-        if place < 0 {
-            tx.changed.push((UserKey(user), Change::Without(DeviceId(device))));
-        } else {
-            held.insert(place);
-        }
-    }
-    followers.retain(|row| held.contains(&parents[row]));
-    insert(tx, followers).await?;
-    // Few and far between.
-    for (_, update) in (0_i64..).zip(updates).filter(|(place, _)| held.contains(place)) {
-        for change in &update.device_changes {
-            providers::change_device(tx, update.app, *change, now).await?;
-        }
-    }
-    let mut answers = Vec::with_capacity(updates.len());
-    for (place, update) in (0_i64..).zip(updates) {
-        let ours = held.contains(&place)
-            // The run before this one may have finished it: only the holder of the fence deletes.
-            || (tx.is_repeated() && update.progress.is_none() && is_gone(tx, update.job).await?)
-            // A checkpoint that finishes nothing new was written before, and not answered.
-            || (update.progress.is_some() && is_held(tx, update).await?);
-        answers.push(ours);
-    }
-    Ok(answers)
-}
-
-/// Tokens that a platform found dead. A registration confirmed later than it knew survives. Publishes nothing: there is
-/// no push to a dead token to hold back.
-#[derive(Default)]
-struct RetirementColumns {
-    device: Vec<i64>,
-    app: Vec<i64>,
-    since: Vec<i64>,
-    reason: Vec<String>,
-    at: Vec<i64>,
-    place: Vec<i64>,
-    /// Its line in `device_retirement`.
-    line: Vec<i64>,
-}
-
-impl RetirementColumns {
-    fn push(&mut self, line: i64, place: i64, update: &JobUpdate, dead: &Retirement, now: UnixMs) {
-        self.device.push(dead.device.0);
-        self.app.push(update.app.0);
-        self.since.push(dead.since.unwrap_or(now).0);
-        self.reason.push(dead.reason.clone());
-        self.at.push(now.0);
-        self.place.push(place);
-        self.line.push(line);
-    }
-}
-
-fn push_detail(
-    details: &mut DetailColumns,
-    id: i64,
-    place: i64,
-    update: &JobUpdate,
-    detail: &SendAttempt,
-) -> Attempt<()> {
-    let code = ResultCode::ALL
-        .iter()
-        .find(|code| code.name() == detail.result)
-        .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
-    details.id.push(id);
-    details.app.push(update.app.0);
-    details.notification.push(update.notification.0);
-    details.user.push(detail.user.0);
-    details.device.push(detail.device.0);
-    details.attempt.push(stored_count(detail.attempt));
-    details.at.push(detail.at.0);
-    details.code.push(i16::from(code.code()));
-    details.status.push(i32::from(detail.answer.status));
-    details.reason.push(detail.answer.reason.to_string());
-    details.next_at.push(detail.next_at.map(|at| at.0));
-    details.place.push(place);
-    Ok(())
-}
-
 pub(super) async fn run_alone(tx: &mut Tx, job: JobId, fence: i64) -> Attempt<bool> {
     let held = tx
         .execute(constant!(
@@ -416,22 +250,4 @@ pub(super) async fn pull_forward(tx: &mut Tx, route: RouteId, lane: Lane, now: U
         ))
         .await?;
     Ok(jobs as u64)
-}
-
-async fn is_held(tx: &mut Tx, update: &JobUpdate) -> Attempt<bool> {
-    let held: Option<i64> = constant!(
-        BigInt; "SELECT id FROM job WHERE id = $1 AND fence = $2", BigInt => update.job.0, BigInt => update.fence,
-    )
-    .get_result(tx.conn())
-    .await
-    .optional()?;
-    Ok(held.is_some())
-}
-
-async fn is_gone(tx: &mut Tx, job: JobId) -> Attempt<bool> {
-    let there: Option<i64> = constant!(BigInt; "SELECT id FROM job WHERE id = $1", BigInt => job.0)
-        .get_result(tx.conn())
-        .await
-        .optional()?;
-    Ok(there.is_none())
 }

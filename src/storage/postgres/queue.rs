@@ -15,7 +15,7 @@ use crate::storage::{
     Queue, Result,
 };
 
-use super::{PostgresStore, fanout, jobs, partitions, people, replica, retain};
+use super::{PostgresStore, fanout, jobs, partitions, people, record, replica, retain};
 
 #[async_trait::async_trait]
 impl Queue for PostgresStore {
@@ -45,7 +45,8 @@ impl Queue for PostgresStore {
 
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
         let now = self.inner.clock(now);
-        let held = step!(&self.inner, "recording results", |tx| jobs::record(tx, &updates, now))?;
+        let bare = record::is_one_statement(&updates);
+        let held = step!(bare bare; &self.inner, "recording results", |tx| record::record(tx, &updates, now))?;
         let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job.0);
         self.inner.let_go(updates.iter().zip(&held).filter_map(ended));
         Ok(held)

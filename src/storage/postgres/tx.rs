@@ -3,7 +3,8 @@
 //! Every write of the store is a step of its own: the server groups the commits of concurrent connections by itself.
 //! A step that the server refused for reasons of timing (a deadlock, a serialization failure, somebody else's row with
 //! the same key) is run again, and so is one whose connection was lost, for as long as its caller may be expected to
-//! wait. The outcome of a lost COMMIT is unknown; therefore a step takes its ids once and every re-run takes the same
+//! wait. A step of one writing statement goes without BEGIN and COMMIT: two round trips of three. The outcome of a lost COMMIT is
+//! unknown; therefore a step takes its ids once and every re-run takes the same
 //! again, steps that are not harmless to repeat ask [`Tx::is_repeated`], and the "no"s of the lost run are published
 //! with the next.
 
@@ -208,6 +209,8 @@ pub(super) struct Runs<'a> {
     repeated: bool,
     /// Loses leases when its outcome is unknown.
     leases: bool,
+    /// Its only writing statement is the transaction: no BEGIN, no COMMIT, and nothing left to do before that.
+    bare: bool,
     /// Its caller has the answer.
     answered: bool,
 }
@@ -225,7 +228,18 @@ impl<'a> Runs<'a> {
     pub fn new(inner: &'a Inner, doing: &'static str, leases: bool) -> Self {
         let deadline = inner.context.runtime.instant() + PATIENCE;
         let ids = Ids::default();
-        Self { inner, doing, ids, denied: Vec::new(), deadline, timing: 0, repeated: false, leases, answered: false }
+        Self {
+            inner,
+            doing,
+            ids,
+            denied: Vec::new(),
+            deadline,
+            timing: 0,
+            repeated: false,
+            leases,
+            bare: false,
+            answered: false,
+        }
     }
 
     /// Goes on with what was tried another way, with the ids it had: that may have been written without an answer.
@@ -234,6 +248,12 @@ impl<'a> Runs<'a> {
             self.ids = ids;
             self.repeated = true;
         }
+        self
+    }
+
+    /// See [`Runs::bare`].
+    pub fn bare(mut self, bare: bool) -> Self {
+        self.bare = bare;
         self
     }
 
@@ -251,7 +271,10 @@ impl<'a> Runs<'a> {
                 Ok(object) => {
                     let mut session = Session(Some(object));
                     let conn = session.0.as_mut().expect("just put there");
-                    let begun = context.runtime.timeout(RUN_LIMIT, conn.batch_execute("BEGIN")).await;
+                    let begun = match self.bare {
+                        true => Some(Ok(())),
+                        false => context.runtime.timeout(RUN_LIMIT, conn.batch_execute("BEGIN")).await,
+                    };
                     match begun {
                         Some(Ok(())) => {
                             self.ids.restart();
@@ -289,6 +312,9 @@ impl<'a> Runs<'a> {
 
     /// `None`: run it again. `result`: `None` when the run took too long.
     pub async fn end<T>(&mut self, mut tx: Tx, result: Option<Attempt<T>>) -> Option<Result<T>> {
+        if self.bare {
+            return self.end_bare(tx, result).await;
+        }
         let context = Arc::clone(&self.inner.context);
         let result = match result {
             Some(Ok(value)) => match context.runtime.timeout(RUN_LIMIT, tx.finish()).await {
@@ -318,36 +344,55 @@ impl<'a> Runs<'a> {
         let answer = context.runtime.timeout(RUN_LIMIT, tx.conn().batch_execute("COMMIT")).await;
         match answer {
             Some(Ok(())) => {
-                drop(tx.session.0.take());
-                if !tx.leased.is_empty() {
-                    context.held.lock().expect("no panic while held").extend(tx.leased.drain(..).map(|job| job.0));
-                }
-                std::mem::take(&mut tx.effects).apply(&context.deny, &context.runtime);
+                committed(tx);
                 Some(Ok(value))
             }
             // The server itself said no: rolled back.
             Some(Err(error)) if remedy(&error) == Remedy::Again => self.failed(Fail::Database(error)).await,
-            lost => {
-                // Whether it happened is not known. What it leased nobody holds.
-                self.repeated = true;
-                self.denied.append(&mut tx.effects.deny);
-                if self.leases || !tx.leased.is_empty() {
-                    context.sweep.ask();
-                }
-                let error = match lost {
-                    Some(Err(error)) => Fail::Database(error).into_store(self.doing),
-                    _ => unavailable(self.doing),
-                };
+            Some(Err(error)) => self.lost(tx, Some(error)).await,
+            None => self.lost(tx, None).await,
+        }
+    }
+
+    /// The answer to the statement is the answer to the COMMIT that it was.
+    async fn end_bare<T>(&mut self, mut tx: Tx, result: Option<Attempt<T>>) -> Option<Result<T>> {
+        self.ids = std::mem::take(&mut tx.ids);
+        match result {
+            Some(Ok(value)) => {
+                debug_assert!(tx.changed.is_empty() && tx.effects.deny.is_empty(), "what COMMIT would wait for");
+                committed(tx);
+                Some(Ok(value))
+            }
+            None => self.lost(tx, None).await,
+            Some(Err(Fail::Database(error))) if remedy(&error) == Remedy::Reconnect => self.lost(tx, Some(error)).await,
+            Some(Err(fail)) => {
+                drop(tx.session.0.take());
                 drop(tx);
-                tracing::warn!(doing = self.doing, "the answer to a COMMIT was lost; asking again");
-                match self.wait(error).await {
-                    Ok(()) => None,
-                    Err(error) => {
-                        // Better a "no" too many.
-                        context.deny.publish(&self.denied, context.runtime.instant().into_std());
-                        Some(Err(error))
-                    }
-                }
+                self.failed(fail).await
+            }
+        }
+    }
+
+    /// Whether it was committed is not known. What it leased nobody holds.
+    async fn lost<T>(&mut self, mut tx: Tx, error: Option<DieselError>) -> Option<Result<T>> {
+        let context = Arc::clone(&self.inner.context);
+        self.repeated = true;
+        self.denied.append(&mut tx.effects.deny);
+        if self.leases || !tx.leased.is_empty() {
+            context.sweep.ask();
+        }
+        let error = match error {
+            Some(error) => Fail::Database(error).into_store(self.doing),
+            None => unavailable(self.doing),
+        };
+        drop(tx);
+        tracing::warn!(doing = self.doing, "the answer to a COMMIT was lost; asking again");
+        match self.wait(error).await {
+            Ok(()) => None,
+            Err(error) => {
+                // Better a "no" too many.
+                context.deny.publish(&self.denied, context.runtime.instant().into_std());
+                Some(Err(error))
             }
         }
     }
@@ -376,22 +421,36 @@ impl<'a> Runs<'a> {
     }
 }
 
+/// What is left to do after COMMIT.
+fn committed(mut tx: Tx) {
+    drop(tx.session.0.take());
+    let context = Arc::clone(&tx.context);
+    if !tx.leased.is_empty() {
+        context.held.lock().expect("no panic while held").extend(tx.leased.drain(..).map(|job| job.0));
+    }
+    std::mem::take(&mut tx.effects).apply(&context.deny, &context.runtime);
+}
+
 /// `step!(inner, doing, |tx| work)`: the answer of `work`, a future that borrows `tx` and what it likes, once its
 /// transaction is durable. A macro, for no closure can say that its future is `Send` and borrows its argument.
 macro_rules! step {
     ($inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, false, None, |$tx| $work)
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, false, |runs| runs, |$tx| $work)
     };
-    (leasing after $ids:expr; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, $ids, |$tx| $work)
+    (bare $bare:expr; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, false, |runs| runs.bare($bare), |$tx| $work)
     };
     (leasing; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, None, |$tx| $work)
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, |runs| runs, |$tx| $work)
     };
-    (@ $inner:expr, $doing:expr, $leases:expr, $ids:expr, |$tx:ident| $work:expr) => {{
+    (leasing after $ids:expr; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, |runs| runs.after($ids), |$tx| $work)
+    };
+    (@ $inner:expr, $doing:expr, $leases:expr, |$new:ident| $as:expr, |$tx:ident| $work:expr) => {{
         let inner = $inner;
         let _leasing = if $leases { Some(inner.context.leasing.read().await) } else { None };
-        let mut runs = $crate::storage::postgres::tx::Runs::new(inner, $doing, $leases).after($ids);
+        let $new = $crate::storage::postgres::tx::Runs::new(inner, $doing, $leases);
+        let mut runs = $as;
         loop {
             let mut transaction = match runs.begin().await {
                 Ok(transaction) => transaction,

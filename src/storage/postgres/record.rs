@@ -1,0 +1,282 @@
+//! Results of sending, written under the fences of the jobs that they are of.
+
+use std::collections::HashSet;
+
+use diesel::OptionalExtension;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
+
+use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, rows_of};
+use super::fail::{Attempt, Fail};
+use super::jobs::{self, Lease};
+use super::providers;
+use super::query::RunQuery;
+use super::rows::stored_count;
+use super::statement::constant;
+use super::tx::Tx;
+use crate::domain::device::Retirement;
+use crate::domain::ids::{DeviceId, JobId, UserKey};
+use crate::domain::outcome::ResultCode;
+use crate::domain::time::UnixMs;
+use crate::planted;
+use crate::storage::reach::Change;
+use crate::storage::{Attempt as SendAttempt, JobUpdate};
+
+/// Whether [`record`] writes by [`end`] alone.
+pub(super) fn is_one_statement(updates: &[JobUpdate]) -> bool {
+    updates.iter().all(|update| {
+        update.progress.is_none()
+            && update.details.is_empty()
+            && update.followers.is_empty()
+            && update.retirements.is_empty()
+            && update.device_changes.is_empty()
+    })
+}
+
+/// Every update under its fence, all in one statement. Jobs are locked in the order of their ids, so that two
+/// statements cannot wait for each other.
+///
+/// The queue is empty most of the time, and that is what the planner then believes for the life of a prepared statement:
+/// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)), and no join,
+/// here and wherever jobs are found by a list: they leave it nothing but the primary key.
+pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
+    let mut leases = LeaseColumns::default();
+    let mut blocks = BlockColumns::default();
+    let (mut details, mut followers, mut parents) =
+        (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
+    let mut dead = RetirementColumns::default();
+    for (place, update) in (0_i64..).zip(updates) {
+        leases.push(place, update);
+        let from = Some((update.route, place));
+        blocks.push(|| tx.next_id(now), update.app, update.notification, from, &update.entries, now);
+        for detail in &update.details {
+            let id = tx.next_id(now);
+            push_detail(&mut details, id, place, update, detail)?;
+        }
+        for follower in &update.followers {
+            followers.push(JobId(tx.next_id(now)), update.app, follower, Lease::FREE)?;
+            parents.push(place);
+        }
+        for retirement in &update.retirements {
+            dead.push(tx.next_id(now), place, update, retirement, now);
+        }
+    }
+    let all_end = leases.progress.iter().all(Option::is_none);
+    let held: HashSet<i64> = if all_end && details.id.is_empty() && dead.device.is_empty() {
+        end(tx, leases, blocks).await?.into_iter().collect()
+    } else {
+        let (held, retired): (Vec<Written>, Vec<Written>) =
+            write(tx, leases, blocks, details, dead).await?.into_iter().partition(|(place, ..)| *place >= 0);
+        let without = |(_, user, device): Written| (UserKey(user), Change::Without(DeviceId(device)));
+        tx.changed.extend(retired.into_iter().map(without));
+        held.into_iter().map(|(place, ..)| place).collect()
+    };
+    followers.retain(|row| held.contains(&parents[row]));
+    jobs::insert(tx, followers).await?;
+    // Few and far between.
+    for (_, update) in (0_i64..).zip(updates).filter(|(place, _)| held.contains(place)) {
+        for change in &update.device_changes {
+            providers::change_device(tx, update.app, *change, now).await?;
+        }
+    }
+    let mut answers = Vec::with_capacity(updates.len());
+    for (place, update) in (0_i64..).zip(updates) {
+        let ours = held.contains(&place)
+            // The run before this one may have finished it: only the holder of the fence deletes.
+            || (tx.is_repeated() && update.progress.is_none() && is_gone(tx, update.job).await?)
+            // A checkpoint that finishes nothing new was written before, and not answered.
+            || (update.progress.is_some() && is_held(tx, update).await?);
+        answers.push(ours);
+    }
+    Ok(answers)
+}
+
+/// The jobs that these updates are of, locked: the head of both statements.
+macro_rules! locked {
+    ($columns:literal, $rows:expr, $unless:literal) => {
+        concat!(
+            "WITH locked AS MATERIALIZED (SELECT j.id, ",
+            $columns,
+            " FROM (SELECT * ",
+            $rows,
+            " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence",
+            $unless,
+            " FOR NO KEY UPDATE) AS j)"
+        )
+    };
+}
+
+/// The plain course: every job ends, and all there is to say is its results. The places of those that were held. What
+/// [`write`] does besides costs the server more to get ready, for nothing, than this takes for a few rows.
+async fn end(tx: &mut Tx, leases: LeaseColumns, blocks: BlockColumns) -> Attempt<Vec<i64>> {
+    Ok(constant!(
+        BigInt;
+        concat!(
+            locked!("u.place", rows_of!("$1" "id", "$2" "fence", "$3" "place"), ""),
+            ", ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked))), blocks AS (",
+            insert_blocks!("$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12"),
+            " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING) \
+             SELECT place FROM locked"
+        ),
+        Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<BigInt> => leases.place,
+        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
+        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
+        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
+        Array<BigInt> => blocks.place,
+    )
+    .load(tx.conn())
+    .await?)
+}
+
+/// The place of an update that was held, or -1 with somebody and their device that was retired.
+type Written = (i64, i64, i64);
+
+async fn write(
+    tx: &mut Tx,
+    leases: LeaseColumns,
+    blocks: BlockColumns,
+    details: DetailColumns,
+    dead: RetirementColumns,
+) -> Attempt<Vec<Written>> {
+    Ok(constant!(
+        (BigInt, BigInt, BigInt);
+        concat!(
+            locked!(
+                "u.place, u.progress, u.moved",
+                rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$33" "place"),
+                " AND (u.moved AND progress = u.progress) IS NOT TRUE"
+            ),
+            ", ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
+             advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
+             claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
+             WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL))), \
+             blocks AS (",
+            insert_blocks!("$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13"),
+            " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
+             details AS (INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, \
+             status, reason, next_at) SELECT d.id, d.app, d.notification_id, d.user_key, d.device, d.attempt, d.at, \
+             d.code, d.status, d.reason, d.next_at ",
+            rows_of!(
+                "$14" "id", "$15" "app", "$16" "notification_id", "$17" "user_key", "$18" "device", "$19" "attempt",
+                "$20" "at", "$21" "code", "$22" "status", "$23" "reason", "$24" "next_at", "$25" "place",
+            ),
+            " AS d WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
+             dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at ",
+            rows_of!(
+                "$26" "device", "$27" "app", "$28" "since", "$29" "reason", "$30" "at", "$31" "place", "$32" "line",
+            ),
+            " AS r WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
+             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
+             RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
+             retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+             SELECT line, app, id, user_key, reason, at FROM dead ON CONFLICT (id) DO NOTHING) \
+             SELECT place, 0::BIGINT, 0::BIGINT FROM locked UNION ALL SELECT -1, user_key, id FROM dead"
+        ),
+        Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<Nullable<Binary>> => leases.progress,
+        Array<Bool> => leases.moved,
+        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
+        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
+        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
+        Array<BigInt> => blocks.place,
+        Array<BigInt> => details.id, Array<BigInt> => details.app, Array<BigInt> => details.notification,
+        Array<BigInt> => details.user, Array<BigInt> => details.device, Array<Integer> => details.attempt,
+        Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
+        Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
+        Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
+        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
+        Array<BigInt> => leases.place,
+    )
+    .load(tx.conn())
+    .await?)
+}
+
+/// The leases that updates are of.
+#[derive(Default)]
+struct LeaseColumns {
+    id: Vec<i64>,
+    fence: Vec<i64>,
+    /// `None` where the job ends.
+    progress: Vec<Option<Vec<u8>>>,
+    /// `claims` counts claims without progress.
+    moved: Vec<bool>,
+    place: Vec<i64>,
+}
+
+impl LeaseColumns {
+    fn push(&mut self, place: i64, update: &JobUpdate) {
+        self.id.push(update.job.0);
+        self.fence.push(update.fence + i64::from(planted::is("pg-record-with-another-fence")));
+        self.progress.push(update.progress.as_ref().map(|progress| progress.as_bytes().to_vec()));
+        self.moved.push(!update.entries.is_empty());
+        self.place.push(place);
+    }
+}
+
+/// Tokens that a platform found dead. A registration confirmed later than it knew survives. Publishes nothing: there is
+/// no push to a dead token to hold back.
+#[derive(Default)]
+struct RetirementColumns {
+    device: Vec<i64>,
+    app: Vec<i64>,
+    since: Vec<i64>,
+    reason: Vec<String>,
+    at: Vec<i64>,
+    place: Vec<i64>,
+    /// Its line in `device_retirement`.
+    line: Vec<i64>,
+}
+
+impl RetirementColumns {
+    fn push(&mut self, line: i64, place: i64, update: &JobUpdate, dead: &Retirement, now: UnixMs) {
+        self.device.push(dead.device.0);
+        self.app.push(update.app.0);
+        self.since.push(dead.since.unwrap_or(now).0);
+        self.reason.push(dead.reason.clone());
+        self.at.push(now.0);
+        self.place.push(place);
+        self.line.push(line);
+    }
+}
+
+fn push_detail(
+    details: &mut DetailColumns,
+    id: i64,
+    place: i64,
+    update: &JobUpdate,
+    detail: &SendAttempt,
+) -> Attempt<()> {
+    let code = ResultCode::ALL
+        .iter()
+        .find(|code| code.name() == detail.result)
+        .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
+    details.id.push(id);
+    details.app.push(update.app.0);
+    details.notification.push(update.notification.0);
+    details.user.push(detail.user.0);
+    details.device.push(detail.device.0);
+    details.attempt.push(stored_count(detail.attempt));
+    details.at.push(detail.at.0);
+    details.code.push(i16::from(code.code()));
+    details.status.push(i32::from(detail.answer.status));
+    details.reason.push(detail.answer.reason.to_string());
+    details.next_at.push(detail.next_at.map(|at| at.0));
+    details.place.push(place);
+    Ok(())
+}
+
+async fn is_held(tx: &mut Tx, update: &JobUpdate) -> Attempt<bool> {
+    let held: Option<i64> = constant!(
+        BigInt; "SELECT id FROM job WHERE id = $1 AND fence = $2", BigInt => update.job.0, BigInt => update.fence,
+    )
+    .get_result(tx.conn())
+    .await
+    .optional()?;
+    Ok(held.is_some())
+}
+
+async fn is_gone(tx: &mut Tx, job: JobId) -> Attempt<bool> {
+    let there: Option<i64> = constant!(BigInt; "SELECT id FROM job WHERE id = $1", BigInt => job.0)
+        .get_result(tx.conn())
+        .await
+        .optional()?;
+    Ok(there.is_none())
+}
