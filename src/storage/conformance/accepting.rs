@@ -121,7 +121,7 @@ pub async fn topics_of_every_size_at_once(fixture: &Fixture) {
     let world = &World::new(fixture).await;
     let sizes = [0, 1, 2, 63, 64, 65, 200];
     for size in sizes {
-        crowd(&world, &format!("post:{size}"), size).await;
+        crowd(world, &format!("post:{size}"), size).await;
     }
     world.reachable("mina").await;
     world.reachable("post:1-0").await;

@@ -45,8 +45,12 @@ impl Queue for PostgresStore {
 
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
         let now = self.inner.clock(now);
-        let bare = record::is_one_statement(&updates);
-        let held = step!(bare bare; &self.inner, "recording results", |tx| record::record(tx, &updates, now))?;
+        let doing = "recording results";
+        let held = if record::is_one_statement(&updates) {
+            step!(as Bare; &self.inner, doing, |tx| record::record(tx, &updates, now))?
+        } else {
+            step!(&self.inner, doing, |tx| record::record(tx, &updates, now))?
+        };
         let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job.0);
         self.inner.let_go(updates.iter().zip(&held).filter_map(ended));
         Ok(held)

@@ -198,6 +198,15 @@ pub(super) fn again() -> DieselError {
     DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, Box::new("somebody was faster".to_owned()))
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// Loses leases when its outcome is unknown.
+    Leasing,
+    /// Its only writing statement is the transaction: no BEGIN, no COMMIT, and nothing left to do before that.
+    Bare,
+}
+
 /// The runs of one step; see [`step!`].
 pub(super) struct Runs<'a> {
     inner: &'a Inner,
@@ -207,10 +216,7 @@ pub(super) struct Runs<'a> {
     deadline: Instant,
     timing: u32,
     repeated: bool,
-    /// Loses leases when its outcome is unknown.
-    leases: bool,
-    /// Its only writing statement is the transaction: no BEGIN, no COMMIT, and nothing left to do before that.
-    bare: bool,
+    kind: Kind,
     /// Its caller has the answer.
     answered: bool,
 }
@@ -218,28 +224,17 @@ pub(super) struct Runs<'a> {
 impl Drop for Runs<'_> {
     /// A caller that went away meanwhile, as the API's do, is told of no lease that was taken for it.
     fn drop(&mut self) {
-        if self.leases && !self.answered {
+        if self.kind == Kind::Leasing && !self.answered {
             self.inner.context.sweep.ask();
         }
     }
 }
 
 impl<'a> Runs<'a> {
-    pub fn new(inner: &'a Inner, doing: &'static str, leases: bool) -> Self {
+    pub fn new(inner: &'a Inner, doing: &'static str, kind: Kind) -> Self {
         let deadline = inner.context.runtime.instant() + PATIENCE;
         let ids = Ids::default();
-        Self {
-            inner,
-            doing,
-            ids,
-            denied: Vec::new(),
-            deadline,
-            timing: 0,
-            repeated: false,
-            leases,
-            bare: false,
-            answered: false,
-        }
+        Self { inner, doing, ids, denied: Vec::new(), deadline, timing: 0, repeated: false, kind, answered: false }
     }
 
     /// Goes on with what was tried another way, with the ids it had: that may have been written without an answer.
@@ -248,12 +243,6 @@ impl<'a> Runs<'a> {
             self.ids = ids;
             self.repeated = true;
         }
-        self
-    }
-
-    /// See [`Runs::bare`].
-    pub fn bare(mut self, bare: bool) -> Self {
-        self.bare = bare;
         self
     }
 
@@ -271,9 +260,10 @@ impl<'a> Runs<'a> {
                 Ok(object) => {
                     let mut session = Session(Some(object));
                     let conn = session.0.as_mut().expect("just put there");
-                    let begun = match self.bare {
-                        true => Some(Ok(())),
-                        false => context.runtime.timeout(RUN_LIMIT, conn.batch_execute("BEGIN")).await,
+                    let begun = if self.kind == Kind::Bare {
+                        Some(Ok(()))
+                    } else {
+                        context.runtime.timeout(RUN_LIMIT, conn.batch_execute("BEGIN")).await
                     };
                     match begun {
                         Some(Ok(())) => {
@@ -312,7 +302,7 @@ impl<'a> Runs<'a> {
 
     /// `None`: run it again. `result`: `None` when the run took too long.
     pub async fn end<T>(&mut self, mut tx: Tx, result: Option<Attempt<T>>) -> Option<Result<T>> {
-        if self.bare {
+        if self.kind == Kind::Bare {
             return self.end_bare(tx, result).await;
         }
         let context = Arc::clone(&self.inner.context);
@@ -378,7 +368,7 @@ impl<'a> Runs<'a> {
         let context = Arc::clone(&self.inner.context);
         self.repeated = true;
         self.denied.append(&mut tx.effects.deny);
-        if self.leases || !tx.leased.is_empty() {
+        if self.kind == Kind::Leasing || !tx.leased.is_empty() {
             context.sweep.ask();
         }
         let error = match error {
@@ -435,22 +425,22 @@ fn committed(mut tx: Tx) {
 /// transaction is durable. A macro, for no closure can say that its future is `Send` and borrows its argument.
 macro_rules! step {
     ($inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, false, |runs| runs, |$tx| $work)
-    };
-    (bare $bare:expr; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, false, |runs| runs.bare($bare), |$tx| $work)
+        $crate::storage::postgres::tx::step!(as Plain; $inner, $doing, |$tx| $work)
     };
     (leasing; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, |runs| runs, |$tx| $work)
+        $crate::storage::postgres::tx::step!(as Leasing; $inner, $doing, |$tx| $work)
     };
     (leasing after $ids:expr; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
-        $crate::storage::postgres::tx::step!(@ $inner, $doing, true, |runs| runs.after($ids), |$tx| $work)
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, Leasing, $ids, |$tx| $work)
     };
-    (@ $inner:expr, $doing:expr, $leases:expr, |$new:ident| $as:expr, |$tx:ident| $work:expr) => {{
+    (as $kind:ident; $inner:expr, $doing:expr, |$tx:ident| $work:expr) => {
+        $crate::storage::postgres::tx::step!(@ $inner, $doing, $kind, None, |$tx| $work)
+    };
+    (@ $inner:expr, $doing:expr, $kind:ident, $ids:expr, |$tx:ident| $work:expr) => {{
+        use $crate::storage::postgres::tx::{Kind, Runs};
         let inner = $inner;
-        let _leasing = if $leases { Some(inner.context.leasing.read().await) } else { None };
-        let $new = $crate::storage::postgres::tx::Runs::new(inner, $doing, $leases);
-        let mut runs = $as;
+        let _leasing = if Kind::$kind == Kind::Leasing { Some(inner.context.leasing.read().await) } else { None };
+        let mut runs = Runs::new(inner, $doing, Kind::$kind).after($ids);
         loop {
             let mut transaction = match runs.begin().await {
                 Ok(transaction) => transaction,
