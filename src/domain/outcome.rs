@@ -119,6 +119,12 @@ result_codes! {
 }
 
 impl ResultCode {
+    /// The one that callers see by this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.name() == name)
+    }
+
     #[must_use]
     pub const fn code(self) -> u8 {
         self as u8

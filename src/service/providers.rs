@@ -215,9 +215,8 @@ fn read_filter(violations: &mut Violations, input: &Redrive) -> (RedriveFilter, 
     let user: Option<UserId> = fields::optional_user(violations, "user_id", &input.user_id);
     let mut reasons = Vec::new();
     for (at, reason) in input.reasons.iter().enumerate() {
-        let known = ResultCode::ALL.iter().find(|code| code.state() == State::Dead && code.name() == reason);
-        match known {
-            Some(code) => reasons.push(*code),
+        match ResultCode::named(reason).filter(|code| code.state() == State::Dead) {
+            Some(code) => reasons.push(code),
             None => violations.add(format!("reasons[{at}]"), "is no reason to be dead"),
         }
     }

@@ -191,3 +191,49 @@ macro_rules! insert_blocks {
     };
 }
 pub(super) use insert_blocks;
+
+/// The arrays of [`insert_jobs!`], as the statement's next parameters.
+macro_rules! bind_jobs {
+    ($statement:expr, $jobs:expr) => {{
+        use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt};
+        let jobs = $jobs;
+        $statement
+            .bind::<Array<BigInt>, _>(jobs.id)
+            .bind::<Array<BigInt>, _>(jobs.app)
+            .bind::<Array<BigInt>, _>(jobs.notification)
+            .bind::<Array<BigInt>, _>(jobs.route)
+            .bind::<Array<SmallInt>, _>(jobs.lane)
+            .bind::<Array<BigInt>, _>(jobs.ready_at)
+            .bind::<Array<BigInt>, _>(jobs.due_at)
+            .bind::<Array<BigInt>, _>(jobs.owner)
+            .bind::<Array<BigInt>, _>(jobs.fence)
+            .bind::<Array<Integer>, _>(jobs.attempt)
+            .bind::<Array<Integer>, _>(jobs.claims)
+            .bind::<Array<Nullable<BigInt>>, _>(jobs.first_attempt_at)
+            .bind::<Array<BigInt>, _>(jobs.first_user)
+            .bind::<Array<BigInt>, _>(jobs.last_user)
+            .bind::<Array<Integer>, _>(jobs.target_count)
+            .bind::<Array<Binary>, _>(jobs.targets)
+            .bind::<SmallInt, _>(jobs.format)
+    }};
+}
+pub(super) use bind_jobs;
+
+/// The arrays of [`insert_blocks!`], likewise.
+macro_rules! bind_blocks {
+    ($statement:expr, $blocks:expr) => {{
+        use diesel::sql_types::{Array, BigInt, Binary, Nullable};
+        let blocks = $blocks;
+        $statement
+            .bind::<Array<BigInt>, _>(blocks.id)
+            .bind::<Array<BigInt>, _>(blocks.app)
+            .bind::<Array<BigInt>, _>(blocks.notification)
+            .bind::<Array<Nullable<BigInt>>, _>(blocks.route)
+            .bind::<Array<BigInt>, _>(blocks.first_user)
+            .bind::<Array<BigInt>, _>(blocks.last_user)
+            .bind::<Array<BigInt>, _>(blocks.at)
+            .bind::<Array<Binary>, _>(blocks.entries)
+            .bind::<Array<BigInt>, _>(blocks.place)
+    }};
+}
+pub(super) use bind_blocks;

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
 use super::accept::{HASH_VERSION, Prepared};
-use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs, rows_of};
+use super::batch::{BlockColumns, JobColumns, bind_blocks, bind_jobs, insert_blocks, insert_jobs, rows_of};
 use super::fail::Attempt;
 use super::query::RunQuery;
 use super::rows::priority_code;
@@ -79,8 +79,8 @@ impl EventColumns {
         blocks: BlockColumns,
     ) -> Attempt<HashSet<i64>> {
         macro_rules! insert {
-            ($end:expr $(, $kind:ty => $value:expr)*) => {
-                constant!(
+            ($end:expr) => {{
+                let events = constant!(
                     BigInt;
                     concat!(
                         "WITH new_key AS (INSERT INTO idempotency AS i (app, key, hash_version, hash, notification_id, \
@@ -89,7 +89,8 @@ impl EventColumns {
                             "$2" "app", "$3" "key", "$4" "hash", "$5" "notification_id", "$6" "expires_at",
                         ),
                         " AS k ORDER BY k.app, k.key ON CONFLICT (app, key) DO UPDATE SET \
-                         hash_version = excluded.hash_version, hash = excluded.hash, notification_id = excluded.notification_id, expires_at = excluded.expires_at \
+                         hash_version = excluded.hash_version, hash = excluded.hash, \
+                         notification_id = excluded.notification_id, expires_at = excluded.expires_at \
                          WHERE i.expires_at <= excluded.expires_at - $7 RETURNING notification_id), \
                          new_notification AS (INSERT INTO notification (id, app, event_type, type_version, default_opt_in, \
                          lane, priority, on_maybe, collapse_key, actor, subject, content, event_at, accepted_at, not_before, \
@@ -105,8 +106,8 @@ impl EventColumns {
                         " AS n WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) \
                          ON CONFLICT (id) DO NOTHING RETURNING id), \
                          new_job AS (",
-                        insert_jobs!("$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33", "$34", "$35", "$36", "$37", "$38",
-                            "$39", "$40", "$41", "$42"),
+                        insert_jobs!("$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33", "$34", "$35", "$36", "$37",
+                            "$38", "$39", "$40", "$41", "$42"),
                         " WHERE (j.notification_id IN (SELECT id FROM new_notification)) IS TRUE)",
                         $end,
                         " SELECT id FROM new_notification"
@@ -121,34 +122,20 @@ impl EventColumns {
                     Array<Nullable<Text>> => self.subject, Array<Text> => self.content, Array<BigInt> => self.event_at,
                     Array<BigInt> => self.accepted_at, Array<Nullable<BigInt>> => self.not_before,
                     Array<BigInt> => self.expires_at, Array<BigInt> => self.people, Array<Bool> => self.keyed,
-                    Array<BigInt> => jobs.id, Array<BigInt> => jobs.app, Array<BigInt> => jobs.notification,
-                    Array<BigInt> => jobs.route, Array<SmallInt> => jobs.lane, Array<BigInt> => jobs.ready_at,
-                    Array<BigInt> => jobs.due_at, Array<BigInt> => jobs.owner, Array<BigInt> => jobs.fence,
-                    Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
-                    Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
-                    Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
-                    SmallInt => jobs.format
-                    $(, $kind => $value)*
-                )
-                .load(conn)
-                .await?
-            };
+                );
+                bind_jobs!(events, jobs)
+            }};
         }
         // Few events leave somebody out, and to make that part ready costs the server what some events do.
         let written: Vec<i64> = if blocks.id.is_empty() {
-            insert!("")
+            insert!("").load(conn).await?
         } else {
-            insert!(
-                concat!(
-                    ", new_block AS (",
-                    insert_blocks!("$43", "$44", "$45", "$46", "$47", "$48", "$49", "$50", "$51"),
-                    " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE)"
-                ),
-                Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
-                Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
-                Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
-                Array<BigInt> => blocks.place
-            )
+            let events = insert!(concat!(
+                ", new_block AS (",
+                insert_blocks!("$43", "$44", "$45", "$46", "$47", "$48", "$49", "$50", "$51"),
+                " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE)"
+            ));
+            bind_blocks!(events, blocks).load(conn).await?
         };
         Ok(written.into_iter().collect())
     }

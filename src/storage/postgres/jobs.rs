@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use diesel::OptionalExtension;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, SmallInt};
+use diesel::sql_types::{Array, BigInt, Integer, SmallInt};
 use diesel_async::AsyncPgConnection;
 
-use super::batch::{BlockColumns, JobColumns, insert_blocks, insert_jobs};
+use super::batch::{BlockColumns, JobColumns, bind_blocks, bind_jobs, insert_blocks, insert_jobs};
 use super::fail::Attempt;
 use super::query::RunQuery;
 use super::rows::notification_columns;
@@ -44,19 +44,12 @@ pub(super) async fn insert(tx: &mut Tx, jobs: JobColumns) -> Attempt<()> {
     if jobs.id.is_empty() {
         return Ok(());
     }
-    tx.execute(constant!(
+    let insert = constant!(
         ();
         insert_jobs!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14", "$15",
-            "$16", "$17"),
-        Array<BigInt> => jobs.id, Array<BigInt> => jobs.app, Array<BigInt> => jobs.notification,
-        Array<BigInt> => jobs.route, Array<SmallInt> => jobs.lane, Array<BigInt> => jobs.ready_at,
-        Array<BigInt> => jobs.due_at, Array<BigInt> => jobs.owner, Array<BigInt> => jobs.fence,
-        Array<Integer> => jobs.attempt, Array<Integer> => jobs.claims,
-        Array<Nullable<BigInt>> => jobs.first_attempt_at, Array<BigInt> => jobs.first_user,
-        Array<BigInt> => jobs.last_user, Array<Integer> => jobs.target_count, Array<Binary> => jobs.targets,
-        SmallInt => jobs.format,
-    ))
-    .await?;
+            "$16", "$17")
+    );
+    tx.execute(bind_jobs!(insert, jobs)).await?;
     Ok(())
 }
 
@@ -65,15 +58,8 @@ pub(super) async fn append(tx: &mut Tx, blocks: BlockColumns) -> Attempt<()> {
     if blocks.id.is_empty() {
         return Ok(());
     }
-    tx.execute(constant!(
-        ();
-        insert_blocks!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9"),
-        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
-        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
-        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
-        Array<BigInt> => blocks.place,
-    ))
-    .await?;
+    let insert = constant!((); insert_blocks!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9"));
+    tx.execute(bind_blocks!(insert, blocks)).await?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 
-use super::batch::{BlockColumns, DetailColumns, JobColumns, insert_blocks, rows_of};
+use super::batch::{BlockColumns, DetailColumns, JobColumns, bind_blocks, insert_blocks, rows_of};
 use super::fail::{Attempt, Fail};
 use super::jobs::{self, Lease};
 use super::providers;
@@ -60,8 +60,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
             dead.push(tx.next_id(now), place, update, retirement, now);
         }
     }
-    let all_end = leases.progress.iter().all(Option::is_none);
-    let held: HashSet<i64> = if all_end && details.id.is_empty() && dead.device.is_empty() {
+    let held: HashSet<i64> = if is_one_statement(updates) {
         end(tx, leases, blocks).await?.into_iter().collect()
     } else {
         let (held, retired): (Vec<Written>, Vec<Written>) =
@@ -108,7 +107,7 @@ macro_rules! locked {
 /// The plain course: every job ends, and all there is to say is its results. The places of those that were held. What
 /// [`write`] does besides costs the server more to get ready, for nothing, than this takes for a few rows.
 async fn end(tx: &mut Tx, leases: LeaseColumns, blocks: BlockColumns) -> Attempt<Vec<i64>> {
-    Ok(constant!(
+    let end = constant!(
         BigInt;
         concat!(
             locked!("u.place", rows_of!("$1" "id", "$2" "fence", "$3" "place"), ""),
@@ -118,13 +117,8 @@ async fn end(tx: &mut Tx, leases: LeaseColumns, blocks: BlockColumns) -> Attempt
              SELECT place FROM locked"
         ),
         Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<BigInt> => leases.place,
-        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
-        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
-        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
-        Array<BigInt> => blocks.place,
-    )
-    .load(tx.conn())
-    .await?)
+    );
+    Ok(bind_blocks!(end, blocks).load(tx.conn()).await?)
 }
 
 /// The place of an update that was held, or -1 with somebody and their device that was retired.
@@ -137,12 +131,12 @@ async fn write(
     details: DetailColumns,
     dead: RetirementColumns,
 ) -> Attempt<Vec<Written>> {
-    Ok(constant!(
+    let write = constant!(
         (BigInt, BigInt, BigInt);
         concat!(
             locked!(
                 "u.place, u.progress, u.moved",
-                rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$33" "place"),
+                rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$5" "place"),
                 " AND (u.moved AND progress = u.progress) IS NOT TRUE"
             ),
             ", ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
@@ -150,19 +144,19 @@ async fn write(
              claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
              WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL))), \
              blocks AS (",
-            insert_blocks!("$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13"),
+            insert_blocks!("$25", "$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33"),
             " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              details AS (INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, \
              status, reason, next_at) SELECT d.id, d.app, d.notification_id, d.user_key, d.device, d.attempt, d.at, \
              d.code, d.status, d.reason, d.next_at ",
             rows_of!(
-                "$14" "id", "$15" "app", "$16" "notification_id", "$17" "user_key", "$18" "device", "$19" "attempt",
-                "$20" "at", "$21" "code", "$22" "status", "$23" "reason", "$24" "next_at", "$25" "place",
+                "$6" "id", "$7" "app", "$8" "notification_id", "$9" "user_key", "$10" "device", "$11" "attempt",
+                "$12" "at", "$13" "code", "$14" "status", "$15" "reason", "$16" "next_at", "$17" "place",
             ),
             " AS d WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
              dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at ",
             rows_of!(
-                "$26" "device", "$27" "app", "$28" "since", "$29" "reason", "$30" "at", "$31" "place", "$32" "line",
+                "$18" "device", "$19" "app", "$20" "since", "$21" "reason", "$22" "at", "$23" "place", "$24" "line",
             ),
             " AS r WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
              AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
@@ -172,21 +166,15 @@ async fn write(
              SELECT place, 0::BIGINT, 0::BIGINT FROM locked UNION ALL SELECT -1, user_key, id FROM dead"
         ),
         Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<Nullable<Binary>> => leases.progress,
-        Array<Bool> => leases.moved,
-        Array<BigInt> => blocks.id, Array<BigInt> => blocks.app, Array<BigInt> => blocks.notification,
-        Array<Nullable<BigInt>> => blocks.route, Array<BigInt> => blocks.first_user,
-        Array<BigInt> => blocks.last_user, Array<BigInt> => blocks.at, Array<Binary> => blocks.entries,
-        Array<BigInt> => blocks.place,
+        Array<Bool> => leases.moved, Array<BigInt> => leases.place,
         Array<BigInt> => details.id, Array<BigInt> => details.app, Array<BigInt> => details.notification,
         Array<BigInt> => details.user, Array<BigInt> => details.device, Array<Integer> => details.attempt,
         Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
         Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
         Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
         Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
-        Array<BigInt> => leases.place,
-    )
-    .load(tx.conn())
-    .await?)
+    );
+    Ok(bind_blocks!(write, blocks).load(tx.conn()).await?)
 }
 
 /// The leases that updates are of.
@@ -244,9 +232,7 @@ fn push_detail(
     update: &JobUpdate,
     detail: &SendAttempt,
 ) -> Attempt<()> {
-    let code = ResultCode::ALL
-        .iter()
-        .find(|code| code.name() == detail.result)
+    let code = ResultCode::named(detail.result)
         .ok_or_else(|| Fail::corrupt(format!("no result is called {}", detail.result)))?;
     details.id.push(id);
     details.app.push(update.app.0);

@@ -104,9 +104,7 @@ impl<'a> History<'a> {
         told: &'a SendAttempt,
         now: UnixMs,
     ) -> Attempt<()> {
-        let code = ResultCode::ALL
-            .iter()
-            .find(|code| code.name() == told.result)
+        let code = ResultCode::named(told.result)
             .ok_or_else(|| Fail::corrupt(format!("no result is called {}", told.result)))?;
         let (id, code) = (tx.next_id(now), i16::from(code.code()));
         self.attempts.push(FailedAttempt { id, app: app.0, notification: notification.0, code, told });

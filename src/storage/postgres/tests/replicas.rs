@@ -254,6 +254,7 @@ async fn what_nobody_knows_of_is_freed_also_when_the_first_look_for_it_was_given
     eventually("it is free again", async || !world.claim(world.apns, Lane::Interactive).await.is_empty()).await;
 }
 
+/// Nothing but results is one statement, which is its own transaction; a failed attempt besides needs a COMMIT.
 #[tokio::test]
 async fn results_whose_commit_was_not_answered_are_written_once() {
     let database = Database::new().await;
@@ -261,38 +262,28 @@ async fn results_whose_commit_was_not_answered_are_written_once() {
     let fixture = fixture(&store, &deny);
     let world = World::new(&fixture).await;
     world.reachable("mina").await;
-    let id = world.accept(world.to_users(&["mina"])).await;
-    let claimed = world.claim_one().await;
-    proxy.lose_answer_to(b"COMMIT");
-    let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent));
-    update.details.push(crate::storage::conformance::queue::attempt(&claimed, "TOKEN_GONE"));
-    assert!(world.record(update).await);
-    assert!(proxy.is_lost());
-    assert_eq!(count(&database, "SELECT count(*) FROM outcome_block").await, 1);
-    assert_eq!(count(&database, "SELECT count(*) FROM attempt_detail").await, 1);
-    assert_eq!(world.view(id).await.counts.sent, 1);
-}
-
-/// Nothing but results is one statement, which is its own transaction.
-#[tokio::test]
-async fn results_alone_whose_statement_was_not_answered_are_written_once() {
-    let database = Database::new().await;
-    let (store, deny, proxy) = database.open_behind_a_proxy().await;
-    let fixture = fixture(&store, &deny);
-    let world = World::new(&fixture).await;
-    world.reachable("mina").await;
-    let id = world.accept(world.to_users(&["mina"])).await;
-    let claimed = world.claim_one().await;
-    // The statement has the job's id in it, where its preparation has not.
-    proxy.lose_answer_to(Box::leak(Box::new(claimed.job.id.0.to_be_bytes())));
-    assert!(world.record(world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent))).await);
-    assert!(proxy.is_lost());
-    assert_eq!(count(&database, "SELECT count(*) FROM outcome_block").await, 1);
-    assert_eq!(world.view(id).await.counts.sent, 1);
-    // Nobody else's is ended by it.
-    let again = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent));
-    assert!(!world.record(again).await, "the job is gone");
-    assert_eq!(count(&database, "SELECT count(*) FROM outcome_block").await, 1);
+    for attempts in [0, 1] {
+        let id = world.accept(world.to_users(&["mina"])).await;
+        let claimed = world.claim_one().await;
+        let results = || world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent));
+        let mut update = results();
+        if attempts == 0 {
+            // The statement has the job's id in it, where its preparation has not.
+            proxy.lose_answer_to(Box::leak(Box::new(claimed.job.id.0.to_be_bytes())));
+        } else {
+            proxy.lose_answer_to(b"COMMIT");
+            update.details.push(crate::storage::conformance::queue::attempt(&claimed, "TOKEN_GONE"));
+        }
+        let blocks = format!("SELECT count(*) FROM outcome_block WHERE notification_id = {}", id.0);
+        assert!(world.record(update).await);
+        assert!(proxy.is_lost());
+        assert_eq!(count(&database, &blocks).await, 1);
+        assert_eq!(count(&database, "SELECT count(*) FROM attempt_detail").await, attempts);
+        assert_eq!(world.view(id).await.counts.sent, 1);
+        // Nothing is lost any more: the job is gone for whoever comes late.
+        assert!(!world.record(results()).await);
+        assert_eq!(count(&database, &blocks).await, 1);
+    }
 }
 
 #[tokio::test]
