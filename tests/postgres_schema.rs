@@ -11,9 +11,11 @@ const POSTGRES_UP: &str = concat!(
     include_str!("../migrations/postgres/2026-11-24-000002_room_for_updates/up.sql"),
     include_str!("../migrations/postgres/2026-11-29-000003_one_index_of_tokens/up.sql"),
     include_str!("../migrations/postgres/2026-11-29-000004_reach/up.sql"),
-    include_str!("../migrations/postgres/2026-11-29-000005_reach_kept/up.sql")
+    include_str!("../migrations/postgres/2026-11-29-000005_reach_kept/up.sql"),
+    include_str!("../migrations/postgres/2026-11-30-000006_byte_order/up.sql")
 );
 const POSTGRES_DOWN: &str = concat!(
+    include_str!("../migrations/postgres/2026-11-30-000006_byte_order/down.sql"),
     include_str!("../migrations/postgres/2026-11-29-000005_reach_kept/down.sql"),
     include_str!("../migrations/postgres/2026-11-29-000004_reach/down.sql"),
     include_str!("../migrations/postgres/2026-11-29-000003_one_index_of_tokens/down.sql"),
@@ -27,7 +29,8 @@ const SQLITE_UP: &str = concat!(
     include_str!("../migrations/sqlite/2026-11-24-000002_room_for_updates/up.sql"),
     include_str!("../migrations/sqlite/2026-11-29-000003_one_index_of_tokens/up.sql"),
     include_str!("../migrations/sqlite/2026-11-29-000004_reach/up.sql"),
-    include_str!("../migrations/sqlite/2026-11-29-000005_reach_kept/up.sql")
+    include_str!("../migrations/sqlite/2026-11-29-000005_reach_kept/up.sql"),
+    include_str!("../migrations/sqlite/2026-11-30-000006_byte_order/up.sql")
 );
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -143,6 +146,15 @@ async fn the_schema_goes_up_down_and_up_and_matches_sqlite() {
     // The one writer of SQLite finds old tokens by device_by_token; many need the partial one that is unique.
     assert!(indexes.insert(Index { name: "device_by_old_token".to_owned() }));
     assert_eq!(again.indexes, indexes);
+
+    // Whatever the database's collation: an upgrade of the system's library must not change the order beneath an index.
+    let collated = "DO $$ DECLARE found TEXT; BEGIN \
+                    SELECT string_agg(i.indexrelid::REGCLASS::TEXT, ', ') INTO found FROM pg_index i \
+                    JOIN pg_class c ON c.oid = i.indexrelid CROSS JOIN LATERAL unnest(i.indcollation::OID[]) AS used (id) \
+                    WHERE c.relnamespace = current_schema()::REGNAMESPACE \
+                    AND used.id NOT IN (0, 'pg_catalog.\"C\"'::REGCOLLATION); \
+                    ASSERT found IS NULL, found; END $$";
+    conn.batch_execute(collated).await.expect("every index of texts is in the order of their bytes");
 
     // What only the server can say: ids of any time find a partition, and a block knows its transaction.
     let rows = "INSERT INTO outcome_block (id, app, notification_id, first_user, last_user, at, entries) \

@@ -1,0 +1,20 @@
+DROP TRIGGER opt_in_forgets_reach ON opt_in;
+ALTER TABLE app ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE app_user ALTER COLUMN external_id TYPE TEXT COLLATE "default";
+ALTER TABLE device ALTER COLUMN plugin TYPE TEXT COLLATE "default", ALTER COLUMN installation_id TYPE TEXT COLLATE "default";
+ALTER TABLE event_type_version ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE idempotency ALTER COLUMN key TYPE TEXT COLLATE "default";
+ALTER TABLE import_progress ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE mute ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE opt_in ALTER COLUMN event_type TYPE TEXT COLLATE "default";
+ALTER TABLE pace ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE pause ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE provider_trouble ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE restoration ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE route ALTER COLUMN plugin TYPE TEXT COLLATE "default", ALTER COLUMN credential TYPE TEXT COLLATE "default", ALTER COLUMN bundle TYPE TEXT COLLATE "default";
+ALTER TABLE secret ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE topic ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE user_counter ALTER COLUMN name TYPE TEXT COLLATE "default";
+ALTER TABLE watermark ALTER COLUMN name TYPE TEXT COLLATE "default";
+CREATE TRIGGER opt_in_forgets_reach AFTER INSERT OR DELETE OR UPDATE OF user_key, device, event_type, opted_in ON opt_in
+    FOR EACH ROW WHEN (current_setting('nudged.packs', TRUE) IS DISTINCT FROM 'on') EXECUTE FUNCTION forget_reach();

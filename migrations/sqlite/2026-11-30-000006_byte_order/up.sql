@@ -1,0 +1,2 @@
+-- Postgres': SQLite compares texts byte by byte anyway.
+SELECT 1;
