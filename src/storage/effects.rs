@@ -24,6 +24,11 @@ pub(super) struct Ids {
 }
 
 impl Ids {
+    /// Some were taken: what they were taken for may have been tried.
+    pub fn are_used(&self) -> bool {
+        !self.taken.is_empty() || !self.taken_devices.is_empty()
+    }
+
     pub fn restart(&mut self) {
         (self.at, self.at_device) = (0, 0);
     }

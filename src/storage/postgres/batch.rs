@@ -175,13 +175,15 @@ macro_rules! insert_jobs {
 }
 pub(super) use insert_jobs;
 
-/// The same for `outcome_block`; `b.place` is there for WHERE.
+/// The same for `outcome_block`; `b.place` is there for WHERE. The transaction is asked for its number once, where the
+/// column's default would ask for each row.
 macro_rules! insert_blocks {
     ($p1:literal, $p2:literal, $p3:literal, $p4:literal, $p5:literal, $p6:literal, $p7:literal, $p8:literal,
      $p9:literal) => {
         concat!(
-            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
-             SELECT b.id, b.app, b.notification_id, b.route, b.first_user, b.last_user, b.at, b.entries ",
+            "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries, xid) \
+             SELECT b.id, b.app, b.notification_id, b.route, b.first_user, b.last_user, b.at, b.entries, \
+             (SELECT pg_current_xact_id()::TEXT::BIGINT) ",
             $crate::storage::postgres::batch::rows_of!(
                 $p1 "id", $p2 "app", $p3 "notification_id", $p4 "route", $p5 "first_user", $p6 "last_user", $p7 "at",
                 $p8 "entries", $p9 "place",

@@ -70,16 +70,18 @@ impl EventColumns {
         }
     }
 
-    /// The ids of the notifications that were inserted, each with all that belongs to it. `IS TRUE` keeps the planner
-    /// from turning the look into a join, which without hashing would compare every row with every other.
+    /// The ids of the notifications that were inserted, each with all that belongs to it. `is_repeated`: some may be there
+    /// already. `IS TRUE` keeps the planner from turning the look into a join, which without hashing would compare every row
+    /// with every other.
     pub async fn write(
         self,
         conn: &mut AsyncPgConnection,
         jobs: JobColumns,
         blocks: BlockColumns,
+        is_repeated: bool,
     ) -> Attempt<HashSet<i64>> {
         macro_rules! insert {
-            ($end:expr) => {{
+            ($on_conflict:literal, $end:expr) => {{
                 let events = constant!(
                     BigInt;
                     concat!(
@@ -88,7 +90,7 @@ impl EventColumns {
                         rows_of!(
                             "$2" "app", "$3" "key", "$4" "hash", "$5" "notification_id", "$6" "expires_at",
                         ),
-                        " AS k ORDER BY k.app, k.key ON CONFLICT (app, key) DO UPDATE SET \
+                        " AS k ORDER BY k.app, k.key COLLATE \"C\" ON CONFLICT (app, key) DO UPDATE SET \
                          hash_version = excluded.hash_version, hash = excluded.hash, \
                          notification_id = excluded.notification_id, expires_at = excluded.expires_at \
                          WHERE i.expires_at <= excluded.expires_at - $7 RETURNING notification_id), \
@@ -103,9 +105,9 @@ impl EventColumns {
                             "$18" "subject", "$19" "content", "$20" "event_at", "$21" "accepted_at", "$22" "not_before",
                             "$23" "expires_at", "$24" "people", "$25" "keyed",
                         ),
-                        " AS n WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) \
-                         ON CONFLICT (id) DO NOTHING RETURNING id), \
-                         new_job AS (",
+                        " AS n WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) ",
+                        $on_conflict,
+                        " RETURNING id), new_job AS (",
                         insert_jobs!("$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33", "$34", "$35", "$36", "$37",
                             "$38", "$39", "$40", "$41", "$42"),
                         " WHERE (j.notification_id IN (SELECT id FROM new_notification)) IS TRUE)",
@@ -126,17 +128,26 @@ impl EventColumns {
                 bind_jobs!(events, jobs)
             }};
         }
-        // Few events leave somebody out, and to make that part ready costs the server what some events do.
-        let written: Vec<i64> = if blocks.id.is_empty() {
-            insert!("").load(conn).await?
-        } else {
-            let events = insert!(concat!(
-                ", new_block AS (",
-                insert_blocks!("$43", "$44", "$45", "$46", "$47", "$48", "$49", "$50", "$51"),
-                " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE)"
-            ));
-            bind_blocks!(events, blocks).load(conn).await?
-        };
+        // To insert what may be there costs the server a look and two records of its log more for each row.
+        macro_rules! write {
+            ($on_conflict:literal) => {{
+                // Few events leave somebody out, and to make that part ready costs the server what some events do.
+                if blocks.id.is_empty() {
+                    insert!($on_conflict, "").load(conn).await?
+                } else {
+                    let events = insert!(
+                        $on_conflict,
+                        concat!(
+                            ", new_block AS (",
+                            insert_blocks!("$43", "$44", "$45", "$46", "$47", "$48", "$49", "$50", "$51"),
+                            " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE)"
+                        )
+                    );
+                    bind_blocks!(events, blocks).load(conn).await?
+                }
+            }};
+        }
+        let written: Vec<i64> = if is_repeated { write!("ON CONFLICT (id) DO NOTHING") } else { write!("") };
         Ok(written.into_iter().collect())
     }
 }

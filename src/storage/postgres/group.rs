@@ -212,6 +212,7 @@ impl Committer {
             self.conn = Some(connected.map_err(|error| Fail::Database(super::tx::unreachable(&error)))?);
         }
         let conn = self.conn.as_mut().expect("connected above");
+        let is_repeated = group.iter().any(|waiting| waiting.request.ids.are_used());
         for waiting in group.iter_mut() {
             waiting.request.ids.restart();
         }
@@ -268,7 +269,8 @@ impl Committer {
             blocks.push(|| ids.next(&context.ids, now), app, candidate.id, None, &plan.suppressed, now);
         }
         let leasing = context.leasing.read().await;
-        let written = if candidates.is_empty() { HashSet::new() } else { rows.write(conn, jobs, blocks).await? };
+        let written =
+            if candidates.is_empty() { HashSet::new() } else { rows.write(conn, jobs, blocks, is_repeated).await? };
         let mut effects = Effects::default();
         let mut lost = Vec::new();
         let leased: Vec<i64> = planned.iter().flat_map(|plan| &plan.hand_overs).map(|handed| handed.job.id.0).collect();

@@ -1,6 +1,6 @@
 //! Results of sending, written under the fences of the jobs that they are of.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
@@ -23,8 +23,10 @@ use crate::storage::{Attempt as SendAttempt, JobUpdate};
 
 /// Whether [`record`] writes by [`end`] alone.
 pub(super) fn is_one_statement(updates: &[JobUpdate]) -> bool {
+    let fence = updates.first().map(|update| update.fence);
     updates.iter().all(|update| {
-        update.progress.is_none()
+        Some(update.fence) == fence
+            && update.progress.is_none()
             && update.details.is_empty()
             && update.followers.is_empty()
             && update.retirements.is_empty()
@@ -32,8 +34,7 @@ pub(super) fn is_one_statement(updates: &[JobUpdate]) -> bool {
     })
 }
 
-/// Every update under its fence, all in one statement. Jobs are locked in the order of their ids, so that two
-/// statements cannot wait for each other.
+/// Every update under its fence, all in one statement.
 ///
 /// The queue is empty most of the time, and that is what the planner then believes for the life of a prepared statement:
 /// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)), and no join,
@@ -61,7 +62,7 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
         }
     }
     let held: HashSet<i64> = if is_one_statement(updates) {
-        end(tx, leases, blocks).await?.into_iter().collect()
+        end(tx, leases, blocks).await?
     } else {
         let (held, retired): (Vec<Written>, Vec<Written>) =
             write(tx, leases, blocks, details, dead).await?.into_iter().partition(|(place, ..)| *place >= 0);
@@ -89,36 +90,36 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
     Ok(answers)
 }
 
-/// The jobs that these updates are of, locked: the head of both statements.
-macro_rules! locked {
-    ($columns:literal, $rows:expr, $unless:literal) => {
-        concat!(
-            "WITH locked AS MATERIALIZED (SELECT j.id, ",
-            $columns,
-            " FROM (SELECT * ",
-            $rows,
-            " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence",
-            $unless,
-            " FOR NO KEY UPDATE) AS j)"
-        )
-    };
-}
-
-/// The plain course: every job ends, and all there is to say is its results. The places of those that were held. What
-/// [`write`] does besides costs the server more to get ready, for nothing, than this takes for a few rows.
-async fn end(tx: &mut Tx, leases: LeaseColumns, blocks: BlockColumns) -> Attempt<Vec<i64>> {
-    let end = constant!(
-        BigInt;
-        concat!(
-            locked!("u.place", rows_of!("$1" "id", "$2" "fence", "$3" "place"), ""),
-            ", ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked))), blocks AS (",
-            insert_blocks!("$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12"),
-            " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING) \
-             SELECT place FROM locked"
-        ),
-        Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<BigInt> => leases.place,
-    );
-    Ok(bind_blocks!(end, blocks).load(tx.conn()).await?)
+/// The plain course: every job ends, all are held under the same fence (nearly always their first), and all there is to say
+/// is their results. The places of those that were held. What [`write`] does besides costs the server more to get ready,
+/// for nothing, than this takes for a few rows; and who only deletes need not lock before.
+async fn end(tx: &mut Tx, leases: LeaseColumns, mut blocks: BlockColumns) -> Attempt<HashSet<i64>> {
+    let LeaseColumns { id: jobs, fence, .. } = leases;
+    let Some(fence) = fence.first().copied() else { return Ok(HashSet::new()) };
+    let place_of: HashMap<i64, i64> = jobs.iter().copied().zip(leases.place).collect();
+    // Here they are told apart by their jobs.
+    for place in &mut blocks.place {
+        *place = usize::try_from(*place).ok().and_then(|at| jobs.get(at)).copied().unwrap_or(-1);
+    }
+    macro_rules! end {
+        ($on_conflict:literal) => {{
+            let end = constant!(
+                BigInt;
+                concat!(
+                    "WITH ended AS (DELETE FROM job WHERE id = ANY ($1) AND fence = $2 RETURNING id), blocks AS (",
+                    insert_blocks!("$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11"),
+                    " WHERE (b.place IN (SELECT id FROM ended)) IS TRUE ",
+                    $on_conflict,
+                    ") SELECT id FROM ended"
+                ),
+                Array<BigInt> => jobs, BigInt => fence,
+            );
+            bind_blocks!(end, blocks).load(tx.conn()).await?
+        }};
+    }
+    // To insert what may be there costs the server a look and two records of its log more for each row.
+    let ended: Vec<i64> = if tx.is_repeated() { end!("ON CONFLICT (id) DO NOTHING") } else { end!("") };
+    Ok(ended.into_iter().filter_map(|job| place_of.get(&job).copied()).collect())
 }
 
 /// The place of an update that was held, or -1 with somebody and their device that was retired.
@@ -134,12 +135,11 @@ async fn write(
     let write = constant!(
         (BigInt, BigInt, BigInt);
         concat!(
-            locked!(
-                "u.place, u.progress, u.moved",
-                rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$5" "place"),
-                " AND (u.moved AND progress = u.progress) IS NOT TRUE"
-            ),
-            ", ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
+            "WITH locked AS MATERIALIZED (SELECT j.id, u.place, u.progress, u.moved FROM (SELECT * ",
+            rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$5" "place"),
+            " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
+             AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j), \
+             ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
              advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
              claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
              WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL))), \
