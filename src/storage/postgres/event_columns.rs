@@ -83,7 +83,7 @@ impl EventColumns {
         macro_rules! insert {
             ($on_conflict:literal, $end:expr) => {{
                 let events = constant!(
-                    BigInt;
+                    Array<BigInt>;
                     concat!(
                         "WITH new_key AS (INSERT INTO idempotency AS i (app, key, hash_version, hash, notification_id, \
                          expires_at) SELECT k.app, k.key, $1, k.hash, k.notification_id, k.expires_at ",
@@ -112,7 +112,8 @@ impl EventColumns {
                             "$38", "$39", "$40", "$41", "$42"),
                         " WHERE (j.notification_id IN (SELECT id FROM new_notification)) IS TRUE)",
                         $end,
-                        " SELECT id FROM new_notification"
+                        // One row for all.
+                        " SELECT coalesce(array_agg(id), '{}') FROM new_notification"
                     ),
                     SmallInt => HASH_VERSION, Array<BigInt> => self.key_app, Array<Text> => self.key,
                     Array<Binary> => self.key_hash, Array<BigInt> => self.key_notification,
@@ -133,7 +134,7 @@ impl EventColumns {
             ($on_conflict:literal) => {{
                 // Few events leave somebody out, and to make that part ready costs the server what some events do.
                 if blocks.id.is_empty() {
-                    insert!($on_conflict, "").load(conn).await?
+                    insert!($on_conflict, "").get_result(conn).await?
                 } else {
                     let events = insert!(
                         $on_conflict,
@@ -143,7 +144,7 @@ impl EventColumns {
                             " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE)"
                         )
                     );
-                    bind_blocks!(events, blocks).load(conn).await?
+                    bind_blocks!(events, blocks).get_result(conn).await?
                 }
             }};
         }

@@ -104,20 +104,22 @@ async fn end(tx: &mut Tx, leases: LeaseColumns, mut blocks: BlockColumns) -> Att
     macro_rules! end {
         ($on_conflict:literal) => {{
             let end = constant!(
-                BigInt;
+                Array<BigInt>;
                 concat!(
                     "WITH ended AS (DELETE FROM job WHERE id = ANY ($1) AND fence = $2 RETURNING id), blocks AS (",
                     insert_blocks!("$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11"),
                     " WHERE (b.place IN (SELECT id FROM ended)) IS TRUE ",
                     $on_conflict,
-                    ") SELECT id FROM ended"
+                    // One row for all.
+                    ") SELECT coalesce(array_agg(id), '{}') FROM ended"
                 ),
                 Array<BigInt> => jobs, BigInt => fence,
             );
-            bind_blocks!(end, blocks).load(tx.conn()).await?
+            bind_blocks!(end, blocks).get_result(tx.conn()).await?
         }};
     }
-    // To insert what may be there costs the server a look and two records of its log more for each row.
+    // As everywhere, only who runs again inserts what may be there: that costs the server a look and two records of its log
+    // more for each row.
     let ended: Vec<i64> = if tx.is_repeated() { end!("ON CONFLICT (id) DO NOTHING") } else { end!("") };
     Ok(ended.into_iter().filter_map(|job| place_of.get(&job).copied()).collect())
 }
@@ -132,49 +134,60 @@ async fn write(
     details: DetailColumns,
     dead: RetirementColumns,
 ) -> Attempt<Vec<Written>> {
-    let write = constant!(
-        (BigInt, BigInt, BigInt);
-        concat!(
-            "WITH locked AS MATERIALIZED (SELECT j.id, u.place, u.progress, u.moved FROM (SELECT * ",
-            rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$5" "place"),
-            " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
-             AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j), \
-             ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
-             advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
-             claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
-             WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL))), \
-             blocks AS (",
-            insert_blocks!("$25", "$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33"),
-            " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
-             details AS (INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, \
-             status, reason, next_at) SELECT d.id, d.app, d.notification_id, d.user_key, d.device, d.attempt, d.at, \
-             d.code, d.status, d.reason, d.next_at ",
-            rows_of!(
-                "$6" "id", "$7" "app", "$8" "notification_id", "$9" "user_key", "$10" "device", "$11" "attempt",
-                "$12" "at", "$13" "code", "$14" "status", "$15" "reason", "$16" "next_at", "$17" "place",
-            ),
-            " AS d WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ON CONFLICT (id) DO NOTHING), \
-             dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at ",
-            rows_of!(
-                "$18" "device", "$19" "app", "$20" "since", "$21" "reason", "$22" "at", "$23" "place", "$24" "line",
-            ),
-            " AS r WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
-             AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
-             RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
-             retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
-             SELECT line, app, id, user_key, reason, at FROM dead ON CONFLICT (id) DO NOTHING) \
-             SELECT place, 0::BIGINT, 0::BIGINT FROM locked UNION ALL SELECT -1, user_key, id FROM dead"
-        ),
-        Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<Nullable<Binary>> => leases.progress,
-        Array<Bool> => leases.moved, Array<BigInt> => leases.place,
-        Array<BigInt> => details.id, Array<BigInt> => details.app, Array<BigInt> => details.notification,
-        Array<BigInt> => details.user, Array<BigInt> => details.device, Array<Integer> => details.attempt,
-        Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
-        Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
-        Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
-        Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
-    );
-    Ok(bind_blocks!(write, blocks).load(tx.conn()).await?)
+    macro_rules! write {
+        ($on_conflict:literal) => {{
+            let write = constant!(
+                (BigInt, BigInt, BigInt);
+                concat!(
+                    "WITH locked AS MATERIALIZED (SELECT j.id, u.place, u.progress, u.moved FROM (SELECT * ",
+                    rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$5" "place"),
+                    " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
+                     AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j), \
+                     ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
+                     advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
+                     claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
+                     WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NOT NULL))), \
+                     blocks AS (",
+                    insert_blocks!("$25", "$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33"),
+                    " WHERE (b.place IN (SELECT place FROM locked)) IS TRUE ",
+                    $on_conflict,
+                    "), \
+                     details AS (INSERT INTO attempt_detail (id, app, notification_id, user_key, device, attempt, at, code, \
+                     status, reason, next_at) SELECT d.id, d.app, d.notification_id, d.user_key, d.device, d.attempt, d.at, \
+                     d.code, d.status, d.reason, d.next_at ",
+                    rows_of!(
+                        "$6" "id", "$7" "app", "$8" "notification_id", "$9" "user_key", "$10" "device", "$11" "attempt",
+                        "$12" "at", "$13" "code", "$14" "status", "$15" "reason", "$16" "next_at", "$17" "place",
+                    ),
+                    " AS d WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ",
+                    $on_conflict,
+                    "), \
+                     dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at ",
+                    rows_of!(
+                        "$18" "device", "$19" "app", "$20" "since", "$21" "reason", "$22" "at", "$23" "place", "$24" "line",
+                    ),
+                    " AS r WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
+                     AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
+                     RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
+                     retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
+                     SELECT line, app, id, user_key, reason, at FROM dead ",
+                    $on_conflict,
+                    ") \
+                     SELECT place, 0::BIGINT, 0::BIGINT FROM locked UNION ALL SELECT -1, user_key, id FROM dead"
+                ),
+                Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<Nullable<Binary>> => leases.progress,
+                Array<Bool> => leases.moved, Array<BigInt> => leases.place,
+                Array<BigInt> => details.id, Array<BigInt> => details.app, Array<BigInt> => details.notification,
+                Array<BigInt> => details.user, Array<BigInt> => details.device, Array<Integer> => details.attempt,
+                Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
+                Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
+                Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
+                Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
+            );
+            bind_blocks!(write, blocks).load(tx.conn()).await?
+        }};
+    }
+    Ok(if tx.is_repeated() { write!("ON CONFLICT (id) DO NOTHING") } else { write!("") })
 }
 
 /// The leases that updates are of.
