@@ -180,7 +180,10 @@ pub(super) fn remedy(error: &DieselError) -> Remedy {
             _,
         ) => Remedy::Reconnect,
         DieselError::DatabaseError(DatabaseErrorKind::Unknown, info)
-            if info.message().starts_with("terminating connection") || info.message().contains("is shutting down") =>
+            if info.message().starts_with("terminating connection")
+                || info.message().contains("is shutting down")
+                // Prepared before a migration changed a column that it returns: for the life of the session.
+                || info.message() == "cached plan must not change result type" =>
         {
             Remedy::Reconnect
         }
@@ -320,7 +323,8 @@ impl<'a> Runs<'a> {
             Some(Ok(value)) => self.commit(tx, value).await,
             Some(Err(fail)) => {
                 let ended = context.runtime.timeout(RUN_LIMIT, tx.conn().batch_execute("ROLLBACK")).await;
-                if matches!(ended, Some(Ok(()))) {
+                let is_spent = matches!(&fail, Fail::Database(error) if remedy(error) == Remedy::Reconnect);
+                if matches!(ended, Some(Ok(()))) && !is_spent {
                     drop(tx.session.0.take());
                 }
                 drop(tx);

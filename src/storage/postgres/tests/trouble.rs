@@ -8,7 +8,7 @@ use diesel_async::SimpleAsyncConnection;
 use super::replicas::{count, eventually, execute, fixture};
 use super::*;
 use crate::domain::outcome::ResultCode;
-use crate::storage::conformance::{Engine, World, entries, key, user};
+use crate::storage::conformance::{Engine, World, entries, key, topic, user};
 
 /// A caller's default deadline.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -170,6 +170,49 @@ async fn cut_sessions_are_replaced_and_nothing_acknowledged_is_lost() {
         count(&database, "SELECT count(*) FROM job").await,
     );
     assert!(stored >= acknowledged && stored == jobs, "{acknowledged} acknowledged, {stored} stored, {jobs} jobs");
+}
+
+/// As when a newer version's first replica migrates: what was prepared before and returns a changed column fails for the life
+/// of its session.
+#[tokio::test]
+async fn a_migration_beside_a_running_replica_costs_it_its_sessions_and_no_call() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    let calls = |round: i64| {
+        let (store, world) = (&store, &world);
+        async move {
+            // First, for a read that fails would replace the session.
+            store.set_opt_in(world.choice("mina", round % 2 == 0), world.now()).await.expect("a choice");
+            let registered = store.register_device(world.registration("mina", &format!("token-{round}")), world.now());
+            registered.await.expect("a registration");
+            let topic = topic(&format!("topic-{round}"));
+            store
+                .set_subscription(world.app, user("mina"), topic, true, world.now(), world.now())
+                .await
+                .expect("a topic");
+            let event = world.to_users(&["mina", &format!("new-{round}")]);
+            let accepted = store.accept(event, Engine::with_room(0), world.now()).await.expect("an event");
+            let filter = crate::storage::DeliveryFilter::default();
+            let page =
+                store.list_deliveries(world.app, accepted.notification, filter, None, 10).await.expect("deliveries");
+            assert!(page.items.iter().any(|delivery| delivery.user.as_str() == "mina"));
+        }
+    };
+    for round in 0..8 {
+        calls(round).await;
+    }
+    let migration = [
+        include_str!("../../../../migrations/postgres/2026-11-30-000006_byte_order/down.sql"),
+        include_str!("../../../../migrations/postgres/2026-11-30-000006_byte_order/up.sql"),
+    ];
+    // Down and up again would leave the columns as they were: each is met.
+    for (round, migration) in (8_i64..).zip(migration) {
+        execute(&database, migration).await;
+        calls(round).await;
+    }
 }
 
 #[tokio::test]
