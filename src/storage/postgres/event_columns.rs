@@ -129,7 +129,7 @@ impl EventColumns {
                 bind_jobs!(events, jobs)
             }};
         }
-        // To insert what may be there costs the server a look and two records of its log more for each row.
+        // To insert what may be there costs the server a look and a record of its log more for each row.
         macro_rules! write {
             ($on_conflict:literal) => {{
                 // Few events leave somebody out, and to make that part ready costs the server what some events do.

@@ -7,8 +7,8 @@
 //! - A topic of many, or with whom `max_audience` might be exceeded: the event leaves the group and is accepted alone, by its
 //!   caller, with the ids that it has: an earlier try may have met fewer people and written it without an answer.
 //! - One key twice in a group: the second waits for the group's end and then finds the first.
-//! - A key that another replica took since the look: nothing of that event is inserted (its notification depends on its
-//!   key, and the rest on its notification), and a second look answers it. Keys are inserted in their order, so two
+//! - A key that was used before, here or by another replica: nothing of that event is inserted (its notification depends on
+//!   its key, and the rest on its notification), and a look answers it. Keys are inserted in their order, so two
 //!   replicas cannot wait for each other.
 //! - A lost answer: ids were made before the first try and every try has the same. A notification that is already there
 //!   was ours; nothing is inserted for it again, and its leases go to whoever claims them.

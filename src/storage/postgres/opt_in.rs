@@ -311,33 +311,22 @@ impl<'a> Columns<'a> {
         Ok(keys.map(|((user, device), name)| applied.get(&(*user, *device, *name)).copied()).collect())
     }
 
+    /// A line may be there already, also where this step is none that was run before: it may be half of one that was.
     async fn record(&self, tx: &mut Tx, applied: &[Option<UnixMs>]) -> Attempt<()> {
         let applied: Vec<i16> = applied.iter().map(|applied| i16::from(applied.is_some())).collect();
-        macro_rules! record {
-            ($on_conflict:literal) => {
-                tx.execute(constant!(
-                    ();
-                    concat!(
-                        "INSERT INTO opt_in_history (id, app, user_key, device, event_type, opted_in, applied, observed_at, \
-                         recorded_at, caller, source, policy_version, evidence) SELECT unnest($1), unnest($2), unnest($3), \
-                         unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), unnest($9), unnest($10), unnest($11), \
-                         unnest($12), unnest($13) ",
-                        $on_conflict
-                    ),
-                    Array<BigInt> => &self.line, Array<BigInt> => &self.app, Array<BigInt> => &self.user,
-                    Array<BigInt> => &self.device, Array<Text> => &self.event_type, Array<SmallInt> => &self.opted_in,
-                    Array<SmallInt> => applied, Array<BigInt> => &self.observed_at, Array<BigInt> => &self.recorded_at,
-                    Array<Nullable<Text>> => &self.caller, Array<Nullable<Text>> => &self.source,
-                    Array<Nullable<Text>> => &self.policy_version, Array<Nullable<Text>> => &self.evidence,
-                ))
-                .await?
-            };
-        }
-        if tx.is_repeated() {
-            record!("ON CONFLICT (id) DO NOTHING")
-        } else {
-            record!("")
-        };
+        tx.execute(constant!(
+            ();
+            "INSERT INTO opt_in_history (id, app, user_key, device, event_type, opted_in, applied, observed_at, \
+             recorded_at, caller, source, policy_version, evidence) SELECT unnest($1), unnest($2), unnest($3), \
+             unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), unnest($9), unnest($10), unnest($11), \
+             unnest($12), unnest($13) ON CONFLICT (id) DO NOTHING",
+            Array<BigInt> => &self.line, Array<BigInt> => &self.app, Array<BigInt> => &self.user,
+            Array<BigInt> => &self.device, Array<Text> => &self.event_type, Array<SmallInt> => &self.opted_in,
+            Array<SmallInt> => applied, Array<BigInt> => &self.observed_at, Array<BigInt> => &self.recorded_at,
+            Array<Nullable<Text>> => &self.caller, Array<Nullable<Text>> => &self.source,
+            Array<Nullable<Text>> => &self.policy_version, Array<Nullable<Text>> => &self.evidence,
+        ))
+        .await?;
         Ok(())
     }
 }

@@ -118,8 +118,7 @@ async fn end(tx: &mut Tx, leases: LeaseColumns, mut blocks: BlockColumns) -> Att
             bind_blocks!(end, blocks).get_result(tx.conn()).await?
         }};
     }
-    // As everywhere, only who runs again inserts what may be there: that costs the server a look and two records of its log
-    // more for each row.
+    // Only who runs again inserts what may be there: that costs the server a look and a record of its log more for each row.
     let ended: Vec<i64> = if tx.is_repeated() { end!("ON CONFLICT (id) DO NOTHING") } else { end!("") };
     Ok(ended.into_iter().filter_map(|job| place_of.get(&job).copied()).collect())
 }

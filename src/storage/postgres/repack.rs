@@ -6,8 +6,10 @@
 //! missed, whichever of two comes first. Where a snapshot is older than the lock (an isolation level above the default),
 //! the server refuses the lock, for each change of what is packed writes the person's row.
 //!
-//! Steps lock in this order, each kind by its key: jobs, devices, people. What remains of deadlocks is two steps that come
-//! to several devices from different sides, as two phones that swap owners at once: rare, and run again.
+//! Steps lock in this order, each kind by its key: jobs, devices, people; results that only end their jobs delete them in
+//! whatever order the server finds them. What remains of deadlocks is such a deletion beside a replica that gives all its jobs
+//! back, and two steps that come to several devices from different sides, as two phones that swap owners at once: rare, and
+//! run again.
 //!
 //! Replicas of earlier versions and people at psql do not pack; triggers make that what is packed is forgotten then. See
 //! the migration `reach_kept`.

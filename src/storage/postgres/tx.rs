@@ -159,7 +159,7 @@ impl Tx {
 pub(super) enum Remedy {
     /// The server refused it for a reason of timing: it was rolled back, run it again.
     Again,
-    /// The connection is gone; before COMMIT nothing happened.
+    /// The connection is gone, or of no use any more; before COMMIT nothing happened.
     Reconnect,
     GiveUp,
 }
