@@ -194,6 +194,15 @@ macro_rules! insert_blocks {
 }
 pub(super) use insert_blocks;
 
+/// `$statement!(…)` with what its inserts end in. Only a run that repeats one of unknown outcome may meet its own rows, by ids:
+/// to look for them costs the server a look and a record of its log more for each row.
+macro_rules! inserting {
+    ($is_repeated:expr, $statement:ident) => {
+        if $is_repeated { $statement!("ON CONFLICT (id) DO NOTHING") } else { $statement!("") }
+    };
+}
+pub(super) use inserting;
+
 /// The arrays of [`insert_jobs!`], as the statement's next parameters.
 macro_rules! bind_jobs {
     ($statement:expr, $jobs:expr) => {{

@@ -6,7 +6,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
 use super::accept::{HASH_VERSION, Prepared};
-use super::batch::{BlockColumns, JobColumns, bind_blocks, bind_jobs, insert_blocks, insert_jobs, rows_of};
+use super::batch::{BlockColumns, JobColumns, bind_blocks, bind_jobs, insert_blocks, insert_jobs, inserting, rows_of};
 use super::fail::Attempt;
 use super::query::RunQuery;
 use super::rows::priority_code;
@@ -129,8 +129,7 @@ impl EventColumns {
                 bind_jobs!(events, jobs)
             }};
         }
-        // To insert what may be there costs the server a look and a record of its log more for each row.
-        macro_rules! write {
+        macro_rules! written {
             ($on_conflict:literal) => {{
                 // Few events leave somebody out, and to make that part ready costs the server what some events do.
                 if blocks.id.is_empty() {
@@ -148,7 +147,7 @@ impl EventColumns {
                 }
             }};
         }
-        let written: Vec<i64> = if is_repeated { write!("ON CONFLICT (id) DO NOTHING") } else { write!("") };
+        let written: Vec<i64> = inserting!(is_repeated, written);
         Ok(written.into_iter().collect())
     }
 }

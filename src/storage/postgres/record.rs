@@ -1,11 +1,11 @@
 //! Results of sending, written under the fences of the jobs that they are of.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 
-use super::batch::{BlockColumns, DetailColumns, JobColumns, bind_blocks, insert_blocks, rows_of};
+use super::batch::{BlockColumns, DetailColumns, JobColumns, bind_blocks, insert_blocks, inserting, rows_of};
 use super::fail::{Attempt, Fail};
 use super::jobs::{self, Lease};
 use super::providers;
@@ -96,7 +96,6 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
 async fn end(tx: &mut Tx, leases: LeaseColumns, mut blocks: BlockColumns) -> Attempt<HashSet<i64>> {
     let LeaseColumns { id: jobs, fence, .. } = leases;
     let Some(fence) = fence.first().copied() else { return Ok(HashSet::new()) };
-    let place_of: HashMap<i64, i64> = jobs.iter().copied().zip(leases.place).collect();
     // Here they are told apart by their jobs.
     for place in &mut blocks.place {
         *place = usize::try_from(*place).ok().and_then(|at| jobs.get(at)).copied().unwrap_or(-1);
@@ -113,14 +112,14 @@ async fn end(tx: &mut Tx, leases: LeaseColumns, mut blocks: BlockColumns) -> Att
                     // One row for all.
                     ") SELECT coalesce(array_agg(id), '{}') FROM ended"
                 ),
-                Array<BigInt> => jobs, BigInt => fence,
+                Array<BigInt> => &jobs, BigInt => fence,
             );
             bind_blocks!(end, blocks).get_result(tx.conn()).await?
         }};
     }
-    // Only who runs again inserts what may be there: that costs the server a look and a record of its log more for each row.
-    let ended: Vec<i64> = if tx.is_repeated() { end!("ON CONFLICT (id) DO NOTHING") } else { end!("") };
-    Ok(ended.into_iter().filter_map(|job| place_of.get(&job).copied()).collect())
+    let ended: Vec<i64> = inserting!(tx.is_repeated(), end);
+    let ended: HashSet<i64> = ended.into_iter().collect();
+    Ok((0..).zip(jobs).filter(|(_, job)| ended.contains(job)).map(|(place, _)| place).collect())
 }
 
 /// The place of an update that was held, or -1 with somebody and their device that was retired.
@@ -133,7 +132,7 @@ async fn write(
     details: DetailColumns,
     dead: RetirementColumns,
 ) -> Attempt<Vec<Written>> {
-    macro_rules! write {
+    macro_rules! written {
         ($on_conflict:literal) => {{
             let write = constant!(
                 (BigInt, BigInt, BigInt);
@@ -186,7 +185,7 @@ async fn write(
             bind_blocks!(write, blocks).load(tx.conn()).await?
         }};
     }
-    Ok(if tx.is_repeated() { write!("ON CONFLICT (id) DO NOTHING") } else { write!("") })
+    Ok(inserting!(tx.is_repeated(), written))
 }
 
 /// The leases that updates are of.
