@@ -6,17 +6,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
 use tokio::sync::Semaphore;
 use tonic::body::Body;
-use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
-use tower::load_shed::LoadShed;
-use tower::load_shed::error::Overloaded;
-use tower::{BoxError, Service};
+use tower::Service;
 use tower_layer::Layer;
 
 use crate::runtime::{Instant, Runtime};
@@ -106,95 +102,78 @@ const BEFORE_TONIC: Duration = Duration::from_millis(2);
 #[derive(Clone)]
 pub struct LimitsLayer {
     max_deadline: Duration,
-    permits: GlobalConcurrencyLimitLayer,
+    permits: Arc<Semaphore>,
     runtime: Runtime,
 }
 
 impl LimitsLayer {
-    /// Clones of `permits` share one limit.
+    /// `permits` are shared by all layers with the same ones.
     #[must_use]
     pub fn new(max_deadline: Duration, permits: Arc<Semaphore>, runtime: Runtime) -> Self {
-        Self { max_deadline, permits: GlobalConcurrencyLimitLayer::with_semaphore(permits), runtime }
+        Self { max_deadline, permits, runtime }
     }
 }
 
-impl<S: Clone> Layer<S> for LimitsLayer {
+impl<S> Layer<S> for LimitsLayer {
     type Service = Limited<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Limited {
-            unlimited: inner.clone(),
-            shedding: LoadShed::new(self.permits.layer(inner)),
-            max_deadline: self.max_deadline,
-            runtime: self.runtime.clone(),
-        }
+        Limited { inner, limits: self.clone() }
     }
 }
 
 /// See [`LimitsLayer`].
 #[derive(Clone)]
 pub struct Limited<S> {
-    unlimited: S,
-    shedding: LoadShed<ConcurrencyLimit<S>>,
-    max_deadline: Duration,
-    runtime: Runtime,
+    inner: S,
+    limits: LimitsLayer,
 }
 
 impl<S, B> Service<Request<B>> for Limited<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
-    S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        ready!(self.unlimited.poll_ready(cx)).map_err(Into::into)?;
-        self.shedding.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
         let (health, stream) = (scopes::is_health(path), scopes::is_stream(path));
         let asked = grpc_timeout(request.headers()).map(|asked| asked.saturating_sub(BEFORE_TONIC));
+        let LimitsLayer { max_deadline, permits, runtime } = self.limits.clone();
         let allowed = match (asked, stream) {
             (asked, true) => asked,
-            (asked, false) => Some(asked.map_or(self.max_deadline, |asked| asked.min(self.max_deadline))),
+            (asked, false) => Some(asked.map_or(max_deadline, |asked| asked.min(max_deadline))),
         };
-        let deadline = allowed.map(|allowed| Deadline(self.runtime.instant() + allowed));
+        let deadline = allowed.map(|allowed| Deadline(runtime.instant() + allowed));
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
         }
-        let answer = if health {
-            Either::Left(self.unlimited.call(request))
-        } else {
-            Either::Right(self.shedding.call(request))
+        let permit = if health { None } else { Some(permits.try_acquire_owned()) };
+        let answer = match permit.transpose() {
+            Ok(permit) => Ok((self.inner.call(request), permit)),
+            Err(_) => Err(ApiError::Overloaded),
         };
-        let runtime = self.runtime.clone();
         Box::pin(async move {
-            let answer = async {
-                match answer {
-                    Either::Left(answer) => answer.await.map_err(Into::into),
-                    Either::Right(answer) => answer.await,
-                }
+            let refused = |error: ApiError| Ok(status::status(&error, &runtime).into_http());
+            // Held until there is an answer.
+            let (answer, _permit) = match answer {
+                Ok(begun) => begun,
+                Err(overloaded) => return refused(overloaded),
             };
-            let answer = match deadline {
+            match deadline {
                 None => answer.await,
                 Some(Deadline(at)) => tokio::select! {
                     biased;
                     answer = answer => answer,
-                    () = runtime.sleep_until(at) => {
-                        return Ok(status::status(&ApiError::DeadlineExceeded, &runtime).into_http());
-                    }
+                    () = runtime.sleep_until(at) => refused(ApiError::DeadlineExceeded),
                 },
-            };
-            match answer {
-                Err(error) if error.is::<Overloaded>() => {
-                    Ok(status::status(&ApiError::Overloaded, &runtime).into_http())
-                }
-                answer => answer,
             }
         })
     }

@@ -1,7 +1,7 @@
 //! gRPC: the only place that knows protobuf and `Status`.
 //!
 //! A request passes, from the outside in: tonic's connection handling, [`auth`] (which key, which scopes), [`limits`]
-//! (deadline, load shedding), then a handler of [`push_service`] or [`admin_service`] that reads the message (`convert`), resolves the app
+//! (deadline, load shedding), [`services`] (which service), then a handler of [`push_service`] or [`admin_service`] that reads the message (`convert`), resolves the app
 //! ([`access`]) and calls the service. [`status`] alone makes error answers.
 
 pub mod access;
@@ -17,6 +17,7 @@ pub mod push_service;
 pub mod reasons;
 pub mod scopes;
 pub mod server;
+mod services;
 pub mod status;
 mod stream;
 pub mod tls;

@@ -7,6 +7,7 @@ use futures_util::future::Either;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -23,6 +24,7 @@ use super::proto::DESCRIPTOR;
 use super::proto::admin_service_server::{self, AdminServiceServer};
 use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use super::push_service::PushApi;
+use super::services::Services;
 use super::tls::{Tls, TlsError, TlsSetup};
 use super::trace::TraceLayer;
 
@@ -150,16 +152,14 @@ impl Server {
         );
         let reflection_v1 = reflection().build_v1().map_err(|error| ServerError::Reflection(error.into()))?;
         let reflection_v1alpha = reflection().build_v1alpha().map_err(|error| ServerError::Reflection(error.into()))?;
-        let router = builder
-            .layer(layers)
-            .add_service(PushServiceServer::new(api).max_decoding_message_size(limits.max_message_bytes))
-            .add_service(
-                AdminServiceServer::new(AdminApi::new(Arc::clone(&self.service)))
-                    .max_decoding_message_size(limits.max_message_bytes),
-            )
+        let push = PushServiceServer::new(api).max_decoding_message_size(limits.max_message_bytes);
+        let admin = AdminServiceServer::new(AdminApi::new(Arc::clone(&self.service)))
+            .max_decoding_message_size(limits.max_message_bytes);
+        let others = Routes::new(admin)
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
             .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.reporter.clone())));
+        let (server, services) = (builder.layer(layers), Services::new(push, others));
 
         let cut = CancellationToken::new();
         let connections = incoming::accept(sockets, Arc::clone(&self.places), cut.clone());
@@ -169,11 +169,11 @@ impl Server {
             health.end().await;
         };
         let serving = match &self.tls {
-            None => Either::Left(router.serve_with_incoming_shutdown(connections, end)),
+            None => Either::Left(server.serve_with_incoming_shutdown(services, connections, end)),
             Some(tls) => {
                 let tls = Arc::clone(tls);
                 let connections = incoming::greet(connections, tls, limits.tls_handshake, self.runtime.clone());
-                Either::Right(router.serve_with_incoming_shutdown(connections, end))
+                Either::Right(server.serve_with_incoming_shutdown(services, connections, end))
             }
         };
         let drained = async {

@@ -16,6 +16,8 @@ use super::violation::{Violation, text_rule};
 pub const EPOCH_MS: i64 = 1_704_067_200_000;
 /// The end of 41 bits, in 2093.
 const LAST_MS: i64 = (1 << 41) - 1;
+/// No clock takes ids below this, 18 hours after the epoch: lower ones are free for other uses, see `storage::sqlite::homes`.
+const FIRST_OF_CLOCK_MS: i64 = 1 << 26;
 /// No clock takes ids beyond this: a year of them is left, so that one which was set wrong does not use them up.
 const LAST_OF_CLOCK_MS: i64 = LAST_MS - 365 * 24 * 3_600_000;
 const NODE_BITS: u32 = 10;
@@ -110,7 +112,7 @@ impl IdMaker {
     }
 
     fn advance(last: &AtomicI64, node: i64, now: UnixMs, sequence_bits: u32) -> i64 {
-        let wanted_ms = now.0.saturating_sub(EPOCH_MS).clamp(1, LAST_OF_CLOCK_MS);
+        let wanted_ms = now.0.saturating_sub(EPOCH_MS).clamp(FIRST_OF_CLOCK_MS, LAST_OF_CLOCK_MS);
         let shift = NODE_BITS + sequence_bits;
         let mut previous = last.load(Ordering::Relaxed);
         loop {
@@ -248,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_first_id_of_a_time_is_below_all_of_it() {
-        let at = UnixMs(EPOCH_MS + 77);
+        let at = UnixMs(EPOCH_MS + FIRST_OF_CLOCK_MS + 77);
         let made = IdMaker::new(0, 0, 0).next(at);
         assert!(first_id_at(at) <= made && made < first_id_at(UnixMs(at.0 + 1)));
         assert_eq!((made_at(first_id_at(at)), first_id_at(UnixMs(0))), (at, 0));

@@ -50,11 +50,15 @@ impl Ids {
     }
 }
 
+/// Jobs of one transaction that are handed over, for a start: each is some hundred bytes to move when there are more.
+const HAND_OVERS: usize = 32;
+
 /// To be done after COMMIT.
 #[derive(Default)]
 pub(super) struct Effects {
     pub deny: Vec<DenyKey>,
-    pub hand_overs: Vec<(Arc<dyn HandOff>, HandedOver)>,
+    /// Of one engine, nearly always.
+    pub hand_overs: Vec<(Arc<dyn HandOff>, Vec<HandedOver>)>,
     pub wake_jobs: Vec<(Arc<dyn HandOff>, RouteId, Lane)>,
     pub wake_fanouts: Vec<Arc<dyn HandOff>>,
     pub planned: Vec<(Arc<dyn HandOff>, usize, Vec<Entry>)>,
@@ -62,7 +66,14 @@ pub(super) struct Effects {
 
 impl Effects {
     pub fn hand_over(&mut self, engine: &Arc<dyn HandOff>, job: HandedOver) {
-        self.hand_overs.push((Arc::clone(engine), job));
+        match self.hand_overs.last_mut().filter(|(other, _)| Arc::ptr_eq(other, engine)) {
+            Some((_, jobs)) => jobs.push(job),
+            None => {
+                let mut jobs = Vec::with_capacity(HAND_OVERS);
+                jobs.push(job);
+                self.hand_overs.push((Arc::clone(engine), jobs));
+            }
+        }
     }
 
     pub fn wake_jobs(&mut self, engine: &Arc<dyn HandOff>, route: RouteId, lane: Lane) {
@@ -91,13 +102,7 @@ impl Effects {
 
     pub fn apply(self, deny: &DenyFeed, runtime: &Runtime) {
         deny.publish(&self.deny, runtime.instant().into_std());
-        let mut hand_overs = self.hand_overs.into_iter().peekable();
-        while let Some((engine, first)) = hand_overs.next() {
-            let mut jobs = Vec::with_capacity(hand_overs.len() + 1);
-            jobs.push(first);
-            while let Some((_, job)) = hand_overs.next_if(|(other, _)| Arc::ptr_eq(other, &engine)) {
-                jobs.push(job);
-            }
+        for (engine, jobs) in self.hand_overs {
             guarded("handing jobs over", || engine.deliver_all(jobs));
         }
         for (engine, route, lane) in self.wake_jobs {

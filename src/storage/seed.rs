@@ -71,6 +71,11 @@ impl Made {
     pub fn device(self) -> i64 {
         self.since_epoch << DEVICE_SHIFT
     }
+
+    /// The id of a row that was made then.
+    pub fn row(self) -> i64 {
+        self.since_epoch << ID_SHIFT
+    }
 }
 
 /// Two orders in no relation: of people, and of devices.
@@ -97,6 +102,16 @@ impl Scattered {
             keys[*person as usize] = (began + place * step) << ID_SHIFT;
         }
         Self { people, devices, keys, began, step }
+    }
+
+    /// Gives people the keys that a store makes for them, but for those whom another has the same of.
+    pub fn rekey(&mut self, key: impl Fn(u32) -> i64) {
+        let mut wanted: Vec<(i64, u32)> = self.people.iter().map(|person| (key(*person), *person)).collect();
+        wanted.sort_unstable();
+        wanted.dedup_by_key(|(key, _)| *key);
+        for (key, person) in wanted {
+            self.keys[person as usize] = key;
+        }
     }
 
     /// The id of the `at`-th topic.

@@ -28,6 +28,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261129000004", include_str!("../../../migrations/postgres/2026-11-29-000004_reach/up.sql")),
     ("20261129000005", include_str!("../../../migrations/postgres/2026-11-29-000005_reach_kept/up.sql")),
     ("20261130000006", include_str!("../../../migrations/postgres/2026-11-30-000006_byte_order/up.sql")),
+    ("20261130000007", include_str!("../../../migrations/postgres/2026-11-30-000007_homes/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.

@@ -15,8 +15,9 @@ use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::handed::{self, Handed};
 use super::history;
+use super::homes::{self, homeless};
 use super::jobs::{self, Lease};
-use super::people::{device_owners, insert_user, names_and_labels, of_devices, topic_key, user_key};
+use super::people::{device_owners, insert_user, names_and_labels, new_key, of_devices, topic_key, user_key};
 use super::reach::{of_name, of_users};
 use super::rows::{json_ids, priority_code};
 use super::statement::constant;
@@ -45,8 +46,6 @@ pub(super) struct Prepared {
     topics: Vec<Topic>,
     devices: Vec<DeviceId>,
     body: String,
-    /// Of more than one.
-    users_json: String,
     /// Counted beforehand: more people than `max_audience`, which is beyond a small audience.
     too_many: bool,
     engine: Arc<dyn HandOff>,
@@ -64,18 +63,15 @@ impl Prepared {
         devices.sort_unstable();
         devices.dedup();
         let body = serde_json::to_string(&*event.body)?;
-        // One is looked for by name.
-        let users_json = if let [] | [_] = users[..] {
-            String::new()
-        } else {
-            serde_json::to_string(&users.iter().map(UserId::as_str).collect::<Vec<_>>())?
-        };
-        Ok(Self { event, users, topics, devices, body, users_json, too_many: false, engine })
+        Ok(Self { event, users, topics, devices, body, too_many: false, engine })
     }
 
     /// What it holds, for the queue's bound.
     pub fn bytes(&self) -> usize {
-        512 + self.body.len() + 3 * self.users_json.len() + 256 * self.topics.len() + 8 * self.devices.len()
+        512 + self.body.len()
+            + self.users.iter().map(|user| 64 + user.as_str().len()).sum::<usize>()
+            + 256 * self.topics.len()
+            + 8 * self.devices.len()
     }
 
     /// A limit beyond a small audience, which is worth counting for on a reader rather than in the writer.
@@ -89,10 +85,15 @@ impl Prepared {
         let app = self.event.app;
         let most = i64::from(limit) + 1;
         if self.event.audience.everyone {
-            // app_user_by_app
+            let (first, last) = homes::range(app);
+            // app_user's primary key; app_user_by_app
             let count: i64 = constant!(
-                BigInt; "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE app = ?1 LIMIT ?2 + 0)",
-                BigInt => app.0, BigInt => most,
+                BigInt;
+                concat!(
+                    "SELECT count(*) FROM (SELECT 1 FROM app_user WHERE id >= ?2 AND id <= ?3 AND app = ?1 \
+                     UNION ALL SELECT 1 FROM app_user WHERE app = ?1 AND ", homeless!(), " LIMIT ?4 + 0)"
+                ),
+                BigInt => app.0, BigInt => first.0, BigInt => last.0, BigInt => most,
             )
             .get_result(conn)?;
             return Ok(count > i64::from(limit));
@@ -117,39 +118,21 @@ impl Prepared {
         self.too_many = too_many;
     }
     fn known_users(&self, conn: &mut SqliteConnection) -> Attempt<(Vec<UserKey>, Vec<&UserId>)> {
-        known_users(conn, self.event.app, &self.users, &self.users_json)
+        known_users(conn, self.event.app, &self.users)
     }
 }
 
-/// Rows of the named users that have one, and the names of those that do not. `json`: their names.
+/// Rows of the named users that have one, and the names of those that do not.
 fn known_users<'a>(
     conn: &mut SqliteConnection,
     app: AppKey,
     users: &'a [UserId],
-    json: &str,
 ) -> Attempt<(Vec<UserKey>, Vec<&'a UserId>)> {
-    if let [user] = users {
-        return Ok(match user_key(conn, app, user)? {
-            Some(key) => (vec![key], Vec::new()),
-            None => (Vec::new(), vec![user]),
-        });
-    }
-    if users.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
-    }
-    // app_user_by_name
-    let rows: Vec<(i64, Option<i64>)> = constant!(
-        (BigInt, Nullable<BigInt>);
-        "SELECT e.key, u.id FROM json_each(?1) AS e LEFT JOIN app_user u \
-         ON u.app = ?2 AND u.external_id = e.value",
-        Text => json, BigInt => app.0,
-    )
-    .load(conn)?;
-    let (mut known, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
-    for (position, key) in rows {
-        match key {
-            Some(key) => known.push(UserKey(key)),
-            None => unknown.extend(usize::try_from(position).ok().and_then(|at| users.get(at))),
+    let (mut known, mut unknown) = (Vec::with_capacity(users.len()), Vec::new());
+    for user in users {
+        match user_key(conn, app, user)? {
+            Some(key) => known.push(key),
+            None => unknown.push(user),
         }
     }
     Ok((known, unknown))
@@ -165,8 +148,7 @@ pub(super) fn rehearse(
     let mut named = audience.user_ids.clone();
     named.sort_unstable();
     named.dedup();
-    let names: Vec<&str> = named.iter().map(UserId::as_str).collect();
-    let (mut users, unknown) = known_users(conn, app, &named, &serde_json::to_string(&names)?)?;
+    let (mut users, unknown) = known_users(conn, app, &named)?;
     users.sort_unstable();
     let mut devices = device_owners(conn, app, &audience.device_ids)?;
     devices.retain(|target| users.binary_search(&target.user).is_err());
@@ -332,7 +314,11 @@ fn resolve<'a>(tx: &mut Tx<'_>, prepared: &'a Prepared, now: UnixMs) -> Attempt<
         return resolve_one(tx, event, user, now);
     }
     let (mut users, unknown) = prepared.known_users(tx.conn)?;
-    let new_users: Vec<_> = unknown.into_iter().map(|user| (UserKey(tx.next_id(now)), user)).collect();
+    let mut promised = HashSet::new();
+    let new_users = unknown
+        .into_iter()
+        .map(|user| Ok((new_key(tx, event.app, user, &mut promised, now)?, user)))
+        .collect::<Attempt<Vec<_>>>()?;
     users.extend(new_users.iter().map(|(key, _)| *key));
     users.sort_unstable();
     let mut devices = device_owners(tx.conn, event.app, &prepared.devices)?;
@@ -377,7 +363,7 @@ fn resolve_one<'a>(tx: &mut Tx<'_>, event: &NewEvent, user: &'a UserId, now: Uni
     let mut new_users = Vec::new();
     let mut found = of_name(tx.conn, event.app, &event.event_type, user)?;
     if found.people.is_empty() {
-        let key = UserKey(tx.next_id(now));
+        let key = new_key(tx, event.app, user, &mut HashSet::new(), now)?;
         new_users.push((key, user));
         found = People::stranger(key);
     }

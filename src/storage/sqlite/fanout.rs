@@ -10,6 +10,7 @@ use diesel::{OptionalExtension, RunQueryDsl};
 use super::fail::Attempt;
 use super::group::Tx;
 use super::history;
+use super::homes::{self, homeless};
 use super::jobs::{self, Lease};
 use super::notifications;
 use super::people::of_devices;
@@ -71,12 +72,32 @@ impl Source {
     fn after(&self, conn: &mut SqliteConnection, after: UserKey, limit: usize) -> Attempt<Vec<UserKey>> {
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let read: Vec<i64> = match self {
-            // app_user_by_app
-            Self::Everyone(app) => constant!(
-                BigInt; "SELECT id FROM app_user WHERE app = ?1 AND id > ?2 ORDER BY id LIMIT ?3 + 0",
-                BigInt => app.0, BigInt => after.0, BigInt => most,
-            )
-            .load(conn)?,
+            Self::Everyone(app) => {
+                let (first, last) = homes::range(*app);
+                // app_user's primary key
+                let mut read: Vec<i64> = constant!(
+                    BigInt;
+                    "SELECT id FROM app_user WHERE id > ?1 AND id <= ?2 AND app = ?3 ORDER BY id LIMIT ?4 + 0",
+                    BigInt => after.0.max(first.0 - 1), BigInt => last.0, BigInt => app.0, BigInt => most,
+                )
+                .load(conn)?;
+                // app_user_by_app
+                let homeless: Vec<i64> = constant!(
+                    BigInt;
+                    concat!(
+                        "SELECT id FROM app_user WHERE app = ?1 AND id > ?2 AND ", homeless!(), " ORDER BY id LIMIT ?3 + 0"
+                    ),
+                    BigInt => app.0, BigInt => after.0, BigInt => most,
+                )
+                .load(conn)?;
+                if !homeless.is_empty() {
+                    read.extend(homeless);
+                    read.sort_unstable();
+                    read.dedup();
+                    read.truncate(limit);
+                }
+                read
+            }
             // subscription's primary key
             Self::Topic(topic) => constant!(
                 BigInt;

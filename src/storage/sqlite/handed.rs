@@ -60,7 +60,9 @@ pub(super) struct Handed {
 
 /// A format byte; then for each job its id, its route, the length of its targets, and these, packed as in a row.
 pub(super) fn pack(jobs: &[Handed]) -> Vec<u8> {
-    let mut bytes = vec![FORMAT];
+    let targets: usize = jobs.iter().map(|job| job.targets.len()).sum();
+    let mut bytes = Vec::with_capacity(1 + 24 * jobs.len() + 20 * targets);
+    bytes.push(FORMAT);
     for job in jobs {
         write_varint(&mut bytes, job.job.0.cast_unsigned());
         write_varint(&mut bytes, job.route.0.cast_unsigned());

@@ -14,6 +14,7 @@ mod fanout;
 mod group;
 mod handed;
 mod history;
+mod homes;
 mod imports;
 mod jobs;
 mod leaving;

@@ -1,11 +1,14 @@
 //! Users and topics by name, and devices with their people's choices: what resolving and gating read.
 
+use std::collections::HashSet;
+
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{OptionalExtension, QueryResult, RunQueryDsl};
 
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
+use super::homes::{home, homeless};
 use super::rows::{choice, device_state, json_ids, token};
 use super::statement::constant;
 use crate::domain::consent::{DeviceChoice, UserChoice};
@@ -19,13 +22,33 @@ use crate::storage::people::People;
 use crate::storage::reach;
 
 pub(super) fn user_key(conn: &mut SqliteConnection, app: AppKey, user: &UserId) -> QueryResult<Option<UserKey>> {
-    // app_user_by_name
+    // app_user's primary key; app_user_by_name
     let key: Option<i64> = constant!(
-        BigInt; "SELECT id FROM app_user WHERE app = ?1 AND external_id = ?2", BigInt => app.0, Text => user.as_str(),
+        BigInt;
+        concat!(
+            "SELECT id FROM app_user WHERE id = ?1 AND app = ?2 AND external_id = ?3 \
+             UNION ALL SELECT id FROM app_user WHERE app = ?2 AND external_id = ?3 AND ", homeless!(), " LIMIT 1"
+        ),
+        BigInt => home(app, user).0, BigInt => app.0, Text => user.as_str(),
     )
     .get_result(conn)
     .optional()?;
     Ok(key.map(UserKey))
+}
+
+/// The key that somebody without a row is to get: their home, unless another has it, or is `promised` it.
+pub(super) fn new_key(
+    tx: &mut Tx<'_>,
+    app: AppKey,
+    user: &UserId,
+    promised: &mut HashSet<UserKey>,
+    now: UnixMs,
+) -> Attempt<UserKey> {
+    let home = home(app, user);
+    // app_user's primary key
+    let is_taken: i64 = constant!(BigInt; "SELECT EXISTS (SELECT 1 FROM app_user WHERE id = ?1)", BigInt => home.0)
+        .get_result(tx.conn)?;
+    Ok(if is_taken == 0 && promised.insert(home) { home } else { UserKey(tx.next_id(now)) })
 }
 
 /// The user's row, made on mention. Writes: only after every refusal.
@@ -33,9 +56,9 @@ pub(super) fn ensure_user(tx: &mut Tx<'_>, app: AppKey, user: &UserId, now: Unix
     if let Some(key) = user_key(tx.conn, app, user)? {
         return Ok(key);
     }
-    let id = tx.next_id(now);
-    insert_user(tx, app, UserKey(id), user, now)?;
-    Ok(UserKey(id))
+    let key = new_key(tx, app, user, &mut HashSet::new(), now)?;
+    insert_user(tx, app, key, user, now)?;
+    Ok(key)
 }
 
 pub(super) fn insert_user(tx: &mut Tx<'_>, app: AppKey, key: UserKey, user: &UserId, now: UnixMs) -> Attempt<()> {

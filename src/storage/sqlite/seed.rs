@@ -10,6 +10,7 @@ use diesel::{Connection, QueryResult, RunQueryDsl};
 
 use super::devices::token_hash;
 use super::fail::Attempt;
+use super::homes::home;
 use super::statement::constant;
 use crate::domain::time::UnixMs;
 use crate::storage::seed::{Made, Scattered, Seed};
@@ -41,7 +42,8 @@ fn write(conn: &mut SqliteConnection, seed: &Seed<'_>, now: UnixMs) -> Attempt<(
     for (name, _) in &indexes {
         conn.batch_execute(&format!("DROP INDEX {name}"))?;
     }
-    let scattered = Scattered::new(seed.people, now);
+    let mut scattered = Scattered::new(seed.people, now);
+    scattered.rekey(|person| home(seed.app, &(seed.person)(person).user).0);
     for (at, topic) in seed.topics.iter().enumerate() {
         constant!(
             (); "INSERT INTO topic (id, app, name) VALUES (?1, ?2, ?3)",
@@ -49,7 +51,9 @@ fn write(conn: &mut SqliteConnection, seed: &Seed<'_>, now: UnixMs) -> Attempt<(
         )
         .execute(conn)?;
     }
-    let people: Vec<Made> = scattered.people().collect();
+    // Rows at random places would take an hour where there are ten million.
+    let mut people: Vec<Made> = scattered.people().collect();
+    people.sort_unstable_by_key(|made| made.user_key);
     for chunk in people.chunks(CHUNK) {
         conn.transaction(|conn| chunk.iter().try_for_each(|made| write_person(conn, seed, &scattered, *made)))?;
     }
@@ -83,8 +87,8 @@ fn write_person(conn: &mut SqliteConnection, seed: &Seed<'_>, scattered: &Scatte
     constant!(
         ();
         "INSERT INTO opt_in_history (id, app, user_key, device, event_type, opted_in, applied, observed_at, \
-         recorded_at, source) VALUES (?1, ?2, ?1, 0, '', ?3, 1, ?4, ?4, 'onboarding')",
-        BigInt => key, BigInt => seed.app.0, SmallInt => opted_in, BigInt => at,
+         recorded_at, source) VALUES (?1, ?2, ?3, 0, '', ?4, 1, ?5, ?5, 'onboarding')",
+        BigInt => made.row(), BigInt => seed.app.0, BigInt => key, SmallInt => opted_in, BigInt => at,
     )
     .execute(conn)?;
     for (place, topic) in seed.topics.iter().enumerate() {

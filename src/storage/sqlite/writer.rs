@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
 
 use diesel::sqlite::SqliteConnection;
 use tokio::sync::{Notify, watch};
@@ -70,6 +71,15 @@ const GROUP_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// milliseconds.
 const GROUPS_PER_IMPORT: u32 = 8;
 
+/// Callers that were answered together come back together, within a moment that one of a busy processor's threads spends reading
+/// them. Whoever starts with the first of them pays for a commit of its own: a group waits for so long, at most, while fewer than
+/// three quarters of those whom the group before it answered have come back. Not where few were answered, or nobody just now.
+const GATHER: Duration = Duration::from_micros(300);
+/// The least callers of a group for whom the next one waits.
+const GATHER_FROM: usize = 16;
+/// Who has not come back by then has other things to do.
+const BACK_WITHIN: Duration = Duration::from_millis(2);
+
 #[derive(Default)]
 struct Queue {
     steps: VecDeque<(usize, Box<dyn Step>)>,
@@ -84,6 +94,8 @@ struct State {
     groups_without_import: u32,
     /// The thread waits to be told of something. Telling one that works costs every request a call of the kernel.
     idle: bool,
+    /// As many requests of callers are waited for as this; 0 for none.
+    gathering: usize,
     paused: bool,
     stopping: bool,
     /// Nothing may be written any more.
@@ -93,6 +105,11 @@ struct State {
 impl State {
     fn is_empty(&self) -> bool {
         self.queues.iter().all(|queue| queue.steps.is_empty())
+    }
+
+    /// Requests of callers that wait.
+    fn callers(&self) -> usize {
+        self.queues[Class::Accept.queue()].steps.len()
     }
 
     /// Up to `most` steps: a page, a batch of an import and a retention step if they wait and it is their turn, a quarter
@@ -256,7 +273,9 @@ impl Writer {
             {
                 queue.steps.push_back((bytes, step));
                 queue.bytes += bytes;
-                let wake = std::mem::take(&mut state.idle);
+                // Once: the thread is told when it takes its group that nobody is waited for.
+                let is_gathered = state.gathering > 0 && state.callers() == state.gathering;
+                let wake = std::mem::take(&mut state.idle) || is_gathered;
                 drop(state);
                 if wake {
                     self.shared.ready.notify_one();
@@ -412,6 +431,9 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
         }
     }
     let _ending = Ending(shared);
+    let runtime = core.context.runtime.clone();
+    // Callers of the last group, and when they were answered.
+    let mut answered: Option<(usize, Instant)> = None;
     loop {
         let group = {
             let mut state = shared.state();
@@ -423,12 +445,95 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
             if state.is_empty() {
                 return;
             }
-            state.take_group(shared.group_max)
+            if let Some((callers, at)) = answered
+                && callers >= GATHER_FROM
+                && runtime.instant().into_std() < at + BACK_WITHIN
+            {
+                state = gather(shared, &runtime, state, callers - callers / 4, GATHER);
+            }
+            let callers = state.callers();
+            let group = state.take_group(shared.group_max);
+            answered = Some((callers - state.callers(), runtime.instant().into_std()));
+            group
         };
         shared.told_room();
         if let Err(stop) = core.run(group) {
             shared.die(&stop);
             return;
         }
+        if let Some((_, at)) = &mut answered {
+            *at = runtime.instant().into_std();
+        }
+    }
+}
+
+/// Until so many callers wait, for `most` at most.
+fn gather<'a>(
+    shared: &'a Shared,
+    runtime: &Runtime,
+    mut state: MutexGuard<'a, State>,
+    callers: usize,
+    most: Duration,
+) -> MutexGuard<'a, State> {
+    let now = || runtime.instant().into_std();
+    let until = now() + most;
+    state.gathering = callers;
+    while !state.stopping && !state.paused && state.callers() < callers {
+        let left = until.saturating_duration_since(now());
+        if left.is_zero() {
+            break;
+        }
+        state = shared.ready.wait_timeout(state, left).expect("no panic while held").0;
+    }
+    state.gathering = 0;
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer() -> Writer {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            ready: Condvar::new(),
+            room: Default::default(),
+            limits: QueueLimits::default(),
+            group_max: 256,
+            fatal: watch::channel(None).0,
+            damaged: AtomicBool::new(false),
+            inline: None,
+        });
+        Writer { shared, thread: Mutex::default(), thread_id: None }
+    }
+
+    async fn enqueue(writer: &Writer, class: Class) {
+        let (step, _) = Request::queued("nothing", |_: &mut Tx<'_>| Ok(()));
+        writer.enqueue(class, 1, "nothing", step).await.expect("there is room");
+    }
+
+    #[tokio::test]
+    async fn a_group_waits_until_enough_have_come_back() {
+        const LONG: Duration = Duration::from_secs(60);
+        let (writer, runtime) = (writer(), Runtime::production());
+        // They are there already.
+        enqueue(&writer, Class::Accept).await;
+        let begun = std::time::Instant::now();
+        drop(gather(&writer.shared, &runtime, writer.shared.state(), 1, LONG));
+        // Two more come, and what is no caller's does not count.
+        let (shared, clock) = (Arc::clone(&writer.shared), runtime.clone());
+        let gathering = std::thread::spawn(move || gather(&shared, &clock, shared.state(), 3, LONG).callers());
+        for class in [Class::Outcome, Class::Consent, Class::Page, Class::Accept] {
+            enqueue(&writer, class).await;
+        }
+        assert_eq!(gathering.join().expect("it gathers"), 3);
+        // Nobody comes.
+        let state = gather(&writer.shared, &runtime, writer.shared.state(), 4, Duration::from_millis(1));
+        assert_eq!((state.callers(), state.gathering), (3, 0));
+        drop(state);
+        // A stop is not held up.
+        writer.stop();
+        drop(gather(&writer.shared, &runtime, writer.shared.state(), 9, LONG));
+        assert!(begun.elapsed() < LONG, "somebody was not told");
     }
 }

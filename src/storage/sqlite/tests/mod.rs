@@ -78,6 +78,7 @@ mod consent_model;
 mod disk;
 mod groups;
 mod handed;
+mod homes;
 mod opening;
 mod people;
 mod retention;

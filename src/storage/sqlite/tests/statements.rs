@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use diesel::Connection;
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 
+use super::super::homes::homeless;
 use super::*;
 use crate::domain::notification::{Audience, NewEvent};
 use crate::domain::outcome::ResultCode;
@@ -117,8 +118,13 @@ async fn hot_statements_use_their_indexes() {
     assert!(looked_up.contains("SEARCH u USING INTEGER PRIMARY KEY"), "{looked_up}");
     let range = plan("SELECT id, reach FROM app_user WHERE id >= 1 AND id <= 3 ORDER BY id LIMIT 9");
     assert!(range.contains("USING INTEGER PRIMARY KEY") && !range.contains("TEMP B-TREE"), "{range}");
-    let named = plan("SELECT id, reach FROM app_user WHERE app = 1 AND external_id = 'u'");
-    assert!(named.contains("app_user_by_name"), "{named}");
+    let named = plan(concat!(
+        "SELECT id, reach FROM app_user WHERE id = 3 AND app = 1 AND external_id = 'u' \
+         UNION ALL SELECT id, reach FROM app_user WHERE app = 1 AND external_id = 'u' AND ",
+        homeless!(),
+        " LIMIT 1"
+    ));
+    assert!(named.contains("app_user_by_name") && named.contains("INTEGER PRIMARY KEY"), "{named}");
     let devices = plan(
         "SELECT id, token_sealed FROM device WHERE user_key >= 1 AND user_key <= 3 AND +state = 1 ORDER BY user_key, id",
     );
@@ -130,8 +136,11 @@ async fn hot_statements_use_their_indexes() {
         "SELECT user_key FROM subscription WHERE topic = 1 AND user_key > 2 AND active = 1 ORDER BY user_key LIMIT 3",
     );
     assert!(page.contains("USING PRIMARY KEY") && !page.contains("TEMP B-TREE"), "{page}");
-    let everyone = plan("SELECT id FROM app_user WHERE app = 1 AND id > 2 ORDER BY id LIMIT 3");
-    assert!(everyone.contains("app_user_by_app") && !everyone.contains("TEMP B-TREE"), "{everyone}");
+    let homeless =
+        plan(concat!("SELECT id FROM app_user WHERE app = 1 AND id > 2 AND ", homeless!(), " ORDER BY id LIMIT 3"));
+    assert!(homeless.contains("app_user_by_app") && !homeless.contains("TEMP B-TREE"), "{homeless}");
+    let everyone = plan("SELECT id FROM app_user WHERE id > 2 AND id <= 9 AND app = 1 ORDER BY id LIMIT 3");
+    assert!(everyone.contains("INTEGER PRIMARY KEY") && !everyone.contains("TEMP B-TREE"), "{everyone}");
     let tokens = plan(
         "SELECT id FROM device WHERE app = 1 AND platform = 1 AND plugin = '' AND token_hash = x'00' ORDER BY id DESC LIMIT 64",
     );
