@@ -15,6 +15,7 @@ use diesel_async::AsyncPgConnection;
 
 use super::batch::{BlockColumns, JobColumns};
 use super::fail::{Attempt, Fail};
+use super::handed;
 use super::ids;
 use super::jobs::{self, Lease};
 use super::people::device_owners;
@@ -322,7 +323,8 @@ async fn was_accepted(tx: &mut Tx, id: NotificationId) -> Attempt<bool> {
     if there.is_none() {
         return Ok(false);
     }
-    let boot = tx.context.boot;
+    let (boot, groups) = (tx.context.boot, tx.context.handed.groups());
+    handed::free_unknown(tx.conn(), boot.0, &groups, Some(id)).await?;
     tx.execute(constant!(
         (); "UPDATE job SET owner = 0, fence = fence + 1, claims = 0 WHERE notification_id = $1 AND owner = $2",
         BigInt => id.0, BigInt => boot.0,

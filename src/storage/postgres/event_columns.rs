@@ -8,6 +8,7 @@ use diesel_async::AsyncPgConnection;
 use super::accept::{HASH_VERSION, Prepared};
 use super::batch::{BlockColumns, JobColumns, bind_blocks, bind_jobs, insert_blocks, insert_jobs, inserting, rows_of};
 use super::fail::Attempt;
+use super::handed::{HandedColumns, bind_handed, insert_handed};
 use super::query::RunQuery;
 use super::rows::priority_code;
 use super::statement::constant;
@@ -72,17 +73,18 @@ impl EventColumns {
 
     /// The ids of the notifications that were inserted, each with all that belongs to it. `is_repeated`: some may be there
     /// already. `IS TRUE` keeps the planner from turning the look into a join, which without hashing would compare every row
-    /// with every other.
+    /// with every other. A repeated run hands nothing over: see [`super::group`].
     pub async fn write(
         self,
         conn: &mut AsyncPgConnection,
+        handed: HandedColumns,
         jobs: JobColumns,
         blocks: BlockColumns,
         is_repeated: bool,
     ) -> Attempt<HashSet<i64>> {
         macro_rules! insert {
-            ($on_conflict:literal, $end:expr) => {{
-                let events = constant!(
+            ($on_conflict:literal, $more:expr) => {{
+                constant!(
                     Array<BigInt>;
                     concat!(
                         "WITH new_key AS (INSERT INTO idempotency AS i (app, key, hash_version, hash, notification_id, \
@@ -107,11 +109,8 @@ impl EventColumns {
                         ),
                         " AS n WHERE NOT n.keyed OR n.id IN (SELECT notification_id FROM new_key) ",
                         $on_conflict,
-                        " RETURNING id), new_job AS (",
-                        insert_jobs!("$26", "$27", "$28", "$29", "$30", "$31", "$32", "$33", "$34", "$35", "$36", "$37",
-                            "$38", "$39", "$40", "$41", "$42"),
-                        " WHERE (j.notification_id IN (SELECT id FROM new_notification)) IS TRUE)",
-                        $end,
+                        " RETURNING id)",
+                        $more,
                         // One row for all.
                         " SELECT coalesce(array_agg(id), '{}') FROM new_notification"
                     ),
@@ -125,25 +124,71 @@ impl EventColumns {
                     Array<Nullable<Text>> => self.subject, Array<Text> => self.content, Array<BigInt> => self.event_at,
                     Array<BigInt> => self.accepted_at, Array<Nullable<BigInt>> => self.not_before,
                     Array<BigInt> => self.expires_at, Array<BigInt> => self.people, Array<Bool> => self.keyed,
-                );
-                bind_jobs!(events, jobs)
+                )
             }};
+        }
+        macro_rules! new_jobs {
+            ($($p:literal)+) => {
+                concat!(
+                    ", new_job AS (",
+                    insert_jobs!($($p),+),
+                    " WHERE (j.notification_id IN (SELECT id FROM new_notification)) IS TRUE)",
+                )
+            };
+        }
+        macro_rules! new_blocks {
+            ($($p:literal)+) => {
+                concat!(
+                    ", new_block AS (",
+                    insert_blocks!($($p),+),
+                    " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE)"
+                )
+            };
+        }
+        macro_rules! new_handed {
+            () => {
+                concat!(", new_handed AS (", insert_handed!(), " WHERE EXISTS (SELECT 1 FROM new_notification))")
+            };
+        }
+        // What is not there is not made ready either: it costs the server what some events do. Nearly always there are only
+        // jobs that are handed over.
+        if !handed.job.is_empty() {
+            let written: Vec<i64> = if jobs.id.is_empty() && blocks.id.is_empty() {
+                let events = insert!("", new_handed!());
+                bind_handed!(events, handed).get_result(conn).await?
+            } else {
+                let events = insert!(
+                    "",
+                    concat!(
+                        new_handed!(),
+                        new_jobs!("$36" "$37" "$38" "$39" "$40" "$41" "$42" "$43" "$44" "$45" "$46" "$47" "$48" "$49" "$50"
+                            "$51" "$52"),
+                        new_blocks!("$53" "$54" "$55" "$56" "$57" "$58" "$59" "$60" "$61"),
+                    )
+                );
+                bind_blocks!(bind_jobs!(bind_handed!(events, handed), jobs), blocks).get_result(conn).await?
+            };
+            return Ok(written.into_iter().collect());
         }
         macro_rules! written {
             ($on_conflict:literal) => {{
-                // Few events leave somebody out, and to make that part ready costs the server what some events do.
                 if blocks.id.is_empty() {
-                    insert!($on_conflict, "").get_result(conn).await?
+                    let events = insert!(
+                        $on_conflict,
+                        new_jobs!("$26" "$27" "$28" "$29" "$30" "$31" "$32" "$33" "$34" "$35" "$36" "$37" "$38" "$39" "$40"
+                            "$41" "$42")
+                    );
+                    bind_jobs!(events, jobs).get_result(conn).await?
                 } else {
                     let events = insert!(
                         $on_conflict,
                         concat!(
-                            ", new_block AS (",
-                            insert_blocks!("$43", "$44", "$45", "$46", "$47", "$48", "$49", "$50", "$51"),
-                            " WHERE (b.notification_id IN (SELECT id FROM new_notification)) IS TRUE)"
+                            new_jobs!("$26" "$27" "$28" "$29" "$30" "$31" "$32" "$33" "$34" "$35" "$36" "$37" "$38" "$39"
+                                "$40" "$41" "$42"),
+                            new_blocks!("$43" "$44" "$45" "$46" "$47" "$48" "$49" "$50" "$51"),
                         )
                     );
-                    bind_blocks!(events, blocks).get_result(conn).await?
+                    bind_blocks!(bind_jobs!(events, jobs), blocks).get_result(conn).await?
                 }
             }};
         }

@@ -121,10 +121,10 @@ async fn fold_jobs(
     last: i64,
     smallest: &mut Smallest,
 ) -> Attempt<()> {
-    // job_by_notification
+    // job_by_notification, and what is handed over
     let jobs = constant!(
         JobTypes;
-        concat!("SELECT ", job_columns!(), " FROM job WHERE notification_id = $1 AND first_user <= $3 \
+        concat!("SELECT ", job_columns!(), " FROM open_job WHERE notification_id = $1 AND first_user <= $3 \
          AND last_user >= $2 ORDER BY first_user"),
         BigInt => id.0, BigInt => first, BigInt => last,
     )
@@ -290,10 +290,10 @@ async fn open_targets(
     id: NotificationId,
     user: UserKey,
 ) -> Attempt<Vec<(Target, RouteId, u32, UnixMs)>> {
-    // job_by_notification
+    // job_by_notification, and what is handed over
     let rows: Vec<JobRow> = constant!(
         JobTypes;
-        concat!("SELECT ", job_columns!(), " FROM job WHERE notification_id = $1 AND first_user <= $2 \
+        concat!("SELECT ", job_columns!(), " FROM open_job WHERE notification_id = $1 AND first_user <= $2 \
          AND last_user >= $2 ORDER BY first_user, id"),
         BigInt => id.0, BigInt => user.0,
     )

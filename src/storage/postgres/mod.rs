@@ -20,6 +20,7 @@ mod explain;
 mod fanout;
 mod gather;
 mod group;
+mod handed;
 mod imports;
 mod inbox;
 mod jobs;
@@ -109,6 +110,8 @@ struct Context {
     /// Other replicas live.
     others: AtomicBool,
     packing: packing::Packing,
+    /// Jobs without rows.
+    handed: handed::Open,
     /// Shared by whoever takes leases.
     leasing: RwLock<()>,
     /// The server's clock less ours, in milliseconds.
@@ -236,6 +239,7 @@ impl PostgresStore {
             thin_fanout: AtomicI64::new(0),
             others: AtomicBool::new(false),
             packing: opened.packing,
+            handed: handed::Open::default(),
             leasing: RwLock::new(()),
             skew: AtomicI64::new(0),
             stopping: CancellationToken::new(),
@@ -260,6 +264,7 @@ impl PostgresStore {
             runtime.spawn(poller.run(Arc::clone(&inner))),
             runtime.spawn(replica.run(Arc::clone(&inner))),
             runtime.spawn(committer.run(Arc::clone(&inner))),
+            runtime.spawn(handed::age(Arc::clone(&inner))),
         ]);
         if settings.pack_people {
             tasks.push(runtime.spawn(repack::sweep(Arc::clone(&inner))));

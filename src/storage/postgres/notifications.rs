@@ -43,7 +43,7 @@ pub(super) async fn read(
 pub(super) async fn cancel(tx: &mut Tx, app: AppKey, id: NotificationId, now: UnixMs) -> Attempt<bool> {
     let row: Option<(i64, Option<i64>, i16)> = constant!(
         (BigInt, Nullable<BigInt>, SmallInt);
-        "SELECT app, cancelled_at, (EXISTS (SELECT 1 FROM job WHERE notification_id = $1) \
+        "SELECT app, cancelled_at, (EXISTS (SELECT 1 FROM open_job WHERE notification_id = $1) \
          OR EXISTS (SELECT 1 FROM fanout WHERE notification_id = $1))::INTEGER::SMALLINT FROM notification WHERE id = $1",
         BigInt => id.0,
     )
@@ -86,7 +86,7 @@ async fn counts(conn: &mut AsyncPgConnection, id: NotificationId) -> Attempt<Cou
     let (mut counts, mut redriven) = (Counts::default(), 0);
     // job_by_notification
     let jobs = constant!(
-        (Integer, Nullable<Binary>); "SELECT target_count, progress FROM job WHERE notification_id = $1",
+        (Integer, Nullable<Binary>); "SELECT target_count, progress FROM open_job WHERE notification_id = $1",
         BigInt => id.0,
     )
     .load::<(i32, Option<Vec<u8>>)>(conn)

@@ -29,6 +29,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261129000005", include_str!("../../../migrations/postgres/2026-11-29-000005_reach_kept/up.sql")),
     ("20261130000006", include_str!("../../../migrations/postgres/2026-11-30-000006_byte_order/up.sql")),
     ("20261130000007", include_str!("../../../migrations/postgres/2026-11-30-000007_homes/up.sql")),
+    ("20261130000008", include_str!("../../../migrations/postgres/2026-11-30-000008_rowless/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.
@@ -129,7 +130,7 @@ pub(super) async fn open(
     }
     let identity = identity(&mut conn, runtime).await?;
     let packing = Packing::new(settings.pack_format);
-    let slot = lease_slot(&mut conn, boot, packing.read).await?;
+    let slot = lease_slot(&mut conn, boot, &packing).await?;
     packing.agree(&mut conn).await?;
     if is_arriving(&mut conn).await? {
         give_slot_back(&mut conn, slot, boot).await?;
@@ -234,7 +235,7 @@ async fn identity(conn: &mut AsyncPgConnection, runtime: &Runtime) -> Result<Ide
 }
 
 /// A number that no live replica has. New ones before old ones, and of those the one silent for longest.
-async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64, pack_format: i16) -> Result<i32, OpenError> {
+async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64, packing: &Packing) -> Result<i32, OpenError> {
     loop {
         let slot: Option<i32> = constant!(
             Integer;
@@ -249,13 +250,13 @@ async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64, pack_format: i16) -
         let Some(slot) = slot else { return Err(OpenError::NoSlot) };
         let taken = constant!(
             ();
-            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version, pack_format) \
-             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3, $5) \
+            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version, pack_format, rowless) \
+             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3, $5, $6) \
              ON CONFLICT (slot) DO UPDATE SET boot_id = excluded.boot_id, heartbeat = excluded.heartbeat, \
-             version = excluded.version, pack_format = excluded.pack_format \
+             version = excluded.version, pack_format = excluded.pack_format, rowless = excluded.rowless \
              WHERE r.heartbeat < excluded.heartbeat - $4",
             Integer => slot, BigInt => boot, Text => env!("CARGO_PKG_VERSION"), BigInt => SLOT_KEPT_MS,
-            SmallInt => pack_format,
+            SmallInt => packing.read, SmallInt => i16::from(packing.knows_rowless()),
         )
         .execute(conn)
         .await?;
@@ -282,6 +283,7 @@ async fn id_maker(conn: &mut AsyncPgConnection, slot: i32) -> Result<IdMaker, Op
          UNION ALL SELECT max(id) FROM route UNION ALL SELECT max(id) FROM opt_in_history \
          UNION ALL SELECT max(id) FROM topic UNION ALL SELECT max(id) FROM event_type_version \
          UNION ALL SELECT max(id) FROM notification UNION ALL SELECT max(id) FROM job \
+         UNION ALL SELECT max(id) FROM handed UNION ALL SELECT max(j.id) FROM handed, unnest(job) AS j(id) \
          UNION ALL SELECT max(id) FROM outcome_block UNION ALL SELECT max(id) FROM attempt_detail \
          UNION ALL SELECT max(id) FROM deny UNION ALL SELECT max(id) FROM device_retirement) AS newest"
     )

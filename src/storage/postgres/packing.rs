@@ -5,7 +5,7 @@
 //! has fallen, what waits free in a newer format is packed anew, so that nothing is left to nobody when the last newer
 //! replica goes. Formats of blocks and audiences would go the same way; they have had one so far.
 
-use std::sync::atomic::{AtomicI16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI16, Ordering};
 
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt};
 use diesel_async::AsyncPgConnection;
@@ -22,13 +22,25 @@ pub(super) struct Packing {
     /// The newest format that this process reads.
     pub read: i16,
     written: AtomicI16,
+    /// All live replicas know of jobs without rows.
+    rowless: AtomicBool,
 }
 
 impl Packing {
     /// `read`: the newest this process may read, for one that must get along with a version before.
     pub fn new(read: i16) -> Self {
         let read = read.clamp(targets::OLDEST, targets::NEWEST);
-        Self { read, written: AtomicI16::new(targets::OLDEST) }
+        Self { read, written: AtomicI16::new(targets::OLDEST), rowless: AtomicBool::new(false) }
+    }
+
+    /// Whether this process does; one that must get along with a version before does not.
+    pub fn knows_rowless(&self) -> bool {
+        self.read == targets::NEWEST
+    }
+
+    /// Whether jobs may go without rows: see [`super::handed`].
+    pub fn rowless(&self) -> bool {
+        self.rowless.load(Ordering::Relaxed)
     }
 
     pub fn written(&self) -> i16 {
@@ -37,14 +49,15 @@ impl Packing {
 
     /// Asks what all live replicas read. Whether jobs may be waiting that some of them do not.
     pub async fn agree(&self, conn: &mut AsyncPgConnection) -> diesel::QueryResult<bool> {
-        let least: Option<i16> = constant!(
-            Nullable<SmallInt>;
-            "SELECT min(pack_format) FROM replica WHERE boot_id <> 0 \
+        let (least, rowless): (Option<i16>, Option<i16>) = constant!(
+            (Nullable<SmallInt>, Nullable<SmallInt>);
+            "SELECT min(pack_format), min(rowless) FROM replica WHERE boot_id <> 0 \
              AND heartbeat > (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - $1",
             BigInt => DEAD_AFTER_MS,
         )
         .get_result(conn)
         .await?;
+        self.rowless.store(self.knows_rowless() && rowless == Some(1), Ordering::Relaxed);
         let agreed = least.unwrap_or(self.read).min(self.read);
         let before = self.written.swap(agreed, Ordering::Relaxed);
         if before != agreed {

@@ -293,13 +293,13 @@ async fn has_open_work(conn: &mut AsyncPgConnection, table: &str, one: &Partitio
         let of = |table: &str| {
             format!("EXISTS (SELECT 1 FROM {table} WHERE notification_id >= {low} AND notification_id < {high})")
         };
-        return ask(conn, &format!("{} OR {}", of("job"), of("fanout"))).await;
+        return ask(conn, &format!("{} OR {}", of("open_job"), of("fanout"))).await;
     }
     // What is open and could have rows here; a row's id may be a little older than its notification's. Then the partition's
     // index by notification.
     let high = first_id_at(UnixMs(made_at(*high).0 + ID_LAG_MS));
     let open = format!(
-        "SELECT notification_id FROM job WHERE notification_id < {high} \
+        "SELECT notification_id FROM open_job WHERE notification_id < {high} \
          UNION SELECT notification_id FROM fanout WHERE notification_id < {high}"
     );
     let here = format!("EXISTS (SELECT 1 FROM {name} h WHERE h.notification_id = open.notification_id)");

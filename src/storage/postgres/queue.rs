@@ -15,7 +15,7 @@ use crate::storage::{
     Queue, Result,
 };
 
-use super::{PostgresStore, fanout, jobs, partitions, people, record, replica, retain};
+use super::{PostgresStore, fanout, handed, jobs, partitions, people, record, replica, retain};
 
 #[async_trait::async_trait]
 impl Queue for PostgresStore {
@@ -46,22 +46,42 @@ impl Queue for PostgresStore {
     async fn record(&self, updates: Vec<JobUpdate>, now: UnixMs) -> Result<Vec<bool>> {
         let now = self.inner.clock(now);
         let doing = "recording results";
-        let held = if record::is_one_statement(&updates) {
+        handed::prepare(&self.inner, &updates).await?;
+        let handed = &self.inner.context.handed;
+        let held = if handed.are_all_without_rows(&updates) {
+            let mut held = step!(as Bare; &self.inner, doing, |tx| record::end_handed(tx, &updates, now))?;
+            if held.contains(&false) {
+                // They have rows by now, or another holds them.
+                let others = updates.iter().zip(&held).filter(|(_, held)| !**held).map(|(update, _)| update.clone());
+                let others: Vec<JobUpdate> = others.collect();
+                let answers = step!(&self.inner, doing, |tx| record::record(tx, &others, now))?;
+                for (held, answer) in held.iter_mut().filter(|held| !**held).zip(answers) {
+                    *held = answer;
+                }
+            }
+            held
+        } else if record::is_one_statement(&updates) && !handed.has_any(&updates) {
             step!(as Bare; &self.inner, doing, |tx| record::record(tx, &updates, now))?
         } else {
             step!(&self.inner, doing, |tx| record::record(tx, &updates, now))?
         };
-        let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job.0);
-        self.inner.let_go(updates.iter().zip(&held).filter_map(ended));
+        let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job);
+        let ended = || updates.iter().zip(&held).filter_map(ended);
+        handed.ended(ended(), &[]);
+        self.inner.let_go(ended().map(|job| job.0));
         Ok(held)
     }
 
     async fn run_alone(&self, job: JobId, fence: i64) -> Result<bool> {
+        handed::rows_for(&self.inner, [(job, fence)].into_iter()).await?;
         step!(&self.inner, "counting a suspect job", |tx| jobs::run_alone(tx, job, fence))
     }
 
     async fn release(&self, jobs: Vec<(JobId, i64)>, now: UnixMs) -> Result<()> {
-        let released = step!(&self.inner, "releasing jobs", |tx| jobs::release(tx, &jobs, now));
+        let released = match handed::rows_for(&self.inner, jobs.iter().copied()).await {
+            Ok(()) => step!(&self.inner, "releasing jobs", |tx| jobs::release(tx, &jobs, now)),
+            Err(error) => Err(error),
+        };
         self.inner.let_go(jobs.iter().map(|(job, _)| job.0));
         self.inner.forget_bounds();
         if released.is_err() {
@@ -73,7 +93,10 @@ impl Queue for PostgresStore {
 
     async fn put_off(&self, jobs: Vec<(JobId, i64)>, until: UnixMs) -> Result<()> {
         let until = self.inner.clock(until);
-        let put_off = step!(&self.inner, "putting jobs off", |tx| jobs::put_off(tx, &jobs, until));
+        let put_off = match handed::rows_for(&self.inner, jobs.iter().copied()).await {
+            Ok(()) => step!(&self.inner, "putting jobs off", |tx| jobs::put_off(tx, &jobs, until)),
+            Err(error) => Err(error),
+        };
         self.inner.let_go(jobs.iter().map(|(job, _)| job.0));
         self.inner.forget_bounds();
         if put_off.is_err() {
@@ -103,7 +126,7 @@ impl Queue for PostgresStore {
     async fn release_others(&self, owner: BootId, _now: UnixMs) -> Result<u64> {
         self.inner.forget_bounds();
         step!(&self.inner, "releasing other owners' jobs", |tx| async {
-            Ok(replica::release_dead(tx.conn(), owner.0).await?.0)
+            replica::release_dead(tx.conn(), owner.0).await.map(|(freed, _)| freed)
         })
     }
 

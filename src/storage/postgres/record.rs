@@ -1,12 +1,14 @@
 //! Results of sending, written under the fences of the jobs that they are of.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 
 use super::batch::{BlockColumns, DetailColumns, JobColumns, bind_blocks, insert_blocks, inserting, rows_of};
 use super::fail::{Attempt, Fail};
+use super::handed;
 use super::jobs::{self, Lease};
 use super::providers;
 use super::query::RunQuery;
@@ -42,11 +44,17 @@ pub(super) fn is_one_statement(updates: &[JobUpdate]) -> bool {
 pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
     let mut leases = LeaseColumns::default();
     let mut blocks = BlockColumns::default();
+    let (groups, mut held) = (handed::hold(tx, updates).await?, Vec::new());
     let (mut details, mut followers, mut parents) =
         (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
     let mut dead = RetirementColumns::default();
     for (place, update) in (0_i64..).zip(updates) {
-        leases.push(place, update);
+        let group = tx.context.handed.group_of(update).filter(|_| handed::is_told(update));
+        if group.is_some_and(|group| groups.contains(&group)) {
+            held.push(place);
+        } else {
+            leases.push(place, update);
+        }
         let from = Some((update.route, place));
         blocks.push(|| tx.next_id(now), update.app, update.notification, from, &update.entries, now);
         for detail in &update.details {
@@ -61,11 +69,11 @@ pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> A
             dead.push(tx.next_id(now), place, update, retirement, now);
         }
     }
-    let held: HashSet<i64> = if is_one_statement(updates) {
+    let held: HashSet<i64> = if held.is_empty() && is_one_statement(updates) {
         end(tx, leases, blocks).await?
     } else {
         let (held, retired): (Vec<Written>, Vec<Written>) =
-            write(tx, leases, blocks, details, dead).await?.into_iter().partition(|(place, ..)| *place >= 0);
+            write(tx, leases, held, blocks, details, dead).await?.into_iter().partition(|(place, ..)| *place >= 0);
         let without = |(_, user, device): Written| (UserKey(user), Change::Without(DeviceId(device)));
         tx.changed.extend(retired.into_iter().map(without));
         held.into_iter().map(|(place, ..)| place).collect()
@@ -122,12 +130,77 @@ async fn end(tx: &mut Tx, leases: LeaseColumns, mut blocks: BlockColumns) -> Att
     Ok((0..).zip(jobs).filter(|(_, job)| ended.contains(job)).map(|(place, _)| place).collect())
 }
 
+/// The ends of jobs without rows, and nothing else: each under its group. Groups that end with them go, and with them those that
+/// had ended before.
+pub(super) async fn end_handed(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
+    let context = Arc::clone(&tx.context);
+    let mut blocks = BlockColumns::default();
+    let mut groups = Vec::with_capacity(updates.len());
+    let mut counts: HashMap<i64, usize> = HashMap::new();
+    let (mut written_before, mut distinct) = (HashSet::new(), HashSet::new());
+    for update in updates {
+        // None: given a row since we looked.
+        let group = context.handed.group_of(update).unwrap_or(0);
+        let from = Some((update.route, group));
+        let first = blocks.id.len();
+        blocks.push(|| tx.next_id(now), update.app, update.notification, from, &update.entries, now);
+        groups.push((group, blocks.id.get(first).copied()));
+        *counts.entry(group).or_default() += usize::from(distinct.insert(update.job));
+    }
+    if tx.is_repeated() {
+        // A run before this one may have been committed: then its blocks are there.
+        let there: Vec<i64> = constant!(
+            BigInt; "SELECT id FROM outcome_block WHERE id = ANY ($1)", Array<BigInt> => &blocks.id,
+        )
+        .load(tx.conn())
+        .await?;
+        written_before.extend(there);
+    }
+    let spent = context.handed.take_spent();
+    let mut gone = context.handed.ending(&counts);
+    let kept: Vec<i64> = counts.keys().filter(|group| !gone.contains(group)).copied().collect();
+    gone.extend(&spent.groups);
+    let owner = context.boot.0 + i64::from(planted::is("pg-record-with-another-fence"));
+    macro_rules! end {
+        ($on_conflict:literal) => {{
+            // `place` is the group here.
+            let end = constant!(
+                Array<BigInt>;
+                concat!(
+                    "WITH kept AS MATERIALIZED (SELECT id FROM handed WHERE id = ANY ($1) AND owner = $3 ORDER BY id \
+                     FOR KEY SHARE), gone AS (DELETE FROM handed WHERE id = ANY ($2) AND owner = $3 RETURNING id), \
+                     ours AS MATERIALIZED (SELECT id FROM kept UNION ALL SELECT id FROM gone), blocks AS (",
+                    insert_blocks!("$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12"),
+                    " WHERE (b.place IN (SELECT id FROM ours)) IS TRUE ",
+                    $on_conflict,
+                    // One row for all.
+                    ") SELECT coalesce(array_agg(id), '{}') FROM ours"
+                ),
+                Array<BigInt> => &kept, Array<BigInt> => &gone, BigInt => owner,
+            );
+            bind_blocks!(end, blocks).get_result(tx.conn()).await?
+        }};
+    }
+    let ours: Vec<i64> = inserting!(tx.is_repeated(), end);
+    let ours: HashSet<i64> = ours.into_iter().collect();
+    spent.deleted();
+    let is_held = |(group, block): &(i64, Option<i64>)| {
+        ours.contains(group) || block.is_some_and(|block| written_before.contains(&block))
+    };
+    let held: Vec<bool> = groups.iter().map(is_held).collect();
+    let ended = updates.iter().zip(&held).filter(|(_, held)| **held).map(|(update, _)| update.job);
+    context.handed.ended(ended, &gone);
+    Ok(held)
+}
+
 /// The place of an update that was held, or -1 with somebody and their device that was retired.
 type Written = (i64, i64, i64);
 
+/// `held`: the places of those that are held already.
 async fn write(
     tx: &mut Tx,
     leases: LeaseColumns,
+    held: Vec<i64>,
     blocks: BlockColumns,
     details: DetailColumns,
     dead: RetirementColumns,
@@ -140,7 +213,8 @@ async fn write(
                     "WITH locked AS MATERIALIZED (SELECT j.id, u.place, u.progress, u.moved FROM (SELECT * ",
                     rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$5" "place"),
                     " AS u ORDER BY id) AS u CROSS JOIN LATERAL (SELECT id FROM job WHERE id = u.id AND fence = u.fence \
-                     AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j), \
+                     AND (u.moved AND progress = u.progress) IS NOT TRUE FOR NO KEY UPDATE) AS j \
+                     UNION ALL SELECT 0, p.place, NULL, FALSE FROM (SELECT unnest($34) AS place) AS p), \
                      ended AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE progress IS NULL))), \
                      advanced AS (UPDATE job SET progress = (SELECT progress FROM locked WHERE locked.id = job.id), \
                      claims = CASE WHEN (SELECT moved FROM locked WHERE locked.id = job.id) THEN 0 ELSE claims END \
@@ -182,7 +256,7 @@ async fn write(
                 Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
                 Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
             );
-            bind_blocks!(write, blocks).load(tx.conn()).await?
+            bind_blocks!(write, blocks).bind::<Array<BigInt>, _>(held).load(tx.conn()).await?
         }};
     }
     Ok(inserting!(tx.is_repeated(), written))

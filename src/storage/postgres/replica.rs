@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use super::query::RunQuery;
 use diesel::sql_types::{Array, BigInt, Integer};
-use diesel_async::AsyncPgConnection;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 
 use super::Inner;
+use super::fail::{Attempt, Fail};
+use super::handed;
 use super::statement::constant;
 use crate::planted;
 
@@ -81,7 +83,10 @@ impl Replica {
         // Half the way there and back.
         context.skew.store(now - i64::midpoint(before, context.runtime.now().0), Ordering::Relaxed);
         if beats % 2 == 1 {
-            let (freed, alive) = release_dead(conn, context.boot.0).await.map_err(|error| error.to_string())?;
+            let words = |fail: Fail| format!("{fail:?}");
+            conn.batch_execute("BEGIN").await.map_err(|error| error.to_string())?;
+            let (freed, alive) = release_dead(conn, context.boot.0).await.map_err(words)?;
+            conn.batch_execute("COMMIT").await.map_err(|error| error.to_string())?;
             context.others.store(alive > 0, Ordering::Relaxed);
             if freed > 0 {
                 inner.forget_bounds();
@@ -94,7 +99,7 @@ impl Replica {
             while context.packing.repack(conn).await.map_err(words)? && context.runtime.instant() - begun < BEAT {}
         }
         if let Some(due) = context.sweep.begin() {
-            sweep(conn, inner).await.map_err(words)?;
+            sweep(conn, inner).await.map_err(|fail| format!("{fail:?}"))?;
             due.done();
         }
         Ok(true)
@@ -117,6 +122,9 @@ impl Replica {
         .execute(&mut conn)
         .await
         .map_err(text)?;
+        conn.batch_execute("BEGIN").await.map_err(text)?;
+        handed::free_own(&mut conn, boot).await.map_err(|fail| format!("{fail:?}"))?;
+        conn.batch_execute("COMMIT").await.map_err(text)?;
         constant!(
             (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1", BigInt => boot,
         )
@@ -137,8 +145,8 @@ impl Replica {
     }
 }
 
-/// Frees what is leased to nobody alive. `boot` is alive. How many jobs that were, and how many others live.
-pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> diesel::QueryResult<(u64, usize)> {
+/// In a transaction: frees what is leased to nobody alive. `boot` is alive. How many jobs that were, and how many others live.
+pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> Attempt<(u64, usize)> {
     let alive: Vec<i64> = constant!(
         BigInt;
         "SELECT boot_id FROM replica WHERE boot_id <> 0 \
@@ -149,6 +157,7 @@ pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> die
     .await?;
     let others = alive.iter().filter(|other| **other != boot).count();
     let alive: Vec<i64> = alive.into_iter().chain([boot, 0]).collect();
+    let without_rows = handed::free_others(conn, &alive).await?;
     // job_by_owner. Without an order, which would be the primary key's and lead through the whole queue; who skips what
     // is locked needs none.
     let jobs = constant!(
@@ -165,11 +174,11 @@ pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> die
     )
     .execute(conn)
     .await?;
-    Ok((jobs as u64, others))
+    Ok((without_rows + jobs as u64, others))
 }
 
 /// Frees what is leased to us by transactions whose answer was lost. While it looks, nobody takes new leases.
-async fn sweep(conn: &mut AsyncPgConnection, inner: &Inner) -> diesel::QueryResult<()> {
+async fn sweep(conn: &mut AsyncPgConnection, inner: &Inner) -> Attempt<()> {
     let context = &inner.context;
     let _alone = context.leasing.write().await;
     let held: Vec<i64> = context.held.lock().expect("no panic while held").iter().copied().collect();
@@ -179,6 +188,11 @@ async fn sweep(conn: &mut AsyncPgConnection, inner: &Inner) -> diesel::QueryResu
     )
     .execute(conn)
     .await?;
+    let known = context.handed.groups();
+    conn.batch_execute("BEGIN").await?;
+    let without_rows = handed::free_unknown(conn, context.boot.0, &known, None).await?;
+    conn.batch_execute("COMMIT").await?;
+    let freed = freed as u64 + without_rows;
     constant!(
         (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1 AND notification_id <> ALL ($2)",
         BigInt => context.boot.0, Array<BigInt> => &held,

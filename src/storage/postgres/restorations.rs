@@ -44,6 +44,8 @@ pub(super) async fn cancel_open(
         BigInt;
         "SELECT notification_id FROM (SELECT DISTINCT notification_id FROM job WHERE notification_id > $1 \
          AND notification_id < $2 ORDER BY notification_id LIMIT $3) AS jobs UNION \
+         SELECT notification_id FROM (SELECT DISTINCT notification_id FROM handed_job WHERE notification_id > $1 \
+         AND notification_id < $2 ORDER BY notification_id LIMIT $3) AS handed UNION \
          SELECT notification_id FROM (SELECT notification_id FROM fanout WHERE notification_id > $1 \
          AND notification_id < $2 ORDER BY notification_id LIMIT $3) AS fanouts ORDER BY 1 LIMIT $3",
         BigInt => after.0, BigInt => first_id_at(before), BigInt => i64::try_from(limit).unwrap_or(i64::MAX),

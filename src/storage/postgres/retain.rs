@@ -7,10 +7,11 @@ use diesel_async::AsyncPgConnection;
 use metrics::counter;
 
 use super::fail::Attempt;
+use super::notifications::history_from;
 use super::query::RunQuery;
 use super::statement::constant;
 use super::tx::Tx;
-use crate::domain::ids::{AppKey, first_id_at};
+use crate::domain::ids::{AppKey, NotificationId, first_id_at};
 use crate::domain::time::UnixMs;
 use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, TROUBLE_KEPT_MS};
 use crate::telemetry::names;
@@ -41,7 +42,14 @@ pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> 
     if !try_lock(tx.conn()).await? {
         return Ok(deleted);
     }
-    let (oldest_kept, batch) = (first_id_at(history_before), RETAIN_BATCH.cast_signed());
+    // Nothing that belongs to jobs without rows, the oldest of which are some seconds old.
+    let handed: Option<i64> = constant!(
+        Nullable<BigInt>; "SELECT min(n.id) FROM handed, unnest(notification) AS n(id)"
+    )
+    .get_result(tx.conn())
+    .await?;
+    let handed = handed.map_or(i64::MAX, |id| history_from(NotificationId(id)));
+    let (oldest_kept, batch) = (first_id_at(history_before).min(handed), RETAIN_BATCH.cast_signed());
     // idempotency_by_expiry
     let rows = tx
         .execute(constant!(
@@ -135,7 +143,7 @@ pub(super) async fn retain(tx: &mut Tx, history_before: UnixMs, now: UnixMs) -> 
 
 pub(super) async fn open_targets(conn: &mut AsyncPgConnection) -> Attempt<BTreeMap<AppKey, u64>> {
     let rows: Vec<(i64, i64)> =
-        constant!((BigInt, BigInt); "SELECT app, sum(target_count) FROM job GROUP BY app").load(conn).await?;
+        constant!((BigInt, BigInt); "SELECT app, sum(target_count) FROM open_job GROUP BY app").load(conn).await?;
     Ok(rows.into_iter().map(|(app, count)| (AppKey(app), u64::try_from(count).unwrap_or(0))).collect())
 }
 
@@ -148,7 +156,7 @@ pub(super) async fn backlog(conn: &mut AsyncPgConnection, now: UnixMs) -> Attemp
     let (jobs, targets, interactive, bulk): (i64, i64, Option<i64>, Option<i64>) = constant!(
         (BigInt, BigInt, Nullable<BigInt>, Nullable<BigInt>);
         "SELECT count(*), coalesce(sum(target_count), 0), min(CASE WHEN lane = 0 AND due_at <= $1 THEN ready_at END), \
-         min(CASE WHEN lane = 1 AND due_at <= $1 THEN ready_at END) FROM job",
+         min(CASE WHEN lane = 1 AND due_at <= $1 THEN ready_at END) FROM open_job",
         BigInt => now.0,
     )
     .get_result(conn)

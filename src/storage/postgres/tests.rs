@@ -110,6 +110,7 @@ async fn open() -> Fixture {
 store_conformance!(open().await);
 
 mod gathering;
+mod handed;
 mod packing;
 mod partitions;
 mod people;

@@ -1,0 +1,2 @@
+-- Postgres': here they are a column of their notification.
+SELECT 1;
