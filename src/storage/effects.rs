@@ -66,14 +66,13 @@ pub(super) struct Effects {
 
 impl Effects {
     pub fn hand_over(&mut self, engine: &Arc<dyn HandOff>, job: HandedOver) {
-        match self.hand_overs.last_mut().filter(|(other, _)| Arc::ptr_eq(other, engine)) {
-            Some((_, jobs)) => jobs.push(job),
-            None => {
-                let mut jobs = Vec::with_capacity(HAND_OVERS);
-                jobs.push(job);
-                self.hand_overs.push((Arc::clone(engine), jobs));
-            }
+        if let Some((_, jobs)) = self.hand_overs.last_mut().filter(|(other, _)| Arc::ptr_eq(other, engine)) {
+            jobs.push(job);
+            return;
         }
+        let mut jobs = Vec::with_capacity(HAND_OVERS);
+        jobs.push(job);
+        self.hand_overs.push((Arc::clone(engine), jobs));
     }
 
     pub fn wake_jobs(&mut self, engine: &Arc<dyn HandOff>, route: RouteId, lane: Lane) {
