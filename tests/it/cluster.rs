@@ -102,13 +102,14 @@ impl Cluster {
 
     /// `None` while the database does not say.
     pub async fn open_jobs(&self) -> Option<u64> {
-        const QUERY: &str = "SELECT count(*) AS count FROM job";
         match &self.postgres {
             Some(postgres) => {
-                let row = postgres.try_client().await?.query_one(QUERY, &[]).await.ok()?;
+                let row = postgres.try_client().await?.query_one("SELECT count(*) FROM open_job", &[]).await.ok()?;
                 u64::try_from(row.get::<_, i64>(0)).ok()
             }
-            None => Some(tokio::task::block_in_place(|| count(&self.world.database(), QUERY))),
+            None => {
+                Some(tokio::task::block_in_place(|| count(&self.world.database(), "SELECT count(*) AS count FROM job")))
+            }
         }
     }
 

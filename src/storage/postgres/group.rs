@@ -454,7 +454,7 @@ async fn free(conn: &mut AsyncPgConnection, context: &Context, before: &[Candida
     }
     let ids: Vec<i64> = before.iter().map(|candidate| candidate.id.0).collect();
     // Nobody but this task makes groups.
-    conn.batch_execute("BEGIN").await?;
+    conn.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     let freed = handed::free_unknown(conn, context.boot.0, &context.handed.groups(), None).await;
     conn.batch_execute(if freed.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
     freed?;

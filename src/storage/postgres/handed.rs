@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable};
-use diesel_async::AsyncPgConnection;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 
 use super::Inner;
 use super::fail::Attempt;
@@ -264,6 +264,7 @@ pub(super) async fn rows_for(inner: &Inner, leases: impl Iterator<Item = (JobId,
 async fn rows_of_group(inner: &Inner, group: i64) -> Result<()> {
     let groups = [group];
     step!(inner, "giving jobs rows", |tx| async {
+        see_the_latest(tx.conn()).await?;
         let locked = lock(tx.conn(), &groups).await?;
         to_rows(tx.conn(), &locked, Rows::Leased).await
     })?;
@@ -300,6 +301,12 @@ pub(super) async fn age(inner: Arc<Inner>) {
             spent.deleted();
         }
     }
+}
+
+/// Before a transaction's first query: each statement sees what was committed before it, whatever the server's default. Under
+/// a snapshot from before a lock, what was recorded until the lock would be sent again.
+pub(super) async fn see_the_latest(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
+    conn.batch_execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await
 }
 
 /// Groups that are there, locked: nobody records results of them meanwhile.

@@ -122,7 +122,7 @@ impl Replica {
         .execute(&mut conn)
         .await
         .map_err(text)?;
-        conn.batch_execute("BEGIN").await.map_err(text)?;
+        conn.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(text)?;
         handed::free_own(&mut conn, boot).await.map_err(|fail| format!("{fail:?}"))?;
         conn.batch_execute("COMMIT").await.map_err(text)?;
         constant!(
@@ -145,8 +145,9 @@ impl Replica {
     }
 }
 
-/// In a transaction: frees what is leased to nobody alive. `boot` is alive. How many jobs that were, and how many others live.
+/// At the beginning of a transaction: frees what is leased to nobody alive. `boot` is alive. How many jobs that were, and how many others live.
 pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> Attempt<(u64, usize)> {
+    handed::see_the_latest(conn).await?;
     let alive: Vec<i64> = constant!(
         BigInt;
         "SELECT boot_id FROM replica WHERE boot_id <> 0 \
@@ -189,7 +190,7 @@ async fn sweep(conn: &mut AsyncPgConnection, inner: &Inner) -> Attempt<()> {
     .execute(conn)
     .await?;
     let known = context.handed.groups();
-    conn.batch_execute("BEGIN").await?;
+    conn.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     let without_rows = handed::free_unknown(conn, context.boot.0, &known, None).await?;
     conn.batch_execute("COMMIT").await?;
     let freed = freed as u64 + without_rows;

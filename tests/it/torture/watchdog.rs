@@ -26,7 +26,7 @@ const TELLING: [&str; 9] = [
 const OPEN_JOBS: &str = "SELECT concat_ws(' ', count(*), 'jobs of owner', owner, 'route', route, 'lane', lane, 'claims', \
      min(claims), '-', max(claims), 'fences', min(fence), '-', max(fence), 'due in ms', min(due_at - n.now), '-', \
      max(due_at - n.now), 'targets', sum(target_count)) \
-     FROM job, (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT AS now) AS n GROUP BY owner, route, lane";
+     FROM open_job, (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT AS now) AS n GROUP BY owner, route, lane";
 const REPLICAS: &str = "SELECT concat_ws(' ', 'replica', slot, 'boot', boot_id, 'heartbeat ms ago', \
      (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - heartbeat) FROM replica";
 const SESSIONS: &str = "SELECT concat_ws(' ', pid, state, wait_event_type, wait_event, 'since', now() - state_change, \

@@ -332,3 +332,34 @@ async fn beside_a_replica_that_does_not_know_of_them_there_are_none() {
     assert_eq!(rows(&database).await, 0);
     store.close().await;
 }
+
+/// Who makes rows waits for who records, and then sees it, whatever isolation the server begins with.
+#[tokio::test]
+async fn what_is_recorded_while_rows_are_made_gets_none() {
+    for isolation in ["read committed", "repeatable read", "serializable"] {
+        let database = Database::new().await;
+        let name = &database.name;
+        execute(&database, &format!("ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")).await;
+        let (store, deny) = database.open().await;
+        let fixture = fixture(&store, &deny);
+        let world = World::new(&fixture).await;
+        world.reachable("mina").await;
+        let handed = one(&world).await;
+        let mut recording = database.connect().await;
+        recording.batch_execute("BEGIN; SELECT id FROM handed FOR KEY SHARE").await.unwrap();
+        let making = tokio::spawn({
+            let (store, lease) = (Arc::clone(&store), (handed.job.id, handed.job.fence));
+            async move { super::super::handed::rows_for(&store.inner, [lease].into_iter()).await }
+        });
+        eventually("it waits for the lock", async || {
+            count(&database, "SELECT count(*) AS count FROM pg_locks WHERE NOT granted").await > 0
+        })
+        .await;
+        let block = "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
+             SELECT id + 1, app, notification_id, route, first_user, last_user, 0, '' FROM handed_job";
+        recording.batch_execute(&format!("{block}; COMMIT")).await.unwrap();
+        making.await.unwrap().unwrap();
+        assert_eq!((rows(&database).await, groups(&database).await), (0, 0), "{isolation}");
+        store.close().await;
+    }
+}
