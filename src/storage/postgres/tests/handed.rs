@@ -352,7 +352,7 @@ async fn what_is_recorded_while_rows_are_made_gets_none() {
             async move { super::super::handed::rows_for(&store.inner, [lease].into_iter()).await }
         });
         eventually("it waits for the lock", async || {
-            count(&database, "SELECT count(*) AS count FROM pg_locks WHERE NOT granted").await > 0
+            count(&database, "SELECT count(*) AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()").await > 0
         })
         .await;
         let block = "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \

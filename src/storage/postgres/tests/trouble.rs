@@ -88,7 +88,12 @@ async fn whoever_a_deadlock_chooses_runs_again() {
     let recording = store.record(updates, world.now());
     let crossing = async {
         eventually("the store waits", async || {
-            count(&database, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").await > 0
+            count(
+                &database,
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+            )
+            .await
+                > 0
         })
         .await;
         other.batch_execute(&lock(first.job.id.0)).await.unwrap();
