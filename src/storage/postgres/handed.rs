@@ -25,7 +25,7 @@ use super::query::RunQuery;
 use super::record::is_one_statement;
 use super::statement::constant;
 use super::tx::{Tx, step};
-use crate::domain::ids::{JobId, NotificationId};
+use crate::domain::ids::{JobId, NotificationId, first_id_at};
 use crate::domain::notification::NewJob;
 use crate::domain::targets;
 use crate::planted;
@@ -39,6 +39,10 @@ const FENCE: i64 = 1;
 const ROWLESS_FOR: Duration = Duration::from_secs(2);
 /// How often it is looked for older ones.
 const AGE_EVERY: Duration = Duration::from_millis(500);
+/// In which of these turns it is looked for groups that were written after all, by a statement that was given up.
+const LATE_EVERY: u32 = 10;
+/// Older than this they are: far beyond any try of a group and the server's own time for a statement.
+const LATE: Duration = Duration::from_secs(30);
 
 /// The row of a group.
 #[derive(Default)]
@@ -118,6 +122,9 @@ struct Known {
     of: HashMap<i64, i64>,
     /// Groups of which nothing is open and whose rows are still there.
     spent: Vec<i64>,
+    /// Groups under which results may have been recorded without an answer. A job's row would be gone then; they are still
+    /// there, and would take the same again.
+    doubtful: HashSet<i64>,
 }
 
 /// What this replica has open without rows. It may be behind the database, where others give jobs rows; never ahead.
@@ -155,6 +162,11 @@ impl Open {
         groups
     }
 
+    fn is_doubtful(&self, update: &JobUpdate) -> bool {
+        let known = self.known();
+        known.of.get(&update.job.0).is_some_and(|group| known.doubtful.contains(group))
+    }
+
     /// Whether all of these are ends of jobs without rows, and nothing else.
     pub fn are_all_without_rows(&self, updates: &[JobUpdate]) -> bool {
         !updates.is_empty()
@@ -176,6 +188,7 @@ impl Open {
             open.open -= 1;
             if open.open == 0 {
                 known.groups.remove(&group);
+                known.doubtful.remove(&group);
                 if !gone.contains(&group) {
                     known.spent.push(group);
                 }
@@ -186,6 +199,7 @@ impl Open {
     /// Has no rows any more: all that was open has rows, or is somebody else's.
     pub fn forget(&self, group: i64) {
         let mut known = self.known();
+        known.doubtful.remove(&group);
         for job in known.groups.remove(&group).into_iter().flat_map(|group| group.jobs) {
             known.of.remove(&job);
         }
@@ -202,6 +216,11 @@ impl Open {
     /// Groups of which nothing is open, whose rows are to be deleted.
     pub fn take_spent(&self) -> Spent<'_> {
         Spent { open: self, groups: std::mem::take(&mut self.known().spent) }
+    }
+
+    /// Until [`Doubt::settled`] says otherwise, what these updates say may have been written without an answer.
+    pub fn doubt(&self, updates: &[JobUpdate]) -> Doubt<'_> {
+        Doubt { open: self, groups: self.groups_of(updates.iter().map(|update| (update.job, update.fence))) }
     }
 
     fn older_than(&self, before: Instant) -> Vec<i64> {
@@ -223,6 +242,27 @@ impl Open {
     }
 }
 
+/// See [`Open::doubt`].
+pub(super) struct Doubt<'a> {
+    open: &'a Open,
+    groups: Vec<i64>,
+}
+
+impl Doubt<'_> {
+    /// There was an answer.
+    pub fn settled(mut self) {
+        self.groups.clear();
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        let mut known = self.open.known();
+        let there: Vec<i64> = self.groups.drain(..).filter(|group| known.groups.contains_key(group)).collect();
+        known.doubtful.extend(there);
+    }
+}
+
 /// Groups whose rows are being deleted. Dropped before [`Spent::deleted`], they are still to be.
 pub(super) struct Spent<'a> {
     open: &'a Open,
@@ -241,15 +281,21 @@ impl Drop for Spent<'_> {
     }
 }
 
-/// Whether the plain course can be gone with a job without a row: it ends, and blocks tell of it.
+/// Whether the plain course can be gone with a job without a row: it ends, and blocks tell of it. What goes on by another route is
+/// told of there by blocks that could be another job's of this notification: see the view.
 pub(super) fn is_told(update: &JobUpdate) -> bool {
-    update.progress.is_none() && !update.entries.is_empty()
+    update.progress.is_none()
+        && !update.entries.is_empty()
+        && update.followers.iter().all(|follower| follower.route == update.route)
 }
 
 /// Gives those jobs rows that these updates cannot be written without.
 pub(super) async fn prepare(inner: &Inner, updates: &[JobUpdate]) -> Result<()> {
-    let untold = updates.iter().filter(|update| !is_told(update)).map(|update| (update.job, update.fence));
-    rows_for(inner, untold).await
+    let handed = &inner.context.handed;
+    let is_untold = |update: &&JobUpdate| !is_told(update) || handed.is_doubtful(update);
+    // Before the groups are looked up, which are behind the same lock.
+    let untold: Vec<(JobId, i64)> = updates.iter().filter(is_untold).map(|update| (update.job, update.fence)).collect();
+    rows_for(inner, untold.into_iter()).await
 }
 
 /// Gives these jobs, held under these fences, rows, as far as they have none.
@@ -275,6 +321,7 @@ async fn rows_of_group(inner: &Inner, group: i64) -> Result<()> {
 /// Gives rows to what has been without for long, and deletes what is left of groups.
 pub(super) async fn age(inner: Arc<Inner>) {
     let runtime = inner.context.runtime.clone();
+    let mut turn = 0_u32;
     loop {
         tokio::select! {
             biased;
@@ -287,6 +334,12 @@ pub(super) async fn age(inner: Arc<Inner>) {
                 tracing::debug!(%error, "jobs stay without rows for now");
                 break;
             }
+        }
+        turn = turn.wrapping_add(1);
+        if turn.is_multiple_of(LATE_EVERY)
+            && let Err(error) = free_late(&inner).await
+        {
+            tracing::debug!(%error, "groups that were written late stay for now");
         }
         // Where nothing is recorded any more.
         let spent = inner.context.handed.take_spent();
@@ -301,6 +354,28 @@ pub(super) async fn age(inner: Arc<Inner>) {
             spent.deleted();
         }
     }
+}
+
+/// Groups of ours that were written after the sweep for them, and so are leased to nobody.
+async fn free_late(inner: &Inner) -> Result<()> {
+    let context = &inner.context;
+    let known = context.handed.groups();
+    let before = first_id_at(inner.clock(context.runtime.now()).minus(LATE));
+    let freed = step!(inner, "freeing what was leased late", |tx| async {
+        see_the_latest(tx.conn()).await?;
+        let groups: Vec<i64> = constant!(
+            BigInt; "SELECT id FROM handed WHERE owner = $1 AND id < $2 AND id <> ALL ($3) ORDER BY id FOR UPDATE",
+            BigInt => context.boot.0, BigInt => before, Array<BigInt> => &known,
+        )
+        .load(tx.conn())
+        .await?;
+        to_rows(tx.conn(), &groups, Rows::Unclaimed).await
+    })?;
+    if freed > 0 {
+        inner.forget_bounds();
+        tracing::info!(jobs = freed, "freed leases that were taken after all, and answered to nobody");
+    }
+    Ok(())
 }
 
 /// Before a transaction's first query: each statement sees what was committed before it, whatever the server's default. Under
@@ -391,12 +466,19 @@ pub(super) async fn free_unknown(
     to_rows(conn, &groups, Rows::Unclaimed).await
 }
 
-/// The groups of these updates that are there and ours, locked against deletion until COMMIT.
+/// At the beginning of a transaction: the groups of these updates that are there and ours, locked against deletion until COMMIT.
 pub(super) async fn hold(tx: &mut Tx, updates: &[JobUpdate]) -> Attempt<HashSet<i64>> {
     let handed = &tx.context.handed;
     let told = updates.iter().filter(|update| is_told(update)).map(|update| (update.job, update.fence));
     let groups = handed.groups_of(told);
     if groups.is_empty() {
+        return Ok(HashSet::new());
+    }
+    if tx.is_repeated() {
+        // A run before this one may have been committed. Rows tell: what it ended has none.
+        see_the_latest(tx.conn()).await?;
+        let locked = lock(tx.conn(), &groups).await?;
+        to_rows(tx.conn(), &locked, Rows::Leased).await?;
         return Ok(HashSet::new());
     }
     let boot = tx.context.boot.0;

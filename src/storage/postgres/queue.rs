@@ -48,6 +48,7 @@ impl Queue for PostgresStore {
         let doing = "recording results";
         handed::prepare(&self.inner, &updates).await?;
         let handed = &self.inner.context.handed;
+        let doubt = handed.doubt(&updates);
         let held = if handed.are_all_without_rows(&updates) {
             let mut held = step!(as Bare; &self.inner, doing, |tx| record::end_handed(tx, &updates, now))?;
             if held.contains(&false) {
@@ -65,6 +66,7 @@ impl Queue for PostgresStore {
         } else {
             step!(&self.inner, doing, |tx| record::record(tx, &updates, now))?
         };
+        doubt.settled();
         let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job);
         let ended = || updates.iter().zip(&held).filter_map(ended);
         handed.ended(ended(), &[]);

@@ -40,6 +40,21 @@ fn sent(world: &World<'_>, claimed: &Claimed) -> JobUpdate {
     world.update(claimed, entries(&claimed.job.targets, ResultCode::Sent))
 }
 
+/// Another try of the same targets, by this route, due now.
+fn follower(world: &World<'_>, claimed: &Claimed, route: RouteId) -> NewJob {
+    NewJob {
+        notification: claimed.notification.id,
+        route,
+        lane: Lane::Interactive,
+        targets: claimed.job.targets.clone(),
+        attempt: 1,
+        claims: 0,
+        ready_at: world.now(),
+        due_at: world.now(),
+        first_attempt_at: Some(world.now()),
+    }
+}
+
 #[tokio::test]
 async fn a_job_without_a_row_is_open_until_a_block_tells_of_it() {
     let database = Database::new().await;
@@ -134,17 +149,7 @@ async fn what_else_a_push_came_to_needs_no_row() {
         answer: ProviderAnswer::new(503, "UNAVAILABLE"),
         next_at: Some(world.now()),
     });
-    retried.followers.push(NewJob {
-        notification: choco.notification.id,
-        route: choco.job.route,
-        lane: Lane::Interactive,
-        targets: choco.job.targets.clone(),
-        attempt: 1,
-        claims: 0,
-        ready_at: world.now(),
-        due_at: world.now(),
-        first_attempt_at: Some(world.now()),
-    });
+    retried.followers.push(follower(&world, choco, choco.job.route));
     let held = store.record(vec![dead, retried, sent(&world, dubu)], world.now()).await.unwrap();
     assert_eq!(held, [true, true, true]);
     assert_eq!(rows(&database).await, 1, "the retry's");
@@ -362,4 +367,98 @@ async fn what_is_recorded_while_rows_are_made_gets_none() {
         assert_eq!((rows(&database).await, groups(&database).await), (0, 0), "{isolation}");
         store.close().await;
     }
+}
+
+/// The group stays, for another of its jobs is open, and would take the same again.
+#[tokio::test]
+async fn results_whose_answer_was_lost_are_written_once() {
+    let database = Database::new().await;
+    let (store, deny, proxy) = database.open_behind_a_proxy().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    for name in ["mina", "choco"] {
+        world.reachable(name).await;
+    }
+    for is_retried in [false, true] {
+        let handed = handed_over(&world, &["mina", "choco"]).await;
+        let [mina, choco] = &handed[..] else { panic!("{} jobs", handed.len()) };
+        let id = mina.notification.id;
+        let mut update = sent(&world, mina);
+        if is_retried {
+            update = world.update(mina, entries(&mina.job.targets, ResultCode::MovedToRetry));
+            update.followers.push(follower(&world, mina, mina.job.route));
+            proxy.lose_answer_to(b"COMMIT");
+        } else {
+            let group = store.inner.context.handed.group_of(&update).unwrap();
+            proxy.lose_answer_to(Box::leak(Box::new(group.to_be_bytes())));
+        }
+        assert!(world.record(update.clone()).await);
+        assert!(proxy.is_lost());
+        let blocks = format!("SELECT count(*) AS count FROM outcome_block WHERE notification_id = {}", id.0);
+        let jobs = format!("SELECT count(*) AS count FROM job WHERE notification_id = {}", id.0);
+        assert_eq!(count(&database, &blocks).await, 1);
+        assert_eq!(count(&database, &jobs).await, i64::from(is_retried), "the follower, once");
+        assert!(!world.record(update).await, "its fence is spent");
+        assert_eq!(count(&database, &blocks).await, 1);
+        assert!(world.record(sent(&world, choco)).await);
+        assert_eq!(world.view(choco.notification.id).await.counts.sent, 1);
+    }
+    store.close().await;
+}
+
+/// A call that was given up may have been written; what is called again has other ids.
+#[tokio::test]
+async fn results_that_were_given_up_and_are_called_again_are_written_once() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    for name in ["mina", "choco"] {
+        world.reachable(name).await;
+    }
+    let handed = handed_over(&world, &["mina", "choco"]).await;
+    let [mina, choco] = &handed[..] else { panic!("{} jobs", handed.len()) };
+    let updates = [sent(&world, mina)];
+    let doubt = store.inner.context.handed.doubt(&updates);
+    let block = "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
+         SELECT id + 1, app, notification_id, route, first_user, last_user, 0, '' FROM handed_job WHERE id =";
+    execute(&database, &format!("{block} {}", mina.job.id.0)).await;
+    drop(doubt);
+    assert!(!world.record(updates[0].clone()).await, "it has ended");
+    let blocks = "SELECT count(*) AS count FROM outcome_block";
+    assert_eq!((count(&database, blocks).await, rows(&database).await), (1, 1));
+    assert!(world.record(sent(&world, choco)).await, "the other is still ours");
+    assert_eq!((count(&database, blocks).await, rows(&database).await, groups(&database).await), (2, 0, 0));
+    store.close().await;
+}
+
+/// Its results would be taken for those of the job that goes there.
+#[tokio::test]
+async fn a_job_that_goes_on_by_another_route_ends_none_that_goes_there() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    world.register_fcm("mina", "fcm-1").await;
+    let engine = Engine::with_room(2);
+    store.accept(world.to_users(&["mina"]), engine.clone(), world.now()).await.unwrap();
+    let handed: Vec<HandedOver> = std::mem::take(&mut *engine.handed_over.lock().unwrap());
+    let claimed = |route| {
+        let of = handed.iter().find(|handed| handed.job.route == route).unwrap();
+        Claimed { job: of.job.clone(), notification: Arc::clone(&of.notification) }
+    };
+    let (apns, fcm) = (claimed(world.apns), claimed(world.fcm));
+    let mut moved = world.update(&apns, entries(&apns.job.targets, ResultCode::MovedToRetry));
+    moved.followers.push(follower(&world, &apns, world.fcm));
+    assert!(world.record(moved).await);
+    let mut there = world.claim(world.fcm, Lane::Interactive).await;
+    let there = there.pop().expect("the follower");
+    assert!(world.record(sent(&world, &there)).await);
+    assert_eq!(world.view(fcm.notification.id).await.counts.open, 1, "the other waits for its answer");
+    eventually("all have rows", async || groups(&database).await == 0).await;
+    assert_eq!(rows(&database).await, 1);
+    assert!(world.record(sent(&world, &fcm)).await);
+    assert_eq!(world.view(fcm.notification.id).await.counts.open, 0);
+    store.close().await;
 }

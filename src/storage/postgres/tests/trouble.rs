@@ -67,6 +67,8 @@ async fn failures(database: &Database) -> i64 {
 #[tokio::test]
 async fn whoever_a_deadlock_chooses_runs_again() {
     let database = Database::new().await;
+    // Whoever waits longest looks for one first; it must not look before there is one.
+    execute(&database, &format!("ALTER DATABASE {} SET deadlock_timeout = '2s'", database.name)).await;
     let (store, deny) = database.open().await;
     let fixture = fixture(&store, &deny);
     let world = World::new(&fixture).await;
@@ -80,7 +82,10 @@ async fn whoever_a_deadlock_chooses_runs_again() {
     let mut other = database.connect().await;
     let lock = |id: i64| format!("SELECT 1 FROM job WHERE id = {id} FOR UPDATE");
     other
-        .batch_execute(&format!("SET statement_timeout = 0; SET lock_timeout = 0; BEGIN; {}", lock(second.job.id.0)))
+        .batch_execute(&format!(
+            "SET statement_timeout = 0; SET lock_timeout = 0; SET deadlock_timeout = '60s'; BEGIN; {}",
+            lock(second.job.id.0)
+        ))
         .await
         .unwrap();
     let updates =
