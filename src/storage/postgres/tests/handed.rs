@@ -352,7 +352,7 @@ async fn what_is_recorded_while_rows_are_made_gets_none() {
         let handed = one(&world).await;
         let mut recording = database.connect().await;
         recording.batch_execute("BEGIN; SELECT id FROM handed FOR KEY SHARE").await.unwrap();
-        let making = tokio::spawn({
+        let making = Runtime::production().spawn({
             let (store, lease) = (Arc::clone(&store), (handed.job.id, handed.job.fence));
             async move { super::super::handed::rows_for(&store.inner, [lease].into_iter()).await }
         });
