@@ -323,11 +323,11 @@ async fn was_accepted(tx: &mut Tx, id: NotificationId) -> Attempt<bool> {
     if there.is_none() {
         return Ok(false);
     }
-    let (boot, groups) = (tx.context.boot, tx.context.handed.groups());
-    handed::free_unknown(tx.conn(), boot.0, &groups, Some(id)).await?;
+    let context = Arc::clone(&tx.context);
+    handed::free_unknown(tx.conn(), &context, Some(id)).await?;
     tx.execute(constant!(
         (); "UPDATE job SET owner = 0, fence = fence + 1, claims = 0 WHERE notification_id = $1 AND owner = $2",
-        BigInt => id.0, BigInt => boot.0,
+        BigInt => id.0, BigInt => context.boot.0,
     ))
     .await?;
     Ok(true)

@@ -152,7 +152,7 @@ impl EventColumns {
         }
         // What is not there is not made ready either: it costs the server what some events do. Nearly always there are only
         // jobs that are handed over.
-        if !handed.job.is_empty() {
+        if !handed.jobs.id.is_empty() {
             let written: Vec<i64> = if jobs.id.is_empty() && blocks.id.is_empty() {
                 let events = insert!("", new_handed!());
                 bind_handed!(events, handed).get_result(conn).await?

@@ -32,7 +32,7 @@ use super::query::RunQuery;
 use super::reach::{self, Packed};
 use super::statement::constant;
 use super::subscribers::{self, Asked};
-use super::tx::{Remedy, remedy};
+use super::tx::{Remedy, in_transaction, remedy};
 use super::users::ensure_people;
 use super::{Context, Inner};
 use crate::domain::ids::{NotificationId, UserKey};
@@ -260,23 +260,23 @@ impl Committer {
         let (mut rows, mut blocks) = (EventColumns::default(), BlockColumns::default());
         let mut jobs = JobColumns::of(context.packing.written());
         let mut planned = plan(conn, context, group, &candidates, users, &gate, &mut rows).await?;
-        let (owner, format) = (context.boot.0, context.packing.written());
         let group_id = context.ids.next(group.first().map_or(UnixMs(0), |waiting| waiting.request.now));
-        let mut handed = HandedColumns { id: group_id, owner, format, ..HandedColumns::default() };
+        let mut handed =
+            HandedColumns { id: group_id, owner: context.boot, jobs: JobColumns::of(context.packing.written()) };
         // Of a try before, whose answer was lost, a group may have the same jobs.
         let rowless = context.packing.rowless() && !is_repeated;
         for (candidate, plan) in candidates.iter().zip(&planned) {
             let waiting = &mut group[candidate.place];
             let (app, now) = (waiting.request.prepared.event.app, waiting.request.now);
             for (id, job, lease) in &plan.jobs {
-                if !(rowless && lease.owner != 0 && handed.push(*id, job, &plan.jobs)) {
+                if !(rowless && lease.owner != 0 && handed.push(*id, app, job, &plan.jobs)?) {
                     jobs.push(*id, app, job, *lease)?;
                 }
             }
             let ids = &mut waiting.request.ids;
             blocks.push(|| ids.next(&context.ids, now), app, candidate.id, None, &plan.suppressed, now);
         }
-        let without_rows: HashSet<i64> = handed.job.iter().copied().collect();
+        let without_rows: HashSet<i64> = handed.jobs.id.iter().copied().collect();
         let leasing = context.leasing.read().await;
         let written = if candidates.is_empty() {
             HashSet::new()
@@ -287,13 +287,7 @@ impl Committer {
         let mut lost = Vec::new();
         let leased: Vec<i64> = planned.iter().flat_map(|plan| &plan.hand_overs).map(|handed| handed.job.id.0).collect();
         context.held.lock().expect("no panic while held").extend(leased);
-        if !without_rows.is_empty() {
-            let are_written =
-                candidates.iter().zip(&planned).filter(|(candidate, _)| written.contains(&candidate.id.0));
-            let born = are_written.flat_map(|(_, plan)| &plan.hand_overs).map(|handed| handed.job.id.0);
-            let born: Vec<i64> = born.filter(|job| without_rows.contains(job)).collect();
-            context.handed.born(group_id, born, context.runtime.instant().into_std());
-        }
+        let mut born = Vec::with_capacity(without_rows.len());
         for (candidate, plan) in candidates.into_iter().zip(planned.drain(..)) {
             let Prepared { engine, event, .. } = &*group[candidate.place].request.prepared;
             if !written.contains(&candidate.id.0) {
@@ -306,10 +300,14 @@ impl Committer {
                 effects.wake_jobs(engine, route, lane);
             }
             for handed in plan.hand_overs {
+                born.extend(without_rows.get(&handed.job.id.0));
                 effects.hand_over(engine, handed);
             }
             effects.planned(engine, plan.targets, plan.suppressed);
             answers[candidate.place] = Some(Ok(Verdict::new(candidate.id)));
+        }
+        if !without_rows.is_empty() {
+            context.handed.born(group_id, born, context.runtime.instant().into_std());
         }
         drop(leasing);
         effects.apply(&context.deny, &context.runtime);
@@ -454,10 +452,7 @@ async fn free(conn: &mut AsyncPgConnection, context: &Context, before: &[Candida
     }
     let ids: Vec<i64> = before.iter().map(|candidate| candidate.id.0).collect();
     // Nobody but this task makes groups.
-    conn.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-    let freed = handed::free_unknown(conn, context.boot.0, &context.handed.groups(), None).await;
-    conn.batch_execute(if freed.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
-    freed?;
+    in_transaction!(conn, handed::free_unknown(conn, context, None))?;
     constant!(
         ();
         "UPDATE job SET owner = 0, fence = fence + 1, claims = 0 WHERE notification_id = ANY ($1) AND owner = $2",

@@ -12,24 +12,24 @@
 //! lease that is not found here any more is therefore looked for among the rows. What is open here is younger than some seconds,
 //! or its replica is dead.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 
-use super::Inner;
+use super::batch::JobColumns;
 use super::fail::Attempt;
+use super::jobs::Lease;
 use super::query::RunQuery;
-use super::record::is_one_statement;
 use super::statement::constant;
 use super::tx::{Tx, step};
-use crate::domain::ids::{JobId, NotificationId, first_id_at};
+use super::{Context, Inner};
+use crate::domain::ids::{AppKey, JobId, NotificationId, first_id_at};
 use crate::domain::notification::NewJob;
-use crate::domain::targets;
 use crate::planted;
-use crate::storage::{JobUpdate, Result};
+use crate::storage::{BootId, JobUpdate, Result};
 
 /// The most targets of a job without a row.
 const MAX_TARGETS: usize = 16;
@@ -44,37 +44,22 @@ const LATE_EVERY: u32 = 10;
 /// Older than this they are: far beyond any try of a group and the server's own time for a statement.
 const LATE: Duration = Duration::from_secs(30);
 
-/// The row of a group.
-#[derive(Default)]
+/// The row of a group: its jobs, of which not every column is stored.
 pub(super) struct HandedColumns {
     pub id: i64,
-    pub owner: i64,
-    pub format: i16,
-    pub job: Vec<i64>,
-    pub notification: Vec<i64>,
-    pub route: Vec<i64>,
-    pub first_user: Vec<i64>,
-    pub last_user: Vec<i64>,
-    pub target_count: Vec<i32>,
-    pub targets: Vec<Vec<u8>>,
+    pub owner: BootId,
+    pub jobs: JobColumns,
 }
 
 impl HandedColumns {
     /// `false`: it must have a row. `others`: the jobs of its notification.
-    pub fn push<L>(&mut self, id: JobId, job: &NewJob, others: &[(JobId, NewJob, L)]) -> bool {
-        let (Some(first), Some(last)) = (job.targets.first(), job.targets.last()) else { return false };
+    pub fn push(&mut self, id: JobId, app: AppKey, job: &NewJob, others: &[(JobId, NewJob, Lease)]) -> Attempt<bool> {
         let of_route = others.iter().filter(|(_, other, _)| other.route == job.route).count();
         if job.targets.len() > MAX_TARGETS || of_route != 1 {
-            return false;
+            return Ok(false);
         }
-        self.job.push(id.0);
-        self.notification.push(job.notification.0);
-        self.route.push(job.route.0);
-        self.first_user.push(first.user.0);
-        self.last_user.push(last.user.0);
-        self.target_count.push(i32::try_from(job.targets.len()).unwrap_or(i32::MAX));
-        self.targets.push(targets::pack(self.format, &job.targets));
-        true
+        self.jobs.push(id, app, job, Lease::first(self.owner))?;
+        Ok(true)
     }
 }
 
@@ -91,18 +76,18 @@ pub(super) use insert_handed;
 macro_rules! bind_handed {
     ($statement:expr, $handed:expr) => {{
         use diesel::sql_types::{Array, BigInt, Binary, Integer, SmallInt};
-        let handed = $handed;
+        let $crate::storage::postgres::handed::HandedColumns { id, owner, jobs } = $handed;
         $statement
-            .bind::<BigInt, _>(handed.id)
-            .bind::<BigInt, _>(handed.owner)
-            .bind::<SmallInt, _>(handed.format)
-            .bind::<Array<BigInt>, _>(handed.job)
-            .bind::<Array<BigInt>, _>(handed.notification)
-            .bind::<Array<BigInt>, _>(handed.route)
-            .bind::<Array<BigInt>, _>(handed.first_user)
-            .bind::<Array<BigInt>, _>(handed.last_user)
-            .bind::<Array<Integer>, _>(handed.target_count)
-            .bind::<Array<Binary>, _>(handed.targets)
+            .bind::<BigInt, _>(id)
+            .bind::<BigInt, _>(owner.0)
+            .bind::<SmallInt, _>(jobs.format)
+            .bind::<Array<BigInt>, _>(jobs.id)
+            .bind::<Array<BigInt>, _>(jobs.notification)
+            .bind::<Array<BigInt>, _>(jobs.route)
+            .bind::<Array<BigInt>, _>(jobs.first_user)
+            .bind::<Array<BigInt>, _>(jobs.last_user)
+            .bind::<Array<Integer>, _>(jobs.target_count)
+            .bind::<Array<Binary>, _>(jobs.targets)
     }};
 }
 pub(super) use bind_handed;
@@ -127,6 +112,17 @@ struct Known {
     doubtful: HashSet<i64>,
 }
 
+impl Known {
+    fn group_of(&self, job: JobId, fence: i64) -> Option<i64> {
+        (fence == FENCE).then(|| self.of.get(&job.0).copied()).flatten()
+    }
+}
+
+/// Ascending, each once.
+fn distinct(groups: impl Iterator<Item = i64>) -> Vec<i64> {
+    groups.collect::<BTreeSet<i64>>().into_iter().collect()
+}
+
 /// What this replica has open without rows. It may be behind the database, where others give jobs rows; never ahead.
 #[derive(Default)]
 pub(super) struct Open(Mutex<Known>);
@@ -147,36 +143,24 @@ impl Open {
         known.groups.insert(group, Group { born: now, open: jobs.len(), jobs });
     }
 
-    /// Of the update's job, if it may be without a row.
-    pub fn group_of(&self, update: &JobUpdate) -> Option<i64> {
-        (update.fence == FENCE).then(|| self.known().of.get(&update.job.0).copied()).flatten()
+    /// The group of each update's job that may be without a row.
+    pub fn of(&self, updates: &[JobUpdate]) -> Vec<Option<i64>> {
+        let known = self.known();
+        updates.iter().map(|update| known.group_of(update.job, update.fence)).collect()
     }
 
     /// The groups of these leases, each once.
-    fn groups_of(&self, leases: impl Iterator<Item = (JobId, i64)>) -> Vec<i64> {
+    fn of_leases(&self, leases: impl Iterator<Item = (JobId, i64)>) -> Vec<i64> {
         let known = self.known();
-        let mut groups: Vec<i64> =
-            leases.filter(|(_, fence)| *fence == FENCE).filter_map(|(job, _)| known.of.get(&job.0).copied()).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        groups
+        distinct(leases.filter_map(|(job, fence)| known.group_of(job, fence)))
     }
 
-    fn is_doubtful(&self, update: &JobUpdate) -> bool {
+    /// The groups without whose rows these updates cannot be written, each once.
+    fn in_need(&self, updates: &[JobUpdate]) -> Vec<i64> {
         let known = self.known();
-        known.of.get(&update.job.0).is_some_and(|group| known.doubtful.contains(group))
-    }
-
-    /// Whether all of these are ends of jobs without rows, and nothing else.
-    pub fn are_all_without_rows(&self, updates: &[JobUpdate]) -> bool {
-        !updates.is_empty()
-            && is_one_statement(updates)
-            && updates.iter().all(|update| is_told(update) && self.group_of(update).is_some())
-    }
-
-    /// Whether any of these is of a job without a row.
-    pub fn has_any(&self, updates: &[JobUpdate]) -> bool {
-        updates.iter().any(|update| self.group_of(update).is_some())
+        let groups = updates.iter().filter_map(|update| Some((update, known.group_of(update.job, update.fence)?)));
+        let in_need = groups.filter(|(update, group)| !is_told(update) || known.doubtful.contains(group));
+        distinct(in_need.map(|(_, group)| group))
     }
 
     /// These jobs have ended, or are somebody else's. `gone`: groups whose rows were deleted already.
@@ -218,9 +202,9 @@ impl Open {
         Spent { open: self, groups: std::mem::take(&mut self.known().spent) }
     }
 
-    /// Until [`Doubt::settled`] says otherwise, what these updates say may have been written without an answer.
-    pub fn doubt(&self, updates: &[JobUpdate]) -> Doubt<'_> {
-        Doubt { open: self, groups: self.groups_of(updates.iter().map(|update| (update.job, update.fence))) }
+    /// Until [`Doubt::settled`] says otherwise, results under these groups may have been written without an answer.
+    pub fn doubt(&self, groups: &[Option<i64>]) -> Doubt<'_> {
+        Doubt { open: self, groups: distinct(groups.iter().flatten().copied()) }
     }
 
     fn older_than(&self, before: Instant) -> Vec<i64> {
@@ -283,7 +267,7 @@ impl Drop for Spent<'_> {
 
 /// Whether the plain course can be gone with a job without a row: it ends, and blocks tell of it. What goes on by another route is
 /// told of there by blocks that could be another job's of this notification: see the view.
-pub(super) fn is_told(update: &JobUpdate) -> bool {
+fn is_told(update: &JobUpdate) -> bool {
     update.progress.is_none()
         && !update.entries.is_empty()
         && update.followers.iter().all(|follower| follower.route == update.route)
@@ -291,16 +275,16 @@ pub(super) fn is_told(update: &JobUpdate) -> bool {
 
 /// Gives those jobs rows that these updates cannot be written without.
 pub(super) async fn prepare(inner: &Inner, updates: &[JobUpdate]) -> Result<()> {
-    let handed = &inner.context.handed;
-    let is_untold = |update: &&JobUpdate| !is_told(update) || handed.is_doubtful(update);
-    // Before the groups are looked up, which are behind the same lock.
-    let untold: Vec<(JobId, i64)> = updates.iter().filter(is_untold).map(|update| (update.job, update.fence)).collect();
-    rows_for(inner, untold.into_iter()).await
+    rows_of_groups(inner, inner.context.handed.in_need(updates)).await
 }
 
 /// Gives these jobs, held under these fences, rows, as far as they have none.
 pub(super) async fn rows_for(inner: &Inner, leases: impl Iterator<Item = (JobId, i64)>) -> Result<()> {
-    for group in inner.context.handed.groups_of(leases) {
+    rows_of_groups(inner, inner.context.handed.of_leases(leases)).await
+}
+
+async fn rows_of_groups(inner: &Inner, groups: Vec<i64>) -> Result<()> {
+    for group in groups {
         rows_of_group(inner, group).await?;
     }
     Ok(())
@@ -329,11 +313,8 @@ pub(super) async fn age(inner: Arc<Inner>) {
             () = runtime.sleep(AGE_EVERY) => {}
         }
         let Some(before) = runtime.instant().into_std().checked_sub(ROWLESS_FOR) else { continue };
-        for group in inner.context.handed.older_than(before) {
-            if let Err(error) = rows_of_group(&inner, group).await {
-                tracing::debug!(%error, "jobs stay without rows for now");
-                break;
-            }
+        if let Err(error) = rows_of_groups(&inner, inner.context.handed.older_than(before)).await {
+            tracing::debug!(%error, "jobs stay without rows for now");
         }
         turn = turn.wrapping_add(1);
         if turn.is_multiple_of(LATE_EVERY)
@@ -359,17 +340,11 @@ pub(super) async fn age(inner: Arc<Inner>) {
 /// Groups of ours that were written after the sweep for them, and so are leased to nobody.
 async fn free_late(inner: &Inner) -> Result<()> {
     let context = &inner.context;
-    let known = context.handed.groups();
     let before = first_id_at(inner.clock(context.runtime.now()).minus(LATE));
+    let which = Which { before, ..Which::unknown(context) };
     let freed = step!(inner, "freeing what was leased late", |tx| async {
         see_the_latest(tx.conn()).await?;
-        let groups: Vec<i64> = constant!(
-            BigInt; "SELECT id FROM handed WHERE owner = $1 AND id < $2 AND id <> ALL ($3) ORDER BY id FOR UPDATE",
-            BigInt => context.boot.0, BigInt => before, Array<BigInt> => &known,
-        )
-        .load(tx.conn())
-        .await?;
-        to_rows(tx.conn(), &groups, Rows::Unclaimed).await
+        free(tx.conn(), &which, Rows::Unclaimed).await
     })?;
     if freed > 0 {
         inner.forget_bounds();
@@ -437,40 +412,60 @@ pub(super) async fn free_others(conn: &mut AsyncPgConnection, alive: &[i64]) -> 
     to_rows(conn, &groups, Rows::Free).await
 }
 
-/// In a transaction, at the end of this replica: what it had is free.
-pub(super) async fn free_own(conn: &mut AsyncPgConnection, owner: i64) -> Attempt<u64> {
-    let groups: Vec<i64> = constant!(
-        BigInt; "SELECT id FROM handed WHERE owner = $1 ORDER BY id FOR UPDATE", BigInt => owner,
-    )
-    .load(conn)
-    .await?;
-    to_rows(conn, &groups, Rows::Free).await
+/// Which groups of a replica.
+pub(super) struct Which {
+    owner: i64,
+    /// All but these.
+    except: Vec<i64>,
+    /// Older than this id.
+    before: i64,
+    /// Only with jobs of this notification.
+    of: Option<NotificationId>,
 }
 
-/// In a transaction: frees what is leased to us by groups that nobody here knows of, for their answer was lost. `of`: only by
-/// those with jobs of this notification.
-pub(super) async fn free_unknown(
-    conn: &mut AsyncPgConnection,
-    owner: i64,
-    known: &[i64],
-    of: Option<NotificationId>,
-) -> Attempt<u64> {
+impl Which {
+    fn all(owner: BootId) -> Self {
+        Self { owner: owner.0, except: Vec::new(), before: i64::MAX, of: None }
+    }
+
+    /// Of ours, those that nobody here knows of, for their answer was lost.
+    fn unknown(context: &Context) -> Self {
+        Self { except: context.handed.groups(), ..Self::all(context.boot) }
+    }
+}
+
+/// In a transaction.
+async fn free(conn: &mut AsyncPgConnection, which: &Which, rows: Rows) -> Attempt<u64> {
     let groups: Vec<i64> = constant!(
         BigInt;
-        "SELECT id FROM handed WHERE owner = $1 AND id <> ALL ($2) AND ($3 IS NULL OR notification @> ARRAY[$3]) \
-         ORDER BY id FOR UPDATE",
-        BigInt => owner, Array<BigInt> => known, Nullable<BigInt> => of.map(|id| id.0),
+        "SELECT id FROM handed WHERE owner = $1 AND id <> ALL ($2) AND id < $3 \
+         AND ($4 IS NULL OR notification @> ARRAY[$4]) ORDER BY id FOR UPDATE",
+        BigInt => which.owner, Array<BigInt> => &which.except, BigInt => which.before,
+        Nullable<BigInt> => which.of.map(|id| id.0),
     )
     .load(conn)
     .await?;
-    to_rows(conn, &groups, Rows::Unclaimed).await
+    to_rows(conn, &groups, rows).await
 }
 
-/// At the beginning of a transaction: the groups of these updates that are there and ours, locked against deletion until COMMIT.
-pub(super) async fn hold(tx: &mut Tx, updates: &[JobUpdate]) -> Attempt<HashSet<i64>> {
-    let handed = &tx.context.handed;
-    let told = updates.iter().filter(|update| is_told(update)).map(|update| (update.job, update.fence));
-    let groups = handed.groups_of(told);
+/// In a transaction, at the end of this replica: what it had is free.
+pub(super) async fn free_own(conn: &mut AsyncPgConnection, owner: BootId) -> Attempt<u64> {
+    free(conn, &Which::all(owner), Rows::Free).await
+}
+
+/// In a transaction: frees what is leased to us by groups that nobody here knows of. `of`: only by those with jobs of this
+/// notification.
+pub(super) async fn free_unknown(
+    conn: &mut AsyncPgConnection,
+    context: &Context,
+    of: Option<NotificationId>,
+) -> Attempt<u64> {
+    free(conn, &Which { of, ..Which::unknown(context) }, Rows::Unclaimed).await
+}
+
+/// At the beginning of a transaction: those of these groups that are there and ours, locked against deletion until COMMIT.
+pub(super) async fn hold(tx: &mut Tx, groups: &[Option<i64>]) -> Attempt<HashSet<i64>> {
+    let groups = distinct(groups.iter().flatten().copied());
     if groups.is_empty() {
         return Ok(HashSet::new());
     }

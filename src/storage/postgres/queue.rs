@@ -48,28 +48,32 @@ impl Queue for PostgresStore {
         let doing = "recording results";
         handed::prepare(&self.inner, &updates).await?;
         let handed = &self.inner.context.handed;
-        let doubt = handed.doubt(&updates);
-        let held = if handed.are_all_without_rows(&updates) {
-            let mut held = step!(as Bare; &self.inner, doing, |tx| record::end_handed(tx, &updates, now))?;
+        let groups = handed.of(&updates);
+        let doubt = handed.doubt(&groups);
+        let is_plain = record::is_one_statement(&updates);
+        let (held, gone) = if is_plain && groups.iter().all(Option::is_none) {
+            (step!(as Bare; &self.inner, doing, |tx| record::record(tx, &updates, &groups, now))?, Vec::new())
+        } else if is_plain && groups.iter().all(Option::is_some) {
+            let ended = step!(as Bare; &self.inner, doing, |tx| record::end_handed(tx, &updates, &groups, now))?;
+            let record::Ended { mut held, gone } = ended;
             if held.contains(&false) {
                 // They have rows by now, or another holds them.
                 let others = updates.iter().zip(&held).filter(|(_, held)| !**held).map(|(update, _)| update.clone());
                 let others: Vec<JobUpdate> = others.collect();
-                let answers = step!(&self.inner, doing, |tx| record::record(tx, &others, now))?;
+                let groups = vec![None; others.len()];
+                let answers = step!(as Bare; &self.inner, doing, |tx| record::record(tx, &others, &groups, now))?;
                 for (held, answer) in held.iter_mut().filter(|held| !**held).zip(answers) {
                     *held = answer;
                 }
             }
-            held
-        } else if record::is_one_statement(&updates) && !handed.has_any(&updates) {
-            step!(as Bare; &self.inner, doing, |tx| record::record(tx, &updates, now))?
+            (held, gone)
         } else {
-            step!(&self.inner, doing, |tx| record::record(tx, &updates, now))?
+            (step!(&self.inner, doing, |tx| record::record(tx, &updates, &groups, now))?, Vec::new())
         };
         doubt.settled();
         let ended = |(update, held): (&JobUpdate, &bool)| (!held || update.progress.is_none()).then_some(update.job);
         let ended = || updates.iter().zip(&held).filter_map(ended);
-        handed.ended(ended(), &[]);
+        handed.ended(ended(), &gone);
         self.inner.let_go(ended().map(|job| job.0));
         Ok(held)
     }
@@ -128,6 +132,7 @@ impl Queue for PostgresStore {
     async fn release_others(&self, owner: BootId, _now: UnixMs) -> Result<u64> {
         self.inner.forget_bounds();
         step!(&self.inner, "releasing other owners' jobs", |tx| async {
+            handed::see_the_latest(tx.conn()).await?;
             replica::release_dead(tx.conn(), owner.0).await.map(|(freed, _)| freed)
         })
     }

@@ -36,21 +36,25 @@ pub(super) fn is_one_statement(updates: &[JobUpdate]) -> bool {
     })
 }
 
-/// Every update under its fence, all in one statement.
+/// Every update under its fence, all in one statement; under its group's row where it has a group.
 ///
 /// The queue is empty most of the time, and that is what the planner then believes for the life of a prepared statement:
 /// to it one look at all of `job` costs no more than a look at one row. Hence LATERAL and ANY (ARRAY(…)), and no join,
 /// here and wherever jobs are found by a list: they leave it nothing but the primary key.
-pub(super) async fn record(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
+pub(super) async fn record(
+    tx: &mut Tx,
+    updates: &[JobUpdate],
+    groups: &[Option<i64>],
+    now: UnixMs,
+) -> Attempt<Vec<bool>> {
     let mut leases = LeaseColumns::default();
     let mut blocks = BlockColumns::default();
-    let (groups, mut held) = (handed::hold(tx, updates).await?, Vec::new());
+    let (there, mut held) = (handed::hold(tx, groups).await?, Vec::new());
     let (mut details, mut followers, mut parents) =
         (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
     let mut dead = RetirementColumns::default();
-    for (place, update) in (0_i64..).zip(updates) {
-        let group = tx.context.handed.group_of(update).filter(|_| handed::is_told(update));
-        if group.is_some_and(|group| groups.contains(&group)) {
+    for ((place, update), group) in (0_i64..).zip(updates).zip(groups) {
+        if group.is_some_and(|group| there.contains(&group)) {
             held.push(place);
         } else {
             leases.push(place, update);
@@ -130,21 +134,35 @@ async fn end(tx: &mut Tx, leases: LeaseColumns, mut blocks: BlockColumns) -> Att
     Ok((0..).zip(jobs).filter(|(_, job)| ended.contains(job)).map(|(place, _)| place).collect())
 }
 
+/// What [`end_handed`] did.
+pub(super) struct Ended {
+    /// Of each update.
+    pub held: Vec<bool>,
+    /// Groups whose rows are deleted.
+    pub gone: Vec<i64>,
+}
+
 /// The ends of jobs without rows, and nothing else: each under its group. Groups that end with them go, and with them those that
 /// had ended before.
-pub(super) async fn end_handed(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) -> Attempt<Vec<bool>> {
+pub(super) async fn end_handed(
+    tx: &mut Tx,
+    updates: &[JobUpdate],
+    groups: &[Option<i64>],
+    now: UnixMs,
+) -> Attempt<Ended> {
     let context = Arc::clone(&tx.context);
     let mut blocks = BlockColumns::default();
-    let mut groups = Vec::with_capacity(updates.len());
+    // The group of each, and its first block.
+    let mut places = Vec::with_capacity(updates.len());
     let mut counts: HashMap<i64, usize> = HashMap::new();
     let (mut written_before, mut distinct) = (HashSet::new(), HashSet::new());
-    for update in updates {
-        // None: given a row since we looked.
-        let group = context.handed.group_of(update).unwrap_or(0);
+    for (update, group) in updates.iter().zip(groups) {
+        // No id is 0.
+        let group = group.unwrap_or(0);
         let from = Some((update.route, group));
         let first = blocks.id.len();
         blocks.push(|| tx.next_id(now), update.app, update.notification, from, &update.entries, now);
-        groups.push((group, blocks.id.get(first).copied()));
+        places.push((group, blocks.id.get(first).copied()));
         *counts.entry(group).or_default() += usize::from(distinct.insert(update.job));
     }
     if tx.is_repeated() {
@@ -187,10 +205,7 @@ pub(super) async fn end_handed(tx: &mut Tx, updates: &[JobUpdate], now: UnixMs) 
     let is_held = |(group, block): &(i64, Option<i64>)| {
         ours.contains(group) || block.is_some_and(|block| written_before.contains(&block))
     };
-    let held: Vec<bool> = groups.iter().map(is_held).collect();
-    let ended = updates.iter().zip(&held).filter(|(_, held)| **held).map(|(update, _)| update.job);
-    context.handed.ended(ended, &gone);
-    Ok(held)
+    Ok(Ended { held: places.iter().map(is_held).collect(), gone })
 }
 
 /// The place of an update that was held, or -1 with somebody and their device that was retired.

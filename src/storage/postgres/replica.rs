@@ -12,6 +12,7 @@ use super::Inner;
 use super::fail::{Attempt, Fail};
 use super::handed;
 use super::statement::constant;
+use super::tx::in_transaction;
 use crate::planted;
 
 const BEAT: Duration = Duration::from_secs(1);
@@ -83,10 +84,8 @@ impl Replica {
         // Half the way there and back.
         context.skew.store(now - i64::midpoint(before, context.runtime.now().0), Ordering::Relaxed);
         if beats % 2 == 1 {
-            let words = |fail: Fail| format!("{fail:?}");
-            conn.batch_execute("BEGIN").await.map_err(|error| error.to_string())?;
-            let (freed, alive) = release_dead(conn, context.boot.0).await.map_err(words)?;
-            conn.batch_execute("COMMIT").await.map_err(|error| error.to_string())?;
+            let released = in_transaction!(conn, release_dead(conn, context.boot.0));
+            let (freed, alive) = released.map_err(|fail| told(&fail))?;
             context.others.store(alive > 0, Ordering::Relaxed);
             if freed > 0 {
                 inner.forget_bounds();
@@ -99,7 +98,7 @@ impl Replica {
             while context.packing.repack(conn).await.map_err(words)? && context.runtime.instant() - begun < BEAT {}
         }
         if let Some(due) = context.sweep.begin() {
-            sweep(conn, inner).await.map_err(|fail| format!("{fail:?}"))?;
+            sweep(conn, inner).await.map_err(|fail| told(&fail))?;
             due.done();
         }
         Ok(true)
@@ -122,9 +121,7 @@ impl Replica {
         .execute(&mut conn)
         .await
         .map_err(text)?;
-        conn.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(text)?;
-        handed::free_own(&mut conn, boot).await.map_err(|fail| format!("{fail:?}"))?;
-        conn.batch_execute("COMMIT").await.map_err(text)?;
+        in_transaction!(conn, handed::free_own(&mut conn, context.boot)).map_err(|fail| told(&fail))?;
         constant!(
             (); "UPDATE job SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1", BigInt => boot,
         )
@@ -145,9 +142,13 @@ impl Replica {
     }
 }
 
-/// At the beginning of a transaction: frees what is leased to nobody alive. `boot` is alive. How many jobs that were, and how many others live.
+fn told(fail: &Fail) -> String {
+    format!("{fail:?}")
+}
+
+/// In a transaction whose statements see the latest: frees what is leased to nobody alive. `boot` is alive. How many jobs that
+/// were, and how many others live.
 pub(super) async fn release_dead(conn: &mut AsyncPgConnection, boot: i64) -> Attempt<(u64, usize)> {
-    handed::see_the_latest(conn).await?;
     let alive: Vec<i64> = constant!(
         BigInt;
         "SELECT boot_id FROM replica WHERE boot_id <> 0 \
@@ -189,11 +190,7 @@ async fn sweep(conn: &mut AsyncPgConnection, inner: &Inner) -> Attempt<()> {
     )
     .execute(conn)
     .await?;
-    let known = context.handed.groups();
-    conn.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-    let without_rows = handed::free_unknown(conn, context.boot.0, &known, None).await?;
-    conn.batch_execute("COMMIT").await?;
-    let freed = freed as u64 + without_rows;
+    let freed = freed as u64 + in_transaction!(conn, handed::free_unknown(conn, context, None))?;
     constant!(
         (); "UPDATE fanout SET owner = 0, fence = fence + 1 WHERE owner <> 0 AND owner = $1 AND notification_id <> ALL ($2)",
         BigInt => context.boot.0, Array<BigInt> => &held,

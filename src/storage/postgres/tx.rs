@@ -466,5 +466,19 @@ macro_rules! step {
 }
 pub(super) use step;
 
+/// `in_transaction!(conn, work)` on a connection of one's own, each statement of which sees the latest.
+macro_rules! in_transaction {
+    ($conn:expr, $work:expr) => {
+        async {
+            $conn.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+            let result: $crate::storage::postgres::fail::Attempt<_> = $work.await;
+            $conn.batch_execute(if result.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+            result
+        }
+        .await
+    };
+}
+pub(super) use in_transaction;
+
 /// What [`Context`] keeps of leases that this process's engine has.
 pub(super) type Held = Mutex<std::collections::HashSet<i64>>;

@@ -27,6 +27,22 @@ macro_rules! homeless {
 }
 pub(super) use homeless;
 
+/// The row of the person with a name, at home or not: `?1` the home, `?2` the app, `?3` the name.
+macro_rules! by_name {
+    ($columns:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM app_user WHERE id = ?1 AND app = ?2 AND external_id = ?3 UNION ALL SELECT ",
+            $columns,
+            " FROM app_user WHERE app = ?2 AND external_id = ?3 AND ",
+            $crate::storage::sqlite::homes::homeless!(),
+            " LIMIT 1"
+        )
+    };
+}
+pub(super) use by_name;
+
 /// The one place where a person's row may be found by their name alone. Stored: it must never change.
 pub(super) fn home(app: AppKey, user: &UserId) -> UserKey {
     let mut name = SipHasher13::new();

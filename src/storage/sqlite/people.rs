@@ -8,7 +8,7 @@ use diesel::{OptionalExtension, QueryResult, RunQueryDsl};
 
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
-use super::homes::{home, homeless};
+use super::homes::{by_name, home};
 use super::rows::{choice, device_state, json_ids, token};
 use super::statement::constant;
 use crate::domain::consent::{DeviceChoice, UserChoice};
@@ -24,11 +24,7 @@ use crate::storage::reach;
 pub(super) fn user_key(conn: &mut SqliteConnection, app: AppKey, user: &UserId) -> QueryResult<Option<UserKey>> {
     // app_user's primary key; app_user_by_name
     let key: Option<i64> = constant!(
-        BigInt;
-        concat!(
-            "SELECT id FROM app_user WHERE id = ?1 AND app = ?2 AND external_id = ?3 \
-             UNION ALL SELECT id FROM app_user WHERE app = ?2 AND external_id = ?3 AND ", homeless!(), " LIMIT 1"
-        ),
+        BigInt; by_name!("id"),
         BigInt => home(app, user).0, BigInt => app.0, Text => user.as_str(),
     )
     .get_result(conn)

@@ -6,7 +6,7 @@ use diesel::{Connection, OptionalExtension, RunQueryDsl};
 
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
-use super::homes::{home, homeless};
+use super::homes::{by_name, home};
 use super::rows::{flag, json_ids, token};
 use super::statement::constant;
 use crate::domain::ids::{AppKey, EventType, UserId, UserKey};
@@ -50,11 +50,7 @@ pub(super) fn of_name(
 ) -> Attempt<People> {
     // app_user's primary key; app_user_by_name
     let rows: Vec<Row> = constant!(
-        (BigInt, Nullable<Binary>);
-        concat!(
-            "SELECT id, reach FROM app_user WHERE id = ?1 AND app = ?2 AND external_id = ?3 \
-             UNION ALL SELECT id, reach FROM app_user WHERE app = ?2 AND external_id = ?3 AND ", homeless!(), " LIMIT 1"
-        ),
+        (BigInt, Nullable<Binary>); by_name!("id, reach"),
         BigInt => home(app, user).0, BigInt => app.0, Text => user.as_str(),
     )
     .load(conn)?;

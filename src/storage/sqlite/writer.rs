@@ -435,7 +435,7 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
     // Callers of the last group, and when they were answered.
     let mut answered: Option<(usize, Instant)> = None;
     loop {
-        let group = {
+        let (group, callers) = {
             let mut state = shared.state();
             while !state.stopping && (state.paused || state.is_empty()) {
                 state.idle = true;
@@ -450,20 +450,19 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
                 && runtime.instant().into_std() < at + BACK_WITHIN
             {
                 state = gather(shared, &runtime, state, callers - callers / 4, GATHER);
+                if state.paused && !state.stopping {
+                    continue;
+                }
             }
-            let callers = state.callers();
-            let group = state.take_group(shared.group_max);
-            answered = Some((callers - state.callers(), runtime.instant().into_std()));
-            group
+            let waiting = state.callers();
+            (state.take_group(shared.group_max), waiting - state.callers())
         };
         shared.told_room();
         if let Err(stop) = core.run(group) {
             shared.die(&stop);
             return;
         }
-        if let Some((_, at)) = &mut answered {
-            *at = runtime.instant().into_std();
-        }
+        answered = Some((callers, runtime.instant().into_std()));
     }
 }
 

@@ -21,6 +21,23 @@ async fn groups(database: &Database) -> i64 {
     count(database, "SELECT count(*) AS count FROM handed").await
 }
 
+async fn opened() -> (Database, Arc<PostgresStore>, Fixture) {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    (database, store, fixture)
+}
+
+async fn reachable(world: &World<'_>, names: &[&str]) {
+    for name in names {
+        world.reachable(name).await;
+    }
+}
+
+/// As a block tells of jobs without rows, in SQL; a condition goes behind it.
+const TELL: &str = "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
+     SELECT id + 1, app, notification_id, route, first_user, last_user, 0, '' FROM handed_job";
+
 /// An event for each of these people, handed over in one group as far as they come together.
 async fn handed_over(world: &World<'_>, names: &[&str]) -> Vec<Claimed> {
     let engine = Engine::with_room(names.len());
@@ -57,9 +74,7 @@ fn follower(world: &World<'_>, claimed: &Claimed, route: RouteId) -> NewJob {
 
 #[tokio::test]
 async fn a_job_without_a_row_is_open_until_a_block_tells_of_it() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
     let device = world.reachable("mina").await.id;
     let handed = one(&world).await;
@@ -95,15 +110,11 @@ async fn a_job_without_a_row_is_open_until_a_block_tells_of_it() {
 
 #[tokio::test]
 async fn a_group_goes_with_the_last_of_its_jobs() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
     let names: Vec<String> = (0..20).map(|number| format!("u{number}")).collect();
-    for name in &names {
-        world.reachable(name).await;
-    }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    reachable(&world, &names).await;
     let handed = handed_over(&world, &names).await;
     let made = groups(&database).await;
     assert!(handed.len() == 20 && (1..20).contains(&made), "{made} groups of {}", handed.len());
@@ -126,13 +137,9 @@ async fn a_group_goes_with_the_last_of_its_jobs() {
 /// Failed attempts, retries and dead tokens are written under the group, too.
 #[tokio::test]
 async fn what_else_a_push_came_to_needs_no_row() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
-    for name in ["mina", "choco", "dubu"] {
-        world.reachable(name).await;
-    }
+    reachable(&world, &["mina", "choco", "dubu"]).await;
     let handed = handed_over(&world, &["mina", "choco", "dubu"]).await;
     let [mina, choco, dubu] = &handed[..] else { panic!("{} jobs", handed.len()) };
     let mut dead = world.update(mina, entries(&mina.job.targets, ResultCode::DeadToken));
@@ -164,9 +171,7 @@ async fn what_else_a_push_came_to_needs_no_row() {
 
 #[tokio::test]
 async fn what_only_rows_can_tell_makes_rows() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
     world.reachable("mina").await;
     // Progress before the end.
@@ -203,13 +208,9 @@ async fn what_only_rows_can_tell_makes_rows() {
 
 #[tokio::test]
 async fn age_makes_rows_and_their_lease_goes_on() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
-    for name in ["mina", "choco", "dubu"] {
-        world.reachable(name).await;
-    }
+    reachable(&world, &["mina", "choco", "dubu"]).await;
     let handed = handed_over(&world, &["mina", "choco", "dubu"]).await;
     assert!(world.record(sent(&world, &handed[0])).await);
     eventually("they have rows", async || groups(&database).await == 0).await;
@@ -242,9 +243,7 @@ async fn what_a_dead_replica_had_open_is_the_others_and_nothing_else() {
     let of_second = fixture(&second, &second_deny);
     let world = World::new(&of_first).await;
     let others = World::new(&of_second).await;
-    for name in ["mina", "choco"] {
-        world.reachable(name).await;
-    }
+    reachable(&world, &["mina", "choco"]).await;
     eventually("both know of each other", async || first.inner.context.packing.rowless()).await;
     let handed = handed_over(&world, &["mina", "choco"]).await;
     assert_eq!((rows(&database).await, groups(&database).await > 0), (0, true));
@@ -297,13 +296,9 @@ async fn a_replica_that_leaves_gives_back_what_it_had() {
 /// A group whose answer was lost was handed to nobody.
 #[tokio::test]
 async fn a_group_that_nobody_knows_of_is_freed() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
-    for name in ["mina", "choco"] {
-        world.reachable(name).await;
-    }
+    reachable(&world, &["mina", "choco"]).await;
     let lost = one(&world).await;
     let group = store.inner.context.handed.groups();
     store.inner.context.handed.forget(group[0]);
@@ -319,9 +314,7 @@ async fn a_group_that_nobody_knows_of_is_freed() {
 /// It would not take them up when the last newer one goes.
 #[tokio::test]
 async fn beside_a_replica_that_does_not_know_of_them_there_are_none() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
     world.reachable("mina").await;
     execute(
@@ -360,9 +353,7 @@ async fn what_is_recorded_while_rows_are_made_gets_none() {
             count(&database, "SELECT count(*) AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()").await > 0
         })
         .await;
-        let block = "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
-             SELECT id + 1, app, notification_id, route, first_user, last_user, 0, '' FROM handed_job";
-        recording.batch_execute(&format!("{block}; COMMIT")).await.unwrap();
+        recording.batch_execute(&format!("{TELL}; COMMIT")).await.unwrap();
         making.await.unwrap().unwrap();
         assert_eq!((rows(&database).await, groups(&database).await), (0, 0), "{isolation}");
         store.close().await;
@@ -376,9 +367,7 @@ async fn results_whose_answer_was_lost_are_written_once() {
     let (store, deny, proxy) = database.open_behind_a_proxy().await;
     let fixture = fixture(&store, &deny);
     let world = World::new(&fixture).await;
-    for name in ["mina", "choco"] {
-        world.reachable(name).await;
-    }
+    reachable(&world, &["mina", "choco"]).await;
     for is_retried in [false, true] {
         let handed = handed_over(&world, &["mina", "choco"]).await;
         let [mina, choco] = &handed[..] else { panic!("{} jobs", handed.len()) };
@@ -389,7 +378,7 @@ async fn results_whose_answer_was_lost_are_written_once() {
             update.followers.push(follower(&world, mina, mina.job.route));
             proxy.lose_answer_to(b"COMMIT");
         } else {
-            let group = store.inner.context.handed.group_of(&update).unwrap();
+            let group = store.inner.context.handed.of(&[update.clone()])[0].unwrap();
             proxy.lose_answer_to(Box::leak(Box::new(group.to_be_bytes())));
         }
         assert!(world.record(update.clone()).await);
@@ -409,20 +398,14 @@ async fn results_whose_answer_was_lost_are_written_once() {
 /// A call that was given up may have been written; what is called again has other ids.
 #[tokio::test]
 async fn results_that_were_given_up_and_are_called_again_are_written_once() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
-    for name in ["mina", "choco"] {
-        world.reachable(name).await;
-    }
-    let handed = handed_over(&world, &["mina", "choco"]).await;
-    let [mina, choco] = &handed[..] else { panic!("{} jobs", handed.len()) };
+    reachable(&world, &["mina", "choco"]).await;
+    let [mina, choco] = &handed_over(&world, &["mina", "choco"]).await[..] else { panic!("two jobs") };
     let updates = [sent(&world, mina)];
-    let doubt = store.inner.context.handed.doubt(&updates);
-    let block = "INSERT INTO outcome_block (id, app, notification_id, route, first_user, last_user, at, entries) \
-         SELECT id + 1, app, notification_id, route, first_user, last_user, 0, '' FROM handed_job WHERE id =";
-    execute(&database, &format!("{block} {}", mina.job.id.0)).await;
+    let handed = &store.inner.context.handed;
+    let doubt = handed.doubt(&handed.of(&updates));
+    execute(&database, &format!("{TELL} WHERE id = {}", mina.job.id.0)).await;
     drop(doubt);
     assert!(!world.record(updates[0].clone()).await, "it has ended");
     let blocks = "SELECT count(*) AS count FROM outcome_block";
@@ -435,9 +418,7 @@ async fn results_that_were_given_up_and_are_called_again_are_written_once() {
 /// Its results would be taken for those of the job that goes there.
 #[tokio::test]
 async fn a_job_that_goes_on_by_another_route_ends_none_that_goes_there() {
-    let database = Database::new().await;
-    let (store, deny) = database.open().await;
-    let fixture = fixture(&store, &deny);
+    let (database, store, fixture) = opened().await;
     let world = World::new(&fixture).await;
     world.reachable("mina").await;
     world.register_fcm("mina", "fcm-1").await;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use diesel::Connection;
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 
-use super::super::homes::homeless;
+use super::super::homes::{by_name, homeless};
 use super::*;
 use crate::domain::notification::{Audience, NewEvent};
 use crate::domain::outcome::ResultCode;
@@ -118,12 +118,7 @@ async fn hot_statements_use_their_indexes() {
     assert!(looked_up.contains("SEARCH u USING INTEGER PRIMARY KEY"), "{looked_up}");
     let range = plan("SELECT id, reach FROM app_user WHERE id >= 1 AND id <= 3 ORDER BY id LIMIT 9");
     assert!(range.contains("USING INTEGER PRIMARY KEY") && !range.contains("TEMP B-TREE"), "{range}");
-    let named = plan(concat!(
-        "SELECT id, reach FROM app_user WHERE id = 3 AND app = 1 AND external_id = 'u' \
-         UNION ALL SELECT id, reach FROM app_user WHERE app = 1 AND external_id = 'u' AND ",
-        homeless!(),
-        " LIMIT 1"
-    ));
+    let named = plan(by_name!("id, reach"));
     assert!(named.contains("app_user_by_name") && named.contains("INTEGER PRIMARY KEY"), "{named}");
     let devices = plan(
         "SELECT id, token_sealed FROM device WHERE user_key >= 1 AND user_key <= 3 AND +state = 1 ORDER BY user_key, id",
