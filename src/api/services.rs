@@ -4,6 +4,7 @@
 //! allocations for each call. What backends call all day is told by its path and called directly; the rest goes that way.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
@@ -12,6 +13,8 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::Service;
+
+type Answer = Result<Response<Body>, Infallible>;
 
 /// One service by its name, all others by the router.
 #[derive(Clone)]
@@ -32,7 +35,8 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<S::Future, <Routes as Service<Request<Body>>>::Future>;
+    // The router's future is many times as large as the other, and whoever holds this one moves it from layer to layer.
+    type Future = Either<S::Future, Pin<Box<dyn Future<Output = Answer> + Send>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         match self.first.poll_ready(cx) {
@@ -47,7 +51,7 @@ where
         if method.is_some_and(|method| method.starts_with('/')) {
             Either::Left(self.first.call(request))
         } else {
-            Either::Right(self.others.call(request))
+            Either::Right(Box::pin(self.others.call(request)))
         }
     }
 }

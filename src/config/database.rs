@@ -22,7 +22,7 @@ pub struct Database {
     pub readers: usize,
     /// Default [`Synchronous::Full`].
     pub synchronous: Synchronous,
-    /// The writer's page cache in MiB; readers have a quarter of it each. Default 16.
+    /// The page cache of the writer, the scanner and each reader in MiB. Default 4.
     pub cache_mib: usize,
     /// The most requests in one transaction. Default 256.
     pub group_max: usize,
@@ -100,7 +100,7 @@ impl Database {
             max_mib,
             readers: sqlite.count("readers", 3, 1..=16),
             synchronous,
-            cache_mib: sqlite.count("cache_mib", 16, 1..=65_536),
+            cache_mib: sqlite.count("cache_mib", 4, 1..=65_536),
             group_max: sqlite.count("group_max", 256, 4..=4096),
             queue_max_requests: sqlite.count("queue_max_requests", 8192, 16..=1_000_000),
             queue_max_mib: sqlite.count("queue_max_mib", 32, 1..=65_536),

@@ -162,7 +162,7 @@ pub const SECTIONS: &[Section] = &[
                 "`normal` is faster on slow disks, but a power cut can lose acknowledged events.",
             ),
             key("readers", Value("3"), "Reading connections, 1–16."),
-            key("cache_mib", Value("16"), "The writer's page cache; readers have a quarter of it each."),
+            key("cache_mib", Value("4"), "The page cache of the writer, the scanner and each reader."),
             key("group_max", Value("256"), "The most requests in one transaction."),
             key(
                 "queue_max_requests",

@@ -79,7 +79,7 @@ impl Source {
         }
         let settings = Settings::file(path);
         let lock = open::lock_file(path)?;
-        let mut conn = open::connect(&settings, settings.cache_kib)?;
+        let mut conn = open::connect(&settings)?;
         open::migrate(&mut conn, true)?;
         // What is open goes with the rows of `job`; the destination does not read the column.
         super::handed::recover(&mut conn)?;

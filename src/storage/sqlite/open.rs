@@ -44,7 +44,8 @@ pub struct Settings {
     pub synchronous: Synchronous,
     /// Reading connections, each on a thread of its own, 1 to 16.
     pub readers: usize,
-    /// Page cache of the writer in KiB; readers have a quarter of it each.
+    /// Page cache of each connection in KiB. A large one costs the writer: while the file is below 1 GiB, SQLite looks through all
+    /// of it after a commit in which a tree was balanced; and what is not in the log comes from the file's map anyway.
     pub cache_kib: u32,
     pub queue: QueueLimits,
     /// The most requests committed together, at least 4.
@@ -60,7 +61,7 @@ impl Settings {
             path: path.into(),
             synchronous: Synchronous::Full,
             readers: 3,
-            cache_kib: 16 * 1024,
+            cache_kib: 4 * 1024,
             queue: QueueLimits::default(),
             group_max: 256,
             migrate: true,
@@ -168,7 +169,7 @@ fn open_all(runtime: &Runtime, settings: &Settings) -> Result<Opened, OpenError>
         return Err(OpenError::MemoryNeedsSimulation);
     }
     let lock = if settings.is_memory() { None } else { Some(lock_file(&settings.path)?) };
-    let mut writer = connect(settings, settings.cache_kib)?;
+    let mut writer = connect(settings)?;
     migrate(&mut writer, settings.migrate)?;
     if let Some(seal) = super::leaving::seal(&mut writer)? {
         return Err(OpenError::Moved { path: settings.path.display().to_string(), done: seal.done });
@@ -188,9 +189,9 @@ fn open_all(runtime: &Runtime, settings: &Settings) -> Result<Opened, OpenError>
     let (mut readers, mut scanner) = (Vec::new(), None);
     if !runtime.is_simulated() {
         for _ in 0..settings.readers.clamp(1, 16) {
-            readers.push(connect(settings, settings.cache_kib / 4)?);
+            readers.push(connect(settings)?);
         }
-        let mut conn = connect(settings, settings.cache_kib / 4)?;
+        let mut conn = connect(settings)?;
         // As much as the build allows. The readers go without: each new snapshot would drop the map.
         conn.batch_execute("PRAGMA mmap_size = 1099511627776;").map_err(OpenError::from)?;
         scanner = Some(conn);
@@ -234,8 +235,8 @@ fn owner_only(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-pub(super) fn connect(settings: &Settings, cache_kib: u32) -> Result<SqliteConnection, OpenError> {
-    let path = &settings.path;
+pub(super) fn connect(settings: &Settings) -> Result<SqliteConnection, OpenError> {
+    let Settings { path, cache_kib, .. } = settings;
     let refused = |reason: String| OpenError::Connect { path: path.clone(), reason };
     let text = path.to_str().ok_or_else(|| OpenError::PathNotText { path: path.clone() })?;
     let mut conn = SqliteConnection::establish(text).map_err(|error| refused(error.to_string()))?;

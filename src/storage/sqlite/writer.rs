@@ -462,7 +462,10 @@ fn write_until_stopped(shared: &Shared, mut core: Core) {
             shared.die(&stop);
             return;
         }
-        answered = Some((callers, runtime.instant().into_std()));
+        // Results alone answer no caller.
+        if callers > 0 {
+            answered = Some((callers, runtime.instant().into_std()));
+        }
     }
 }
 

@@ -9,6 +9,9 @@ use crate::commands::bench::people;
 use crate::commands::bench::report::Budget;
 use crate::sandbox::token_hash;
 
+/// Pushes of the reference of events at least. Its clock ticks in hundredths of a second: fewer would measure the tick.
+pub(super) const EVENT_REFERENCE: u64 = 100_000;
+
 /// Callers at once.
 const UNARY: [usize; 3] = [1, 16, 256];
 
@@ -25,28 +28,29 @@ pub(super) fn stream_budget(store: Store) -> Budget {
 
 impl Bench {
     /// Unary calls and the stream, for scattered people who said yes.
-    pub(super) async fn events(&mut self, reference: f64) -> anyhow::Result<()> {
+    pub(super) async fn events(&mut self, mut reference: f64) -> anyhow::Result<()> {
         let plan = self.world.plan.clone();
         if plan.has(Group::Unary) {
             for callers in UNARY {
                 // One caller waits for the disk each time.
                 let count = if callers == 1 { (plan.pushes / 20).max(256) } else { plan.pushes };
                 let name = format!("events, unary, {callers} callers");
-                self.event_row(&name, unary_budget(plan.store, callers), count, reference, Some(callers)).await?;
+                self.event_row(&name, unary_budget(plan.store, callers), count, &mut reference, Some(callers)).await?;
             }
         }
         if plan.has(Group::Stream) {
-            self.event_row("events, stream", stream_budget(plan.store), plan.pushes, reference, None).await?;
+            self.event_row("events, stream", stream_budget(plan.store), plan.pushes, &mut reference, None).await?;
         }
         Ok(())
     }
 
+    /// `reference`: measured just before; what it was just after is left there for the row that follows.
     pub(super) async fn event_row(
         &mut self,
         name: &str,
         budget: Budget,
         count: u32,
-        reference: f64,
+        reference: &mut f64,
         callers: Option<usize>,
     ) -> anyhow::Result<()> {
         let mut clients = self.clients(callers.unwrap_or(1)).await?;
@@ -89,7 +93,8 @@ impl Bench {
             anyhow::bail!("{name}: the right number of pushes came, but not to the right people");
         }
         sample.ages = Some(stats.tally.ages);
-        sample.reference_us = Some(reference);
+        sample.reference_us =
+            Some(self.reference_around(reference, EVENT_REFERENCE.max(u64::from(count)), None).await?);
         self.report.sample(name, budget, sample);
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use prost_types::Timestamp;
 
-use super::events::stream_budget;
+use super::events::{EVENT_REFERENCE, stream_budget};
 use super::{Bench, check_once};
 use crate::commands::bench::args::{Plan, Table};
 use crate::commands::bench::load::{self, Client};
@@ -70,7 +70,8 @@ impl Bench {
     /// A broadcast to everybody, and events for scattered people.
     async fn of_devices(&mut self) -> anyhow::Result<()> {
         let (devices, least) = (self.world.plan.devices, u64::from(self.world.plan.growth_pushes));
-        let reference = self.reference(least.max(100_000), None).await?;
+        let pushes = least.max(EVENT_REFERENCE);
+        let mut reference = self.reference(pushes, None).await?;
         let mut sum = Sample::default();
         while sum.units < least {
             let one = self.broadcast().await?;
@@ -85,12 +86,12 @@ impl Bench {
             sum.rss_anon_kib = sum.rss_anon_kib.max(one.rss_anon_kib);
             sum.ages = one.ages;
         }
-        sum.reference_us = Some(reference);
+        sum.reference_us = Some(self.reference_around(&mut reference, pushes, None).await?);
         let name = format!("broadcast, {} devices", short(devices));
         self.report.sample(&name, super::broadcast_budget(self.world.plan.store), sum);
         let name = format!("events, stream, {} devices", short(devices));
         let budget = stream_budget(self.world.plan.store);
-        self.event_row(&name, budget, self.world.plan.pushes, reference, None).await
+        self.event_row(&name, budget, self.world.plan.pushes, &mut reference, None).await
     }
 
     /// The largest topic is [`Self::of_devices`]' broadcast.
@@ -144,10 +145,10 @@ impl Bench {
         load::calls(&runtime, &clients, CALLERS, devices / NAMED, call).await?;
         // A broadcast would wait for room in the queue (a million open deliveries); events do not.
         for _ in 0..repeats {
-            let reference = self.reference(100_000, None).await?;
+            let mut reference = self.reference(EVENT_REFERENCE, None).await?;
             let name = format!("events, stream, {} targets waiting", short(devices));
             let budget = stream_budget(self.world.plan.store);
-            self.event_row(&name, budget, self.world.plan.pushes, reference, None).await?;
+            self.event_row(&name, budget, self.world.plan.pushes, &mut reference, None).await?;
             let (reached, _) = people::reached(Topic::Thousand, devices.min(10_000), devices);
             let events = u32::try_from(u64::from(self.world.plan.growth_pushes).div_ceil(reached))?;
             let name = format!("a topic of 1 k, {} targets waiting", short(devices));
