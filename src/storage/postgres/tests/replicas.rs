@@ -24,13 +24,21 @@ pub(super) async fn execute(database: &Database, sql: &str) {
 }
 
 /// Until `done`, or panics after ten seconds.
-pub(super) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+pub(super) async fn eventually(what: &str, done: impl AsyncFnMut() -> bool) {
+    assert!(within(Duration::from_secs(10), done).await, "never: {what}");
+}
+
+/// Whether it is `done` by then.
+pub(super) async fn within(patience: Duration, mut done: impl AsyncFnMut() -> bool) -> bool {
     let runtime = Runtime::production();
-    let deadline = runtime.instant() + Duration::from_secs(10);
+    let deadline = runtime.instant() + patience;
     while !done().await {
-        assert!(runtime.instant() < deadline, "never: {what}");
+        if runtime.instant() >= deadline {
+            return false;
+        }
         runtime.sleep(Duration::from_millis(10)).await;
     }
+    true
 }
 
 pub(super) fn fixture(store: &Arc<PostgresStore>, deny: &Arc<DenyFeed>) -> Fixture {

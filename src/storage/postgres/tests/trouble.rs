@@ -1,11 +1,12 @@
 //! Trouble with the database that is nobody's fault: it is waited out or answered within a caller's deadline, and what was
 //! acknowledged is there afterwards.
 
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use diesel_async::SimpleAsyncConnection;
 
-use super::replicas::{count, eventually, execute, fixture};
+use super::replicas::{count, eventually, execute, fixture, within};
 use super::*;
 use crate::domain::outcome::ResultCode;
 use crate::storage::conformance::{Engine, World, entries, key, topic, user};
@@ -73,42 +74,51 @@ async fn whoever_a_deadlock_chooses_runs_again() {
     let fixture = fixture(&store, &deny);
     let world = World::new(&fixture).await;
     world.reachable("mina").await;
-    world.accept(world.to_users(&["mina"])).await;
-    world.accept(world.to_users(&["mina"])).await;
-    let mut claimed = world.claim(world.apns, Lane::Interactive).await;
-    claimed.sort_by_key(|one| one.job.id);
-    let [first, second] = &claimed[..] else { panic!("two jobs") };
-    // Somebody locks the second and then wants the first; the store wants them the other way round and waits longest.
-    let mut other = database.connect().await;
-    let lock = |id: i64| format!("SELECT 1 FROM job WHERE id = {id} FOR UPDATE");
-    other
-        .batch_execute(&format!(
-            "SET statement_timeout = 0; SET lock_timeout = 0; SET deadlock_timeout = '60s'; BEGIN; {}",
-            lock(second.job.id.0)
-        ))
-        .await
-        .unwrap();
-    let updates =
-        claimed.iter().map(|one| world.update(one, entries(&one.job.targets, ResultCode::Sent))).collect::<Vec<_>>();
-    let recording = store.record(updates, world.now());
-    let crossing = async {
-        eventually("the store waits", async || {
-            count(
-                &database,
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
-            )
+    // A machine that is held up for two seconds misses the moment at which the server looks.
+    for tries in 1..=3 {
+        world.accept(world.to_users(&["mina"])).await;
+        world.accept(world.to_users(&["mina"])).await;
+        let mut claimed = world.claim(world.apns, Lane::Interactive).await;
+        claimed.sort_by_key(|one| one.job.id);
+        let [first, second] = &claimed[..] else { panic!("two jobs") };
+        // Somebody locks the second and then wants the first; the store wants them the other way round and waits longest.
+        let mut other = database.connect().await;
+        let lock = |id: i64| format!("SELECT 1 FROM job WHERE id = {id} FOR UPDATE");
+        other
+            .batch_execute(&format!(
+                "SET statement_timeout = 0; SET lock_timeout = 0; SET deadlock_timeout = '60s'; BEGIN; {}",
+                lock(second.job.id.0)
+            ))
             .await
-                > 0
-        })
-        .await;
-        other.batch_execute(&lock(first.job.id.0)).await.unwrap();
-        other.batch_execute("COMMIT").await.unwrap();
-    };
-    let (held, ()) = tokio::join!(recording, crossing);
-    assert_eq!(held.unwrap(), [true, true], "rolled back, run again, written once");
-    let deadlocks = "SELECT deadlocks AS count FROM pg_stat_database WHERE datname = current_database()";
-    eventually("it was a deadlock", async || count(&database, deadlocks).await == 1).await;
-    assert_eq!(count(&database, "SELECT count(*) FROM outcome_block").await, 2);
+            .unwrap();
+        let updates = claimed
+            .iter()
+            .map(|one| world.update(one, entries(&one.job.targets, ResultCode::Sent)))
+            .collect::<Vec<_>>();
+        let recording = store.record(updates, world.now());
+        let crossing = async {
+            eventually("the store waits", async || {
+                count(
+                    &database,
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+                )
+                .await
+                    > 0
+            })
+            .await;
+            other.batch_execute(&lock(first.job.id.0)).await.unwrap();
+            other.batch_execute("COMMIT").await.unwrap();
+        };
+        let (held, ()) = tokio::join!(recording, crossing);
+        assert_eq!(held.unwrap(), [true, true], "rolled back, run again, written once");
+        assert_eq!(count(&database, "SELECT count(*) FROM outcome_block").await, 2 * tries);
+        let deadlocks = "SELECT deadlocks AS count FROM pg_stat_database WHERE datname = current_database()";
+        // A session that counted something a second before may tell of it as late as ten seconds after.
+        if within(Duration::from_secs(12), async || count(&database, deadlocks).await > 0).await {
+            return;
+        }
+    }
+    panic!("there was no deadlock");
 }
 
 #[tokio::test]
@@ -149,9 +159,12 @@ async fn cut_sessions_are_replaced_and_nothing_acknowledged_is_lost() {
     let world = World::new(&fixture).await;
     world.reachable("mina").await;
     let runtime = Runtime::production();
+    let (acknowledged, is_over) = (AtomicI64::new(0), AtomicBool::new(false));
     let cutting = async {
         for _ in 0..10 {
-            runtime.sleep(Duration::from_millis(100)).await;
+            let before = acknowledged.load(Ordering::Relaxed);
+            eventually("it goes on between the cuts", async || acknowledged.load(Ordering::Relaxed) > before).await;
+            runtime.sleep(Duration::from_millis(50)).await;
             execute(
                 &database,
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
@@ -159,22 +172,23 @@ async fn cut_sessions_are_replaced_and_nothing_acknowledged_is_lost() {
             )
             .await;
         }
+        is_over.store(true, Ordering::Relaxed);
     };
     let accepting = async {
-        let mut acknowledged = 0;
-        for number in 0..200 {
+        let mut number = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            number += 1;
             let mut event = world.to_users(&["mina"]);
             event.idempotency = Some(key(&format!("key-{number}"), 7));
             if let Ok(accepted) = store.accept(event, Engine::with_room(0), world.now()).await {
                 assert!(!accepted.duplicate);
-                acknowledged += 1;
+                acknowledged.fetch_add(1, Ordering::Relaxed);
             }
             runtime.sleep(Duration::from_millis(4)).await;
         }
-        acknowledged
     };
-    let ((), acknowledged) = tokio::join!(cutting, accepting);
-    assert!(acknowledged > 100, "it goes on between the cuts: {acknowledged}");
+    let ((), ()) = tokio::join!(cutting, accepting);
+    let acknowledged = acknowledged.into_inner();
     let (stored, jobs) = (
         count(&database, "SELECT count(*) FROM notification").await,
         count(&database, "SELECT count(*) FROM job").await,
