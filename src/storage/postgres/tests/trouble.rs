@@ -1,7 +1,6 @@
 //! Trouble with the database that is nobody's fault: it is waited out or answered within a caller's deadline, and what was
 //! acknowledged is there afterwards.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use diesel_async::SimpleAsyncConnection;
@@ -114,7 +113,7 @@ async fn whoever_a_deadlock_chooses_runs_again() {
         assert_eq!(count(&database, "SELECT count(*) FROM outcome_block").await, 2 * tries);
         let deadlocks = "SELECT deadlocks AS count FROM pg_stat_database WHERE datname = current_database()";
         // A session that counted something a second before may tell of it as late as ten seconds after.
-        if within(Duration::from_secs(12), async || count(&database, deadlocks).await > 0).await {
+        if within(Duration::from_secs(12), async || count(&database, deadlocks).await == 1).await {
             return;
         }
     }
@@ -159,12 +158,9 @@ async fn cut_sessions_are_replaced_and_nothing_acknowledged_is_lost() {
     let world = World::new(&fixture).await;
     world.reachable("mina").await;
     let runtime = Runtime::production();
-    let (acknowledged, is_over) = (AtomicI64::new(0), AtomicBool::new(false));
     let cutting = async {
         for _ in 0..10 {
-            let before = acknowledged.load(Ordering::Relaxed);
-            eventually("it goes on between the cuts", async || acknowledged.load(Ordering::Relaxed) > before).await;
-            runtime.sleep(Duration::from_millis(50)).await;
+            runtime.sleep(Duration::from_millis(100)).await;
             execute(
                 &database,
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
@@ -172,23 +168,25 @@ async fn cut_sessions_are_replaced_and_nothing_acknowledged_is_lost() {
             )
             .await;
         }
-        is_over.store(true, Ordering::Relaxed);
     };
     let accepting = async {
-        let mut number = 0;
-        while !is_over.load(Ordering::Relaxed) {
-            number += 1;
+        let (mut acknowledged, mut refused) = (0, Vec::new());
+        for number in 0..200 {
             let mut event = world.to_users(&["mina"]);
             event.idempotency = Some(key(&format!("key-{number}"), 7));
-            if let Ok(accepted) = store.accept(event, Engine::with_room(0), world.now()).await {
-                assert!(!accepted.duplicate);
-                acknowledged.fetch_add(1, Ordering::Relaxed);
+            match store.accept(event, Engine::with_room(0), world.now()).await {
+                Ok(accepted) => {
+                    assert!(!accepted.duplicate);
+                    acknowledged += 1;
+                }
+                Err(error) => refused.push(format!("{number}: {error:?}")),
             }
             runtime.sleep(Duration::from_millis(4)).await;
         }
+        (acknowledged, refused)
     };
-    let ((), ()) = tokio::join!(cutting, accepting);
-    let acknowledged = acknowledged.into_inner();
+    let ((), (acknowledged, refused)) = tokio::join!(cutting, accepting);
+    assert!(acknowledged > 100, "it goes on between the cuts: {acknowledged}, {refused:?}");
     let (stored, jobs) = (
         count(&database, "SELECT count(*) FROM notification").await,
         count(&database, "SELECT count(*) FROM job").await,
