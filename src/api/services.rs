@@ -4,10 +4,9 @@
 //! allocations for each call. What backends call all day is told by its path and called directly; the rest goes that way.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures_util::future::Either;
+use futures_util::future::{BoxFuture, Either};
 use http::{Request, Response};
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -36,7 +35,7 @@ where
     type Response = Response<Body>;
     type Error = Infallible;
     // The router's future is many times as large as the other, and whoever holds this one moves it from layer to layer.
-    type Future = Either<S::Future, Pin<Box<dyn Future<Output = Answer> + Send>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Answer>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         match self.first.poll_ready(cx) {

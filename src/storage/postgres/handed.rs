@@ -413,7 +413,7 @@ pub(super) async fn free_others(conn: &mut AsyncPgConnection, alive: &[i64]) -> 
 }
 
 /// Which groups of a replica.
-pub(super) struct Which {
+struct Which {
     owner: i64,
     /// All but these.
     except: Vec<i64>,

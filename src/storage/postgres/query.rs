@@ -25,7 +25,10 @@ pub(super) trait RunQuery: Sized + Send {
         T: Send + 'a,
         Self: LoadQuery<'a, AsyncPgConnection, T> + 'a,
     {
-        Box::pin(RunQueryDsl::get_result(self, conn))
+        // Not diesel-async's, which answers with the first row: a statement that is its own transaction has rows before its
+        // COMMIT, which may fail yet.
+        let rows = RunQuery::load::<T>(self, conn);
+        Box::pin(async move { rows.await?.into_iter().next().ok_or(diesel::result::Error::NotFound) })
     }
 
     fn execute<'a>(self, conn: &'a mut AsyncPgConnection) -> BoxFuture<'a, QueryResult<usize>>

@@ -194,6 +194,34 @@ async fn cut_sessions_are_replaced_and_nothing_acknowledged_is_lost() {
     assert!(stored >= acknowledged && stored == jobs, "{acknowledged} acknowledged, {stored} stored, {jobs} jobs");
 }
 
+/// A statement's rows come before the COMMIT that it is: what fails there was not accepted, whatever the rows say.
+#[tokio::test]
+async fn what_fails_at_its_commit_is_not_acknowledged() {
+    let database = Database::new().await;
+    let (store, deny) = database.open().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    world.reachable("mina").await;
+    execute(
+        &database,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'at its commit'; END $$; \
+         CREATE CONSTRAINT TRIGGER fails_at_commit AFTER INSERT ON idempotency DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION fail()",
+    )
+    .await;
+    // Handed over, as a job's row, and with somebody who is left out: a statement each.
+    for (room, users) in
+        [(1, &["mina"][..]), (0, &["mina"][..]), (1, &["mina", "nobody"][..]), (0, &["mina", "nobody"][..])]
+    {
+        let mut event = world.to_users(users);
+        event.idempotency = Some(key(&format!("{room}-{}", users.len()), 7));
+        let accepted = store.accept(event, Engine::with_room(room), world.now()).await;
+        assert!(accepted.is_err(), "{accepted:?}, room {room}, {users:?}");
+    }
+    assert_eq!(count(&database, "SELECT count(*) FROM notification").await, 0);
+    assert_eq!(count(&database, "SELECT count(*) FROM open_job").await, 0);
+}
+
 /// As when a newer version's first replica migrates: what was prepared before and returns a changed column fails for the life
 /// of its session.
 #[tokio::test]
