@@ -9,6 +9,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use futures_util::future::BoxFuture;
 
 use super::statement::Constant;
+use crate::planted;
 
 /// The three ways to run a [`Constant`].
 pub(super) trait RunQuery: Sized + Send {
@@ -27,6 +28,9 @@ pub(super) trait RunQuery: Sized + Send {
     {
         // Not diesel-async's, which answers with the first row: a statement that is its own transaction has rows before its
         // COMMIT, which may fail yet.
+        if planted::is("pg-answer-before-commit") {
+            return Box::pin(RunQueryDsl::get_result(self, conn));
+        }
         let rows = RunQuery::load::<T>(self, conn);
         Box::pin(async move { rows.await?.into_iter().next().ok_or(diesel::result::Error::NotFound) })
     }
