@@ -14,9 +14,11 @@ const POSTGRES_UP: &str = concat!(
     include_str!("../migrations/postgres/2026-11-29-000005_reach_kept/up.sql"),
     include_str!("../migrations/postgres/2026-11-30-000006_byte_order/up.sql"),
     include_str!("../migrations/postgres/2026-11-30-000007_homes/up.sql"),
-    include_str!("../migrations/postgres/2026-11-30-000008_rowless/up.sql")
+    include_str!("../migrations/postgres/2026-11-30-000008_rowless/up.sql"),
+    include_str!("../migrations/postgres/2026-11-30-000009_dead/up.sql")
 );
 const POSTGRES_DOWN: &str = concat!(
+    include_str!("../migrations/postgres/2026-11-30-000009_dead/down.sql"),
     include_str!("../migrations/postgres/2026-11-30-000008_rowless/down.sql"),
     include_str!("../migrations/postgres/2026-11-30-000007_homes/down.sql"),
     include_str!("../migrations/postgres/2026-11-30-000006_byte_order/down.sql"),
@@ -36,7 +38,8 @@ const SQLITE_UP: &str = concat!(
     include_str!("../migrations/sqlite/2026-11-29-000005_reach_kept/up.sql"),
     include_str!("../migrations/sqlite/2026-11-30-000006_byte_order/up.sql"),
     include_str!("../migrations/sqlite/2026-11-30-000007_homes/up.sql"),
-    include_str!("../migrations/sqlite/2026-11-30-000008_rowless/up.sql")
+    include_str!("../migrations/sqlite/2026-11-30-000008_rowless/up.sql"),
+    include_str!("../migrations/sqlite/2026-11-30-000009_dead/up.sql")
 );
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]

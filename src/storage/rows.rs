@@ -221,16 +221,21 @@ pub(super) fn stored_count(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// [`DeviceRow`]s, with the part from WHERE on.
+/// [`DeviceRow`]s, with the part from WHERE on; before it, in brackets, where state, reason and time are elsewhere than in
+/// the device's row.
 macro_rules! select_devices {
     ($tail:literal) => {
+        $crate::storage::rows::select_devices!(["d.state, d.retired_reason, d.retired_at"] $tail)
+    };
+    ([$($state:tt)+] $($tail:tt)+) => {
         concat!(
             "SELECT d.id, d.app, d.platform, d.user_key, d.route, d.kind, d.installation_id, d.locale, \
-             d.time_zone, d.app_version, d.os_version, d.permission, d.labels, d.observed_at, d.confirmed_at, d.state, \
-             d.retired_reason, d.retired_at, d.created_at, u.external_id, coalesce(r.credential, ''), \
+             d.time_zone, d.app_version, d.os_version, d.permission, d.labels, d.observed_at, d.confirmed_at, ",
+            $($state)+,
+            ", d.created_at, u.external_id, coalesce(r.credential, ''), \
              CAST(coalesce(r.environment, 0) AS SMALLINT), coalesce(r.bundle, '') \
              FROM device d JOIN app_user u ON u.id = d.user_key LEFT JOIN route r ON r.id = d.route ",
-            $tail
+            $($tail)+
         )
     };
 }

@@ -1,9 +1,11 @@
 //! Devices, apps and routes.
 
 use super::*;
+use crate::domain::consent::DeviceState;
 use crate::domain::device::{DeviceRef, MAX_DEVICES_PER_USER, Retirement};
 use crate::domain::ids::UserKey;
 use crate::domain::platform::Permission;
+use crate::storage::DeviceChange;
 
 pub async fn rows_of_apps_and_routes_are_made_once(fixture: &Fixture) {
     let (world, again) = (World::new(fixture).await, World::new(fixture).await);
@@ -87,6 +89,133 @@ pub async fn a_dead_token_of_somebody_else_recalls_what_waits_for_it(fixture: &F
     let moved = world.register("jun", "aa").await;
     assert!(moved.active && moved.id != device.id);
     assert!(hit());
+}
+
+const GONE: &str = "410 Unregistered";
+
+/// Platforms called the tokens of these devices dead, in one record.
+pub async fn die(world: &World<'_>, devices: &[DeviceId]) {
+    world.pass(1);
+    world.reachable("carrier").await;
+    world.accept(world.to_users(&["carrier"])).await;
+    let claimed = world.claim_one().await;
+    let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent));
+    let dead = |device: &DeviceId| Retirement { device: *device, since: None, reason: GONE.to_owned() };
+    update.retirements.extend(devices.iter().map(dead));
+    assert!(world.record(update).await);
+}
+
+async fn devices_of(world: &World<'_>, name: &str) -> Vec<Device> {
+    world.store().list_devices(world.app, &user(name), None, 200).await.unwrap().items
+}
+
+pub async fn a_dead_device_is_retired_for_whoever_asks(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.opt_in("mina").await;
+    let (device, tablet) = (world.register("mina", "aa").await, world.register("mina", "bb").await);
+    let open = world.accept(world.to_users(&["mina"])).await;
+    let claimed = world.claim_one().await;
+    die(&world, &[device.id, device.id]).await;
+    let died = world.now();
+    world.pass(1);
+    die(&world, &[device.id]).await;
+    let listed = devices_of(&world, "mina").await;
+    assert_eq!(listed[1], tablet);
+    let expected =
+        Device { active: false, retired_reason: Some(GONE.to_owned()), retired_at: Some(died), ..device.clone() };
+    assert_eq!(listed[0], expected, "as of the first time");
+    // What was planned before does not pass its gate, and nothing is planned for it any more, however it is named.
+    let facts = world.store().gate_facts(open, &comment(), &claimed.job.targets).await.unwrap().facts;
+    let states: Vec<_> = facts.iter().flatten().map(|facts| (facts.target.device, facts.state)).collect();
+    assert_eq!(states, [(device.id, DeviceState::Retired), (tablet.id, DeviceState::Active)]);
+    assert!(world.record(world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent))).await);
+    world.accept(world.to_users(&["mina"])).await;
+    let claimed = world.claim_one().await;
+    assert_eq!(claimed.job.targets.iter().map(|target| target.device).collect::<Vec<_>>(), [tablet.id]);
+    let named = Audience { device_ids: vec![device.id], ..Audience::default() };
+    world.accept(world.event(named)).await;
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty());
+    // Platforms that speak of it again change nothing.
+    let until = UnixMs(world.now().0 + HOUR);
+    let update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent));
+    let device_changes = vec![
+        DeviceChange::Hold { device: device.id, until, doubted: true },
+        DeviceChange::Reroute { device: device.id, from: world.apns, to: world.fcm },
+    ];
+    assert!(world.record(JobUpdate { device_changes, ..update }).await);
+    assert!(world.store().held_devices(world.now(), 9).await.unwrap().is_empty());
+    assert_eq!(devices_of(&world, "mina").await[0], expected);
+    // Nor does whoever unregisters it.
+    let now = world.now();
+    for device in [DeviceRef::Id(device.id), DeviceRef::Token(Platform::Apns, DeviceToken::trusted("aa"))] {
+        assert!(!world.store().unregister_device(world.app, None, device, now, now).await.unwrap());
+    }
+    assert_eq!(devices_of(&world, "mina").await[0], Device { observed_at: now, ..expected });
+}
+
+pub async fn a_dead_device_comes_back_and_passes_on(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    world.opt_in("mina").await;
+    let choice = |device| NewOptIn { device: Some(device), ..world.choice("mina", false) };
+    let (device, other) = (world.register("mina", "aa").await, world.register("mina", "bb").await);
+    die(&world, &[device.id, other.id]).await;
+    world.store().set_opt_in(choice(device.id), world.now()).await.unwrap();
+    world.pass(1);
+    let again = world.try_register(world.registration("mina", "aa")).await.unwrap();
+    assert!(!again.created && again.device.active && again.device.id == device.id);
+    assert_eq!((&again.device.retired_reason, again.device.retired_at), (&None, None));
+    assert_eq!(devices_of(&world, "mina").await[0], again.device);
+    assert!(!devices_of(&world, "mina").await[1].active, "the other one is as dead as it was");
+    // It comes back with what was chosen for it.
+    world.accept(world.to_users(&["mina"])).await;
+    assert!(world.claim(world.apns, Lane::Interactive).await.is_empty());
+    // Somebody else's now, and dead once more: it is nobody's, until one of them has it again.
+    let theirs = world.register("jun", "aa").await;
+    die(&world, &[theirs.id]).await;
+    world.pass(1);
+    let reasons = |devices: Vec<Device>| devices.into_iter().map(|device| device.retired_reason).collect::<Vec<_>>();
+    let said = |reason: &str| Some(reason.to_owned());
+    assert_eq!(reasons(devices_of(&world, "mina").await), [said("MOVED"), said(GONE)]);
+    assert_eq!(reasons(devices_of(&world, "jun").await), [said(GONE)]);
+    assert_eq!(world.register("mina", "aa").await.id, device.id);
+    assert_eq!(reasons(devices_of(&world, "jun").await), [said(GONE)]);
+    // An install whose token died gets a row for its new one.
+    let installed =
+        |token: &str| Registration { installation_id: Some("i-1".to_owned()), ..world.registration("jun", token) };
+    let first = world.try_register(installed("cc")).await.unwrap().device;
+    die(&world, &[first.id]).await;
+    world.pass(1);
+    let second = world.try_register(installed("dd")).await.unwrap();
+    assert!(second.created && second.device.id != first.id);
+    // Dead, named by its number and with another token.
+    world.pass(1);
+    let named = Registration { device: Some(other.id), ..world.registration("mina", "ee") };
+    let named = world.try_register(named).await.unwrap().device;
+    assert!(named.active && named.id == other.id);
+    assert_eq!(reasons(devices_of(&world, "mina").await), [None, None]);
+}
+
+/// More of them than anybody else has devices.
+pub async fn dead_devices_take_no_room(fixture: &Fixture) {
+    let world = World::new(fixture).await;
+    let mut made = Vec::new();
+    for number in 0..MAX_DEVICES_PER_USER {
+        made.push(world.register("mina", &format!("aa{number:02x}")).await.id);
+    }
+    for dead in made[..30].chunks(3) {
+        die(&world, dead).await;
+    }
+    for number in 0..30 {
+        world.pass(1);
+        world.register("mina", &format!("bb{number:02x}")).await;
+    }
+    let devices = devices_of(&world, "mina").await;
+    let (dead, active): (Vec<_>, Vec<_>) = devices.iter().partition(|device| !device.active);
+    assert_eq!(active.len(), MAX_DEVICES_PER_USER);
+    assert_eq!(dead.iter().map(|device| device.id).collect::<Vec<_>>(), made[..30]);
+    let times: Vec<_> = dead.iter().map(|device| device.retired_at.unwrap().0 - START.0).collect();
+    assert_eq!(times, (0..30).map(|number| 1 + number / 3).collect::<Vec<_>>());
+    assert!(dead.iter().all(|device| device.retired_reason.as_deref() == Some(GONE)));
 }
 
 pub async fn a_token_rotates_on_its_row(fixture: &Fixture) {

@@ -49,7 +49,8 @@ macro_rules! store_conformance {
         $crate::store_conformance!(@ $open;
             devices: rows_of_apps_and_routes_are_made_once, a_repeated_registration_writes_nothing_for_an_hour,
             the_same_token_under_another_user_moves, a_token_that_went_through_many_hands_is_one_persons,
-            a_dead_token_of_somebody_else_recalls_what_waits_for_it,
+            a_dead_token_of_somebody_else_recalls_what_waits_for_it, a_dead_device_is_retired_for_whoever_asks,
+            a_dead_device_comes_back_and_passes_on, dead_devices_take_no_room,
             a_token_rotates_on_its_row, an_install_that_changes_hands_moves,
             a_device_of_another_user_is_not_found, a_retired_token_comes_back_to_life, a_late_registration_loses,
             a_late_unregistration_loses, the_device_seen_longest_ago_makes_room, devices_are_listed_in_pages,

@@ -30,6 +30,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261130000006", include_str!("../../../migrations/postgres/2026-11-30-000006_byte_order/up.sql")),
     ("20261130000007", include_str!("../../../migrations/postgres/2026-11-30-000007_homes/up.sql")),
     ("20261130000008", include_str!("../../../migrations/postgres/2026-11-30-000008_rowless/up.sql")),
+    ("20261130000009", include_str!("../../../migrations/postgres/2026-11-30-000009_dead/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.

@@ -9,11 +9,12 @@ use diesel::sqlite::SqliteConnection;
 use diesel::{OptionalExtension, RunQueryDsl};
 use sha2::{Digest, Sha256};
 
+use super::dead::{self, is_active, select_devices};
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::history::log_retirement;
 use super::people::{ensure_user, user_key};
-use super::rows::{DeviceRow, DeviceTypes, select_devices};
+use super::rows::{DeviceRow, DeviceTypes};
 use super::statement::constant;
 use crate::domain::deny::DenyKey;
 use crate::domain::device::{
@@ -99,6 +100,8 @@ enum Decision {
         dead: Vec<DeviceId>,
         /// Their own row that it goes into; `None`: a new one.
         target: Option<i64>,
+        /// It is retired, and lives again.
+        revives: bool,
         /// `None`: never seen before.
         user: Option<UserKey>,
     },
@@ -169,6 +172,7 @@ fn decide(
             return Ok(Decision::Stands(row.id));
         }
     }
+    let revives = named.iter().chain(&of_token).any(|row| Some(row.id) == target && !row.is_active());
     let dead = of_token.iter().filter(|row| row.state == 2 && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
     let let_go = of_token.into_iter().chain(of_install).filter(|row| row.is_active() && Some(row.id) != target);
     let retired = let_go
@@ -177,7 +181,7 @@ fn decide(
             ((DeviceId(row.id), UserKey(row.user_key)), state, reason)
         })
         .collect();
-    Ok(Decision::Write { retired, dead, target, user })
+    Ok(Decision::Write { retired, dead, target, revives, user })
 }
 
 /// The times of a row that a registration writes.
@@ -199,9 +203,9 @@ pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs
             let id = insert(tx, registration, &hash, Some(MOVED), written, now)?;
             Ok(Registered { device: read(tx.conn, id)?, created: true })
         }
-        Decision::Write { retired, dead, target, user: _ } => {
+        Decision::Write { retired, dead, target, revives, user: _ } => {
             recall(tx, &dead);
-            let id = write(tx, registration, &hash, (retired, target), written, now)?;
+            let id = write(tx, registration, &hash, Rows { retired, target, revives }, written, now)?;
             let device = read_row(tx.conn, id)?;
             let user = UserKey(device.user_key);
             tx.changed.push((user, change(id, registration, target)));
@@ -221,13 +225,14 @@ pub(super) fn import(
     now: UnixMs,
 ) -> Attempt<ImportEffect> {
     let hash = token_hash(&registration.token);
-    let Decision::Write { retired, dead, target, user } = decide(tx.conn, registration, &hash, Repeat::SameTime)?
+    let Decision::Write { retired, dead, target, revives, user } =
+        decide(tx.conn, registration, &hash, Repeat::SameTime)?
     else {
         return Ok(ImportEffect::Unchanged);
     };
     recall(tx, &dead);
     let written = Written { created_at, confirmed_at: registration.observed_at };
-    let id = write(tx, registration, &hash, (retired, target), written, now)?;
+    let id = write(tx, registration, &hash, Rows { retired, target, revives }, written, now)?;
     let known = user;
     let user = match known {
         None => user_key(tx.conn, registration.app, &registration.user)?,
@@ -264,12 +269,19 @@ fn recall(tx: &mut Tx<'_>, devices: &[DeviceId]) {
     }
 }
 
+/// The rows that a registration touches; see [`Decision::Write`].
+struct Rows {
+    retired: Vec<(Owned, i16, &'static str)>,
+    target: Option<i64>,
+    revives: bool,
+}
+
 /// The old rows let go of the token before the new one takes it. The row written, whose person is to be packed anew.
 fn write(
     tx: &mut Tx<'_>,
     registration: &Registration,
     hash: &[u8; 16],
-    (retired, target): (Vec<(Owned, i16, &'static str)>, Option<i64>),
+    Rows { retired, target, revives }: Rows,
     written: Written,
     now: UnixMs,
 ) -> Attempt<i64> {
@@ -281,6 +293,9 @@ fn write(
     }
     let Some(id) = target else { return insert(tx, registration, hash, None, written, now) };
     update(tx, id, registration, hash, written.confirmed_at)?;
+    if revives && !planted::is("dead-not-forgotten") {
+        dead::forget(tx, DeviceId(id))?;
+    }
     // What was queued holds the old token or route: the gate reads the new one.
     tx.deny(DenyKey::Device(DeviceId(id)));
     Ok(id)
@@ -358,8 +373,10 @@ fn evict(tx: &mut Tx<'_>, user: UserKey, kept: Option<i64>, now: UnixMs) -> Atte
     // device_by_user
     let surplus: Vec<i64> = constant!(
         BigInt;
-        "SELECT id FROM device WHERE user_key = ?1 AND state = 1 AND id <> ?2 \
-         ORDER BY confirmed_at DESC, id DESC LIMIT -1 OFFSET ?3 + 0",
+        concat!(
+            "SELECT d.id FROM device d JOIN app_user u ON u.id = d.user_key WHERE d.user_key = ?1 AND ", is_active!(),
+            " AND d.id <> ?2 ORDER BY d.confirmed_at DESC, d.id DESC LIMIT -1 OFFSET ?3 + 0"
+        ),
         BigInt => user.0, BigInt => kept.unwrap_or(0), BigInt => room,
     )
     .load(tx.conn)?;
@@ -432,18 +449,7 @@ pub(super) fn unregister(
 /// Its line in the history is the caller's to write.
 pub(super) fn retire_dead(tx: &mut Tx<'_>, app: AppKey, dead: &Retirement, now: UnixMs) -> Attempt<Option<UserKey>> {
     let since = if planted::is("retired-in-spite-of-registration") { i64::MAX } else { dead.since.unwrap_or(now).0 };
-    let retired: Option<i64> = constant!(
-        BigInt;
-        "UPDATE device SET state = 2, retired_reason = ?4, retired_at = ?5 \
-         WHERE id = ?1 AND app = ?2 AND state = 1 AND confirmed_at <= ?3 RETURNING user_key",
-        BigInt => dead.device.0, BigInt => app.0, BigInt => since, Text => &*dead.reason,
-        BigInt => now.0,
-    )
-    .get_result(tx.writes())
-    .optional()?;
-    let user = retired.map(UserKey);
-    tx.changed.extend(user.map(|user| (user, Change::Without(dead.device))));
-    Ok(user)
+    dead::name(tx, app, dead, since, now)
 }
 
 pub(super) fn list(
@@ -502,7 +508,9 @@ fn active_by_token(
     // device_by_token
     Ok(constant!(
         DeviceTypes;
-        select_devices!("WHERE d.app = ?1 AND d.platform = ?2 AND d.plugin = '' AND d.token_hash = ?3 AND d.state = 1"),
+        select_devices!(
+            "WHERE d.app = ?1 AND d.platform = ?2 AND d.plugin = '' AND d.token_hash = ?3 AND ", is_active!()
+        ),
         BigInt => app.0, SmallInt => platform.code(), Binary => &hash[..],
     )
     .get_result(conn)
@@ -543,7 +551,7 @@ fn by_installation(
     Ok(constant!(
         DeviceTypes;
         select_devices!(
-            "WHERE d.app = ?1 AND d.installation_id = ?2 AND d.state = 1 AND d.platform = ?3 AND d.kind = ?4 \
+            "WHERE d.app = ?1 AND d.installation_id = ?2 AND ", is_active!(), " AND d.platform = ?3 AND d.kind = ?4 \
              ORDER BY d.id DESC LIMIT ?5 + 0"
         ),
         BigInt => app.0, Text => install, SmallInt => registration.platform.code(),

@@ -7,7 +7,7 @@ use diesel::deserialize::{self, FromSql, QueryableByName};
 use diesel::row::{Field, NamedRow};
 use diesel::sql_types::{BigInt, Binary, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection, SqliteType};
-use diesel::{OptionalExtension, RunQueryDsl};
+use diesel::{Connection as _, OptionalExtension, RunQueryDsl};
 
 use super::open::{self, OpenError, Settings};
 use super::statement::constant;
@@ -83,6 +83,8 @@ impl Source {
         open::migrate(&mut conn, true)?;
         // What is open goes with the rows of `job`; the destination does not read the column.
         super::handed::recover(&mut conn)?;
+        conn.transaction(super::dead::settle_all)
+            .map_err(|fail| OpenError::Read { reason: fail.into_store("write down dead tokens").to_string() })?;
         Ok(Self { conn, _lock: lock })
     }
 

@@ -6,6 +6,7 @@
 //! release every lease it finds.
 
 mod accept;
+mod dead;
 mod devices;
 mod disturb;
 mod event_types;

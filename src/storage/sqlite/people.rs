@@ -6,6 +6,7 @@ use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{OptionalExtension, QueryResult, RunQueryDsl};
 
+use super::dead::state;
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::homes::{by_name, home};
@@ -180,9 +181,11 @@ pub(super) fn facts_of_targets(
     let rows = constant!(
         FactTypes;
         concat!(
-            "SELECT e.key, d.id, d.user_key, d.state, d.route, d.seal_key, d.token_sealed, d.locale, ",
+            "SELECT e.key, d.id, d.user_key, ",
+            state!(),
+            ", d.route, d.seal_key, d.token_sealed, d.locale, ",
             choices!(),
-            " FROM json_each(?1) AS e CROSS JOIN device d ON d.id = e.value \
+            " FROM json_each(?1) AS e CROSS JOIN device d ON d.id = e.value LEFT JOIN app_user u ON u.id = d.user_key \
              LEFT JOIN opt_in all_types ON all_types.user_key = d.user_key AND all_types.device = 0 \
              AND all_types.event_type = '' LEFT JOIN opt_in this_type ON this_type.user_key = d.user_key \
              AND this_type.device = 0 AND this_type.event_type = ?2"

@@ -8,6 +8,7 @@ use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{Connection, OptionalExtension, RunQueryDsl};
 
+use super::dead::{is_active, is_unnamed};
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::history;
@@ -103,7 +104,10 @@ impl Providers for SqliteStore {
             // device_by_hold
             let rows: Vec<(i64, i64)> = constant!(
                 (BigInt, BigInt);
-                "SELECT id, hold_until FROM device WHERE hold_until > ?1 AND state = 1 ORDER BY hold_until DESC LIMIT ?2 + 0",
+                concat!(
+                    "SELECT d.id, d.hold_until FROM device d CROSS JOIN app_user u ON u.id = d.user_key \
+                     WHERE d.hold_until > ?1 AND ", is_active!(), " ORDER BY d.hold_until DESC LIMIT ?2 + 0"
+                ),
                 BigInt => now.0, BigInt => i64::try_from(limit).unwrap_or(i64::MAX),
             )
             .load(conn)?;
@@ -185,16 +189,22 @@ pub(super) fn change_device(tx: &mut Tx<'_>, app: AppKey, change: DeviceChange, 
         DeviceChange::Hold { device, until, doubted } => {
             tx.execute(constant!(
             ();
-            "UPDATE device SET hold_until = max(coalesce(hold_until, 0), ?3), doubted_at = coalesce(?4, doubted_at) \
-             WHERE id = ?1 AND app = ?2 AND state = 1",
+            concat!(
+                "UPDATE device SET hold_until = max(coalesce(hold_until, 0), ?3), doubted_at = coalesce(?4, doubted_at) \
+                 WHERE id = ?1 AND app = ?2 AND state = 1 \
+                 AND EXISTS (SELECT 1 FROM app_user u WHERE u.id = user_key AND ", is_unnamed!("?1"), ")"
+            ),
             BigInt => device.0, BigInt => app.0, BigInt => until.0, Nullable<BigInt> => doubted.then_some(now.0),
         ))?;
         }
         DeviceChange::Reroute { device, from, to } => {
             let user: Option<i64> = constant!(
                 BigInt;
-                "UPDATE device SET route = ?4 WHERE id = ?1 AND app = ?2 AND route = ?3 AND state = 1 \
-                 RETURNING user_key",
+                concat!(
+                    "UPDATE device SET route = ?4 WHERE id = ?1 AND app = ?2 AND route = ?3 AND state = 1 \
+                     AND EXISTS (SELECT 1 FROM app_user u WHERE u.id = user_key AND ", is_unnamed!("?1"), ") \
+                     RETURNING user_key"
+                ),
                 BigInt => device.0, BigInt => app.0, BigInt => from.0, BigInt => to.0,
             )
             .get_result(tx.writes())

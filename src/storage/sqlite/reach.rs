@@ -4,12 +4,13 @@ use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel::{Connection, OptionalExtension, RunQueryDsl};
 
+use super::dead::is_active;
 use super::fail::{Attempt, Fail};
 use super::group::Tx;
 use super::homes::{by_name, home};
 use super::rows::{flag, json_ids, token};
 use super::statement::constant;
-use crate::domain::ids::{AppKey, EventType, UserId, UserKey};
+use crate::domain::ids::{AppKey, DeviceId, EventType, UserId, UserKey};
 use crate::planted;
 use crate::storage::people::People;
 use crate::storage::reach::{self, Change, Reach, ReachDevice};
@@ -155,8 +156,11 @@ fn read(conn: &mut SqliteConnection, first: UserKey, last: UserKey) -> Attempt<V
     // device_by_user
     let devices: Vec<DeviceRow> = constant!(
         DeviceTypes;
-        "SELECT user_key, id, route, seal_key, token_sealed, locale FROM device \
-         WHERE user_key >= ?1 AND user_key <= ?2 AND +state = 1 ORDER BY user_key, id",
+        concat!(
+            "SELECT d.user_key, d.id, d.route, d.seal_key, d.token_sealed, d.locale \
+             FROM device d CROSS JOIN app_user u ON u.id = d.user_key \
+             WHERE d.user_key >= ?1 AND d.user_key <= ?2 AND +", is_active!(), " ORDER BY d.user_key, d.id"
+        ),
         BigInt => first.0, BigInt => last.0,
     )
     .load(conn)?;
@@ -213,7 +217,7 @@ fn pack_change(conn: &mut SqliteConnection, user: UserKey, change: Change) -> At
             .optional()?;
     // Too large until now.
     let Some(before) = before.flatten() else { return pack_between(conn, user, user) };
-    let mut reach = Reach::read(&before).ok_or_else(|| Fail::corrupt(format!("the reach of user {}", user.0)))?;
+    let mut reach = packed_reach(user, &before)?;
     if !reach.apply(change) {
         return pack_between(conn, user, user);
     }
@@ -222,6 +226,18 @@ fn pack_change(conn: &mut SqliteConnection, user: UserKey, change: Change) -> At
         return Ok(());
     }
     write(conn, user, packed.as_deref())
+}
+
+fn packed_reach(user: UserKey, packed: &[u8]) -> Attempt<Reach> {
+    Reach::read(packed).ok_or_else(|| Fail::corrupt(format!("the reach of user {}", user.0)))
+}
+
+/// What was packed of somebody, without a device. `None` for what was not packed.
+pub(super) fn without(user: UserKey, packed: Option<&[u8]>, device: DeviceId) -> Attempt<Option<Vec<u8>>> {
+    let Some(packed) = packed else { return Ok(None) };
+    let mut reach = packed_reach(user, packed)?;
+    reach.apply(Change::Without(device));
+    Ok(reach.pack())
 }
 
 fn write(conn: &mut SqliteConnection, user: UserKey, packed: Option<&[u8]>) -> Attempt<()> {

@@ -75,6 +75,7 @@ mod inline {
 }
 
 mod consent_model;
+mod dead;
 mod disk;
 mod groups;
 mod handed;

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use diesel::Connection;
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 
+use super::super::dead::is_active;
 use super::super::homes::{by_name, homeless};
 use super::*;
 use crate::domain::notification::{Audience, NewEvent};
@@ -120,9 +121,12 @@ async fn hot_statements_use_their_indexes() {
     assert!(range.contains("USING INTEGER PRIMARY KEY") && !range.contains("TEMP B-TREE"), "{range}");
     let named = plan(by_name!("id, reach"));
     assert!(named.contains("app_user_by_name") && named.contains("INTEGER PRIMARY KEY"), "{named}");
-    let devices = plan(
-        "SELECT id, token_sealed FROM device WHERE user_key >= 1 AND user_key <= 3 AND +state = 1 ORDER BY user_key, id",
-    );
+    let devices = plan(concat!(
+        "SELECT d.id, d.token_sealed FROM device d CROSS JOIN app_user u ON u.id = d.user_key \
+         WHERE d.user_key >= 1 AND d.user_key <= 3 AND +",
+        is_active!(),
+        " ORDER BY d.user_key, d.id"
+    ));
     assert!(devices.contains("device_by_user") && !devices.contains("TEMP B-TREE"), "{devices}");
     let choices =
         plan("SELECT opted_in FROM opt_in WHERE user_key >= 1 AND user_key <= 3 ORDER BY user_key, device, event_type");
@@ -140,9 +144,23 @@ async fn hot_statements_use_their_indexes() {
         "SELECT id FROM device WHERE app = 1 AND platform = 1 AND plugin = '' AND token_hash = x'00' ORDER BY id DESC LIMIT 64",
     );
     assert!(tokens.contains("device_by_token") && !tokens.contains("TEMP B-TREE"), "{tokens}");
-    let installs =
-        plan("SELECT id FROM device WHERE app = 1 AND installation_id = 'i' AND state = 1 ORDER BY id DESC LIMIT 64");
+    let installs = plan(concat!(
+        "SELECT d.id FROM device d JOIN app_user u ON u.id = d.user_key WHERE d.app = 1 AND d.installation_id = 'i' AND ",
+        is_active!(),
+        " ORDER BY d.id DESC LIMIT 64"
+    ));
     assert!(installs.contains("device_by_installation") && !installs.contains("TEMP B-TREE"), "{installs}");
+    let dead = plan(
+        "UPDATE device SET state = 2 WHERE id IN (SELECT CAST(e.key AS INTEGER) FROM app_user u, json_each(u.dead) e WHERE u.id = 1)",
+    );
+    assert!(dead.contains("SEARCH device USING INTEGER PRIMARY KEY"), "{dead}");
+    assert!(dead.contains("SEARCH u USING INTEGER PRIMARY KEY"), "{dead}");
+    let held = plan(concat!(
+        "SELECT d.id FROM device d CROSS JOIN app_user u ON u.id = d.user_key WHERE d.hold_until > 1 AND ",
+        is_active!(),
+        " ORDER BY d.hold_until DESC LIMIT 9"
+    ));
+    assert!(held.contains("device_by_hold") && !held.contains("TEMP B-TREE"), "{held}");
     let owners = plan("UPDATE job SET owner = 0 WHERE owner <> 0 AND owner <> 5");
     assert!(owners.contains("job_by_owner"), "{owners}");
     let blocks = plan(
