@@ -11,7 +11,8 @@
 //!   its key, and the rest on its notification), and a look answers it. Keys are inserted in their order, so two
 //!   replicas cannot wait for each other.
 //! - A lost answer: ids were made before the first try and every try has the same. A notification that is already there
-//!   was ours; nothing is inserted for it again, and its leases go to whoever claims them.
+//!   was ours; nothing is inserted for it again, and its leases go to whoever claims them. What was handed over before a
+//!   later statement of the try failed is done, and no further try touches it.
 //! - A row that the server refuses: the group is halved until it is alone.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -56,6 +57,9 @@ struct Event {
     prepared: Box<Prepared>,
     now: UnixMs,
     ids: Ids,
+    /// Its notification, once that is durable and its jobs are handed over. Whatever becomes of the try that wrote it, a later
+    /// one leaves it alone.
+    written: Option<NotificationId>,
 }
 
 /// What a group makes of an event.
@@ -96,7 +100,7 @@ impl Acceptor {
     /// Once queued it happens, whether or not anybody waits for the answer, unless it is to be accepted alone.
     pub async fn accept(&self, prepared: Box<Prepared>, now: UnixMs) -> Result<Answer> {
         let bytes = prepared.bytes();
-        self.0.ask(Event { prepared, now, ids: Ids::default() }, bytes, DOING).await
+        self.0.ask(Event { prepared, now, ids: Ids::default(), written: None }, bytes, DOING).await
     }
 }
 
@@ -168,7 +172,9 @@ impl Committer {
                     let text = format!("{fail:?}");
                     tracing::warn!(error = text, events = group.len(), "events could not be accepted");
                     for waiting in group {
-                        waiting.answer(Err(unavailable(DOING)));
+                        let written = waiting.request.written;
+                        let written = written.map(|notification| Accepted { notification, duplicate: false });
+                        waiting.answer(written.map(Answer::Accepted).ok_or_else(|| unavailable(DOING)));
                     }
                 }
             }
@@ -220,7 +226,7 @@ impl Committer {
         let gate =
             Gate { boot: context.boot, gated: context.deny.position(), gated_at: context.runtime.instant().into_std() };
         let mut asked = Asked::default();
-        for (place, waiting) in group.iter().enumerate() {
+        for (place, waiting) in group.iter().enumerate().filter(|(_, waiting)| waiting.request.written.is_none()) {
             let prepared = &waiting.request.prepared;
             asked.push(place, prepared.event.app, &prepared.topics);
         }
@@ -230,6 +236,10 @@ impl Committer {
         let mut before = Vec::new();
         let mut refused = Vec::new();
         for (place, waiting) in group.iter_mut().enumerate() {
+            if let Some(written) = waiting.request.written {
+                answers[place] = Some(Ok(Verdict::new(written)));
+                continue;
+            }
             let id = NotificationId(waiting.request.ids.next(&context.ids, waiting.request.now));
             let candidate = Candidate { place, id, subscribers: subscribers.remove(&place).unwrap_or_default() };
             let event = &waiting.request.prepared.event;
@@ -304,6 +314,9 @@ impl Committer {
                 effects.hand_over(engine, handed);
             }
             effects.planned(engine, plan.targets, plan.suppressed);
+            if !planted::is("pg-handed-over-twice") {
+                group[candidate.place].request.written = Some(candidate.id);
+            }
             answers[candidate.place] = Some(Ok(Verdict::new(candidate.id)));
         }
         if !without_rows.is_empty() {
@@ -435,7 +448,7 @@ async fn plan(
     let found = reach::of_events(conn, events).await?;
     let mut planned = Vec::with_capacity(candidates.len());
     for ((candidate, notification), mut people) in candidates.iter().zip(notifications).zip(found) {
-        let Event { prepared, now, ids } = &mut group[candidate.place].request;
+        let Event { prepared, now, ids, .. } = &mut group[candidate.place].request;
         if let Some(list) = prepared.engine.allow_list(prepared.event.app) {
             people.restrict(conn, &list).await?;
         }

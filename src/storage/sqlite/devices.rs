@@ -93,18 +93,23 @@ enum Decision {
     /// The active row of the token says the same, and that is enough.
     Stands(i64),
     Write {
-        /// Rows that let go of the token or the install first, with state and reason.
-        retired: Vec<(Owned, i16, &'static str)>,
+        rows: Rows,
         /// Other users' rows of the token that are retired already. A platform may have done that, of which nobody was
         /// told: what was gated before still waits for this phone.
         dead: Vec<DeviceId>,
-        /// Their own row that it goes into; `None`: a new one.
-        target: Option<i64>,
-        /// It is retired, and lives again.
-        revives: bool,
         /// `None`: never seen before.
         user: Option<UserKey>,
     },
+}
+
+/// The rows that a registration changes.
+struct Rows {
+    /// Let go of the token or the install first, with state and reason.
+    retired: Vec<(Owned, i16, &'static str)>,
+    /// Their own row that it goes into; `None`: a new one.
+    target: Option<i64>,
+    /// It is retired, and lives again.
+    revives: bool,
 }
 
 /// When a registration that says the same is not written.
@@ -181,7 +186,7 @@ fn decide(
             ((DeviceId(row.id), UserKey(row.user_key)), state, reason)
         })
         .collect();
-    Ok(Decision::Write { retired, dead, target, revives, user })
+    Ok(Decision::Write { rows: Rows { retired, target, revives }, dead, user })
 }
 
 /// The times of a row that a registration writes.
@@ -203,9 +208,10 @@ pub(super) fn register(tx: &mut Tx<'_>, registration: &Registration, now: UnixMs
             let id = insert(tx, registration, &hash, Some(MOVED), written, now)?;
             Ok(Registered { device: read(tx.conn, id)?, created: true })
         }
-        Decision::Write { retired, dead, target, revives, user: _ } => {
+        Decision::Write { rows, dead, user: _ } => {
             recall(tx, &dead);
-            let id = write(tx, registration, &hash, Rows { retired, target, revives }, written, now)?;
+            let target = rows.target;
+            let id = write(tx, registration, &hash, rows, written, now)?;
             let device = read_row(tx.conn, id)?;
             let user = UserKey(device.user_key);
             tx.changed.push((user, change(id, registration, target)));
@@ -225,14 +231,13 @@ pub(super) fn import(
     now: UnixMs,
 ) -> Attempt<ImportEffect> {
     let hash = token_hash(&registration.token);
-    let Decision::Write { retired, dead, target, revives, user } =
-        decide(tx.conn, registration, &hash, Repeat::SameTime)?
-    else {
+    let Decision::Write { rows, dead, user } = decide(tx.conn, registration, &hash, Repeat::SameTime)? else {
         return Ok(ImportEffect::Unchanged);
     };
     recall(tx, &dead);
+    let target = rows.target;
     let written = Written { created_at, confirmed_at: registration.observed_at };
-    let id = write(tx, registration, &hash, Rows { retired, target, revives }, written, now)?;
+    let id = write(tx, registration, &hash, rows, written, now)?;
     let known = user;
     let user = match known {
         None => user_key(tx.conn, registration.app, &registration.user)?,
@@ -267,13 +272,6 @@ fn recall(tx: &mut Tx<'_>, devices: &[DeviceId]) {
     for device in devices {
         tx.deny(DenyKey::Device(*device));
     }
-}
-
-/// The rows that a registration touches; see [`Decision::Write`].
-struct Rows {
-    retired: Vec<(Owned, i16, &'static str)>,
-    target: Option<i64>,
-    revives: bool,
 }
 
 /// The old rows let go of the token before the new one takes it. The row written, whose person is to be packed anew.

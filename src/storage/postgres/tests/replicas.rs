@@ -184,6 +184,41 @@ async fn an_event_whose_commit_was_not_answered_is_not_doubled() {
     }
 }
 
+/// The group has more to ask then, for another event's key was used before.
+#[tokio::test]
+async fn what_a_group_handed_over_before_it_failed_is_not_handed_over_again() {
+    let database = Database::new().await;
+    let (store, deny, proxy) = database.open_behind_a_proxy().await;
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    // More than go without a row.
+    let names: Vec<String> = (0..20).map(|number| format!("u{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for name in &names {
+        world.reachable(name).await;
+    }
+    let mut keyed = world.to_users(&["u0"]);
+    keyed.idempotency = Some(crate::storage::conformance::key("taken", 1));
+    let first = store.accept(keyed.clone(), Engine::with_room(0), world.now()).await.unwrap();
+    let engine = Engine::with_room(100);
+    // What asks for used keys, on its way to the server for the first time.
+    proxy.lose_answer_to(b"AS e(place, app, key, now)");
+    let (accepted, repeated) = tokio::join!(
+        store.accept(world.to_users(&names), engine.clone(), world.now()),
+        store.accept(keyed, engine.clone(), world.now()),
+    );
+    assert!(proxy.is_lost());
+    let (accepted, repeated) = (accepted.unwrap(), repeated.unwrap());
+    assert_eq!((accepted.duplicate, repeated.duplicate, repeated.notification), (false, true, first.notification));
+    let handed = std::mem::take(&mut *engine.handed_over.lock().unwrap());
+    let [handed] = &handed[..] else { panic!("{} jobs", handed.len()) };
+    assert_eq!((handed.notification.id, handed.job.targets.len()), (accepted.notification, names.len()));
+    assert!(store.inner.context.held.lock().unwrap().contains(&handed.job.id.0), "no sweep frees it");
+    assert_eq!(world.claim_one().await.notification.id, first.notification, "nobody else gets it");
+    let claimed = Claimed { job: handed.job.clone(), notification: Arc::clone(&handed.notification) };
+    assert!(world.record(world.update(&claimed, entries(&handed.job.targets, ResultCode::Sent))).await);
+}
+
 /// What a group wrote for a few without an answer, the event's own transaction finds when they have become many.
 #[tokio::test]
 async fn an_event_to_a_topic_that_grows_before_it_is_asked_again_is_not_doubled() {
