@@ -13,7 +13,6 @@ use http::{HeaderMap, Request, Response, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tonic::body::Body;
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tower::Service;
 use tower_layer::Layer;
 
@@ -22,6 +21,7 @@ use crate::domain::time::UnixMs;
 use crate::planted;
 use crate::runtime::Runtime;
 
+use super::incoming::ClientCertificate;
 use super::scopes::{self, Access, Scope, Scopes};
 use super::status::{self, ApiError};
 
@@ -217,9 +217,7 @@ impl AuthLayer {
             return Ok(None);
         }
         let bearer = bearer(request.headers())?;
-        let tls = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
-        let certificates = tls.and_then(TlsConnectInfo::peer_certs);
-        let certificate = certificates.as_ref().and_then(|chain| chain.first()).map(AsRef::as_ref);
+        let certificate = request.extensions().get().map(ClientCertificate::der);
         let caller = self.keys.authenticate(bearer, certificate, self.runtime.now())?;
         match access {
             // What is in no table is never served. Told only to those with a key.

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::tls::Tls;
 use crate::runtime::Runtime;
@@ -25,13 +25,44 @@ const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(50);
 const MAX_HANDSHAKES: usize = 256;
 
 /// A byte stream that a caller came in by.
-pub trait Socket: AsyncRead + AsyncWrite + Connected<ConnectInfo = TcpConnectInfo> + Unpin + Send + 'static {}
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
-impl<S: AsyncRead + AsyncWrite + Connected<ConnectInfo = TcpConnectInfo> + Unpin + Send + 'static> Socket for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Socket for S {}
+
+/// What HTTP/2 is spoken over.
+pub(super) trait Link: Socket {
+    /// Of what the caller sends.
+    fn heard(&self) -> Heard;
+
+    /// What the caller showed.
+    fn certificate(&self) -> Option<ClientCertificate>;
+}
+
+/// Whether anything came.
+#[derive(Clone, Default)]
+pub(super) struct Heard(Arc<AtomicBool>);
+
+impl Heard {
+    /// Since it was asked last.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// The DER of a client's certificate, in the extensions of its requests.
+#[derive(Clone)]
+pub(super) struct ClientCertificate(Arc<[u8]>);
+
+impl ClientCertificate {
+    pub fn der(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// One connection. Gives its place back when dropped.
 pub struct Accepted<S> {
     socket: S,
+    heard: Heard,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
 }
@@ -60,33 +91,30 @@ pub fn accept<S: Socket>(
     sockets: impl Stream<Item = S> + Send,
     places: Arc<Semaphore>,
     cut: CancellationToken,
-) -> impl Stream<Item = io::Result<Accepted<S>>> + Send {
+) -> impl Stream<Item = Accepted<S>> + Send {
     let state = (Box::pin(sockets), places, cut);
     Box::pin(stream::unfold(state, |(mut sockets, places, cut)| async move {
         let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         let socket = sockets.next().await?;
-        let accepted = Accepted { socket, cut: Box::pin(cut.clone().cancelled_owned()), _place: place };
-        Some((Ok(accepted), (sockets, places, cut)))
+        let cutting = Box::pin(cut.clone().cancelled_owned());
+        let accepted = Accepted { socket, heard: Heard::default(), cut: cutting, _place: place };
+        Some((accepted, (sockets, places, cut)))
     }))
 }
 
 /// TLS over accepted connections: many handshakes at once, each with the certificate that holds when it begins. One that
 /// fails, or takes too long, is dropped.
 pub fn greet<S: Socket>(
-    connections: impl Stream<Item = io::Result<Accepted<S>>> + Send,
+    connections: impl Stream<Item = Accepted<S>> + Send,
     tls: Arc<Tls>,
     handshake: Duration,
     runtime: Runtime,
-) -> impl Stream<Item = io::Result<TlsStream<Accepted<S>>>> + Send {
+) -> impl Stream<Item = TlsStream<Accepted<S>>> + Send {
     let greeted = connections.map(move |accepted| {
         let (acceptor, runtime) = (TlsAcceptor::from(tls.current()), runtime.clone());
         async move {
-            let accepted = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => return Some(Err(error)),
-            };
             match runtime.timeout(handshake, acceptor.accept(accepted)).await {
-                Some(Ok(stream)) => Some(Ok(stream)),
+                Some(Ok(stream)) => Some(stream),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a TLS handshake failed");
                     None
@@ -101,11 +129,24 @@ pub fn greet<S: Socket>(
     Box::pin(greeted.buffer_unordered(MAX_HANDSHAKES).filter_map(std::future::ready))
 }
 
-impl<S: Socket> Connected for Accepted<S> {
-    type ConnectInfo = TcpConnectInfo;
+impl<S: Socket> Link for Accepted<S> {
+    fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.socket.connect_info()
+    fn certificate(&self) -> Option<ClientCertificate> {
+        None
+    }
+}
+
+impl<S: Socket> Link for TlsStream<Accepted<S>> {
+    fn heard(&self) -> Heard {
+        self.get_ref().0.heard()
+    }
+
+    fn certificate(&self) -> Option<ClientCertificate> {
+        let shown = self.get_ref().1.peer_certificates()?.first()?;
+        Some(ClientCertificate(Arc::from(shown.as_ref())))
     }
 }
 
@@ -115,7 +156,11 @@ impl<S: Socket> AsyncRead for Accepted<S> {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has shut down")));
         }
-        Pin::new(&mut self.socket).poll_read(cx, buf)
+        let read = Pin::new(&mut self.socket).poll_read(cx, buf);
+        if read.is_ready() {
+            self.heard.0.store(true, Ordering::Relaxed);
+        }
+        read
     }
 }
 

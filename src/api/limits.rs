@@ -59,8 +59,8 @@ pub struct ServerLimits {
     pub keepalive_interval: Duration,
     /// A connection that does not answer a PING for this long is closed. Default 10 s.
     pub keepalive_timeout: Duration,
-    /// How long a TLS handshake may take. Default 10 s.
-    pub tls_handshake: Duration,
+    /// How long a TLS handshake may take, and after it what HTTP/2 begins with. Default 10 s.
+    pub handshake: Duration,
     /// How long open calls may go on at shutdown; then their connections are cut. Default 20 s.
     pub drain: Duration,
 }
@@ -85,7 +85,7 @@ impl Default for ServerLimits {
             max_deadline: Duration::from_secs(30),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
-            tls_handshake: Duration::from_secs(10),
+            handshake: Duration::from_secs(10),
             drain: Duration::from_secs(20),
         }
     }
@@ -95,8 +95,9 @@ impl Default for ServerLimits {
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Instant);
 
-/// We answer a little before tonic's own timer for the same header, which would say CANCELLED.
-const BEFORE_TONIC: Duration = Duration::from_millis(2);
+/// We answer a little before the deadline, for the answer takes its time: by then tonic's clients give up with CANCELLED,
+/// which says nothing of why.
+const ANSWER_BEFORE: Duration = Duration::from_millis(2);
 
 /// Deadlines and load shedding.
 #[derive(Clone)]
@@ -145,7 +146,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
         let (health, stream) = (scopes::is_health(path), scopes::is_stream(path));
-        let asked = grpc_timeout(request.headers()).map(|asked| asked.saturating_sub(BEFORE_TONIC));
+        let asked = grpc_timeout(request.headers()).map(|asked| asked.saturating_sub(ANSWER_BEFORE));
         let LimitsLayer { max_deadline, permits, runtime } = self.limits.clone();
         let allowed = match (asked, stream) {
             (asked, true) => asked,

@@ -1,6 +1,6 @@
 //! gRPC: the only place that knows protobuf and `Status`.
 //!
-//! A request passes, from the outside in: tonic's connection handling, [`auth`] (which key, which scopes), [`limits`]
+//! A request passes, from the outside in: its [`connection`], [`auth`] (which key, which scopes), [`limits`]
 //! (deadline, load shedding), [`services`] (which service), then a handler of [`push_service`] or [`admin_service`] that reads the message (`convert`), resolves the app
 //! ([`access`]) and calls the service. [`status`] alone makes error answers.
 
@@ -8,6 +8,7 @@ pub mod access;
 pub mod admin_service;
 pub mod auth;
 pub mod codec;
+mod connection;
 mod convert;
 mod imports;
 pub mod incoming;

@@ -1,24 +1,29 @@
 //! The gRPC server: PushService, AdminService, reflection and health behind the layers.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use futures_util::Stream;
-use futures_util::future::Either;
+use futures_util::{Stream, StreamExt as _};
+use http::{Request, Response};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceBuilder;
+use tower_layer::Layer as _;
 
 use crate::runtime::Runtime;
 use crate::service::Service;
 
 use super::admin_service::AdminApi;
 use super::auth::{AuthLayer, KeyRing};
-use super::incoming;
+use super::connection::{self, Terms};
+use super::incoming::{self, Link};
 use super::limits::{LimitsLayer, ServerLimits};
 use super::proto::DESCRIPTOR;
 use super::proto::admin_service_server::{self, AdminServiceServer};
@@ -34,8 +39,6 @@ pub enum ServerError {
     Tls(#[source] TlsError),
     #[error("the API descriptor cannot be served by reflection")]
     Reflection(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("serving gRPC failed")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 /// What `grpc.health.v1` answers. Begins NOT_SERVING.
@@ -131,11 +134,6 @@ impl Server {
         shutdown: CancellationToken,
     ) -> Result<(), ServerError> {
         let limits = &self.limits;
-        let builder = tonic::transport::Server::builder()
-            .max_concurrent_streams(limits.max_streams_per_connection)
-            .http2_max_header_list_size(limits.max_header_bytes)
-            .http2_keepalive_interval(Some(limits.keepalive_interval))
-            .http2_keepalive_timeout(Some(limits.keepalive_timeout));
         let layers = ServiceBuilder::new()
             .layer(TraceLayer)
             .layer(AuthLayer::new(Arc::clone(&self.keys), self.runtime.clone()))
@@ -159,23 +157,24 @@ impl Server {
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
             .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.reporter.clone())));
-        let (server, services) = (builder.layer(layers), Services::new(push, others));
+        let services = layers.layer(Services::new(push, others));
 
-        let cut = CancellationToken::new();
+        let (ends, cut) = (CancellationToken::new(), CancellationToken::new());
+        let terms = Terms { limits: *limits, runtime: self.runtime.clone(), ends: ends.clone() };
         let connections = incoming::accept(sockets, Arc::clone(&self.places), cut.clone());
-        let (health, signal) = (self.health.clone(), shutdown.clone());
-        let end = async move {
-            signal.cancelled().await;
-            health.end().await;
-        };
-        let serving = match &self.tls {
-            None => Either::Left(server.serve_with_incoming_shutdown(services, connections, end)),
+        let open = TaskTracker::new();
+        match &self.tls {
+            None => open_each(connections, &services, &terms, &open, &shutdown).await,
             Some(tls) => {
-                let tls = Arc::clone(tls);
-                let connections = incoming::greet(connections, tls, limits.tls_handshake, self.runtime.clone());
-                Either::Right(server.serve_with_incoming_shutdown(services, connections, end))
+                let connections = incoming::greet(connections, Arc::clone(tls), limits.handshake, self.runtime.clone());
+                open_each(connections, &services, &terms, &open, &shutdown).await;
             }
-        };
+        }
+        if shutdown.is_cancelled() {
+            self.health.end().await;
+        }
+        ends.cancel();
+        open.close();
         let drained = async {
             shutdown.cancelled().await;
             self.runtime.sleep(limits.drain).await;
@@ -185,9 +184,29 @@ impl Server {
         };
         tokio::select! {
             biased;
-            served = serving => served.map_err(ServerError::Serve),
+            () = open.wait() => Ok(()),
             () = drained => unreachable!("it only cuts the connections, so that serving ends"),
         }
+    }
+}
+
+/// Until there are no more of them, or the shutdown.
+async fn open_each<L, S>(
+    connections: impl Stream<Item = L> + Send,
+    services: &S,
+    terms: &Terms,
+    open: &TaskTracker,
+    shutdown: &CancellationToken,
+) where
+    L: Link,
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let mut connections = std::pin::pin!(connections);
+    while let Some(Some(link)) = shutdown.run_until_cancelled(connections.next()).await {
+        let serving = connection::serve(link, services.clone(), terms.clone());
+        // The tracker waits for it.
+        drop(terms.runtime.spawn(open.track_future(serving)));
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod bad_input;
+mod connection;
 mod dry_run;
 mod event_types;
 mod explain;

@@ -13,7 +13,6 @@ use nudged::storage::sqlite::shared::Link;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// All connections between two hosts.
 #[derive(Default)]
@@ -140,14 +139,6 @@ impl AsyncWrite for End {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.inner.lock().unwrap();
         inner.as_mut().map_or(Poll::Ready(Ok(())), |io| Pin::new(io).poll_shutdown(cx))
-    }
-}
-
-impl Connected for End {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        TcpConnectInfo { local_addr: None, remote_addr: None }
     }
 }
 
