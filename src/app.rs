@@ -339,9 +339,8 @@ fn serve_grpc(
         let listener = listener.try_clone().with_context(cannot)?;
         let (server, stop) = (Arc::clone(server), stop.clone());
         let for_thread = runtime.clone();
-        // What other threads woke goes first (tokio's default: when there is nothing else, or every 31 tasks). The store
-        // answers a group of calls at once, and the connection's own task, woken by the first of them, must not go ahead
-        // of the rest: it would write one answer at a time.
+        // What other threads woke goes first (tokio's default: when there is nothing else, or every 31 tasks): whom the store
+        // has answered waits longest, and their connection takes up what they ask next in the same turn.
         let builder = &mut tokio::runtime::Builder::new_current_thread();
         let tokio = builder.enable_all().global_queue_interval(1).build().context("starting a runtime")?;
         runtimes.push(tokio.handle().clone());

@@ -90,7 +90,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("diesel_migrations", &["storage"]),
     ("libsqlite3_sys", &["storage"]),
     // The benchmark's reference is a bare client.
-    ("h2", &["senders", "sandbox", "commands"]),
+    ("h2", &["senders", "sandbox", "commands", "api"]),
     ("reqwest", &["senders"]),
     ("a2", &["senders"]),
     ("figment", &["config"]),
@@ -403,7 +403,7 @@ mod tls;",
         assert!(!arrows("src/storage/postgres.rs", "use crate::storage::sqlite;").is_empty());
         assert_eq!(arrows("src/service/events.rs", "use tonic::Status;").len(), 1);
         assert_eq!(arrows("src/delivery/claim.rs", "fn f() { diesel::sql_query(x) }").len(), 1);
-        assert_eq!(arrows("src/api/mod.rs", "use h2::client;").len(), 1);
+        assert_eq!(arrows("src/service/mod.rs", "use h2::client;").len(), 1);
         assert_eq!(arrows("src/sandbox/mod.rs", "use crate::senders::Sender;").len(), 1);
         assert_eq!(arrows("src/domain/ids.rs", "use tokio::sync::mpsc;").len(), 1);
         assert_eq!(arrows("src/domain/ids.rs", "use std::fmt; fn f() { fmt::Error; Vec::new(); }").len(), 0);
