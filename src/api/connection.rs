@@ -1,18 +1,17 @@
 //! One connection: HTTP/2, whose calls are answered by the services.
 //!
-//! The calls are polled by the connection's own task. What a commit of the store answers wakes that task once, and leaves
-//! together; with a task for each call, as hyper has them, every answer goes through two more wake-ups, and a call costs half
-//! as much again.
+//! The calls are polled by the connection's own task, so that what a commit of the store answers leaves together; with a task
+//! for each call, as hyper has them, every answer goes through two more wake-ups.
 //!
 //! What is guaranteed. A call ends when its caller resets it or the connection ends. A call that panics is answered INTERNAL
-//! and harms no other. A caller that reads nothing holds up its own calls and no more than [`SEND_BUFFER`] each. A
-//! connection of which nothing was heard for [`ServerLimits::keepalive_interval`] is asked for a sign of life, and ends
-//! without one. At shutdown what is open goes on, and nothing new begins.
+//! and harms no other. A caller that reads nothing holds up its own calls and no more than [`SEND_BUFFER`] and a message each.
+//! A connection of which nothing was heard for [`ServerLimits::keepalive_interval`] is asked for a sign of life, and ends
+//! without one. At shutdown callers are told, and what is open goes on until it is cut.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -24,6 +23,7 @@ use h2::server::{Connection, SendResponse};
 use h2::{PingPong, Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
+use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::Service;
@@ -44,16 +44,18 @@ const SEND_BUFFER: usize = 400 * 1024;
 pub(super) struct Terms {
     pub limits: ServerLimits,
     pub runtime: Runtime,
-    /// Nothing new begins from then on.
+    /// Callers are told to begin nothing new.
     pub ends: CancellationToken,
+    /// What is open by then ends.
+    pub cut: CancellationToken,
 }
 
 /// Something of a connection happened.
 enum Event {
     Answered,
-    /// Nothing was heard of the caller.
-    Silent,
     ShuttingDown,
+    /// Nothing was heard of the caller, or the drain is over.
+    Over,
 }
 
 /// Until the connection ends. `services` never have to be waited for.
@@ -63,7 +65,7 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
 {
-    let Terms { limits, runtime, ends } = terms;
+    let Terms { limits, runtime, ends, cut } = terms;
     let (heard, certificate) = (link.heard(), link.certificate());
     let greeting = h2::server::Builder::new()
         .max_concurrent_streams(limits.max_streams_per_connection)
@@ -82,16 +84,20 @@ where
         work.push(Either::Right(listen(pings, heard, limits, runtime.clone()).boxed()));
     }
     work.push(Either::Right(ends.cancelled_owned().map(|()| Event::ShuttingDown).boxed()));
+    // Not left to the socket alone, which is not read while a frame is half written.
+    work.push(Either::Right(cut.cancelled_owned().map(|()| Event::Over).boxed()));
     poll_fn(|cx| {
         loop {
-            // First, for what was answered is written by the look at the connection that follows.
+            // First, for what was answered is written by the look at the connection that follows. Outside tokio's budget, which is
+            // one task's: a hundred answers would use it up, and leave nothing for writing them. What calls may do in one turn is
+            // bounded by the connection's windows.
             let mut has_moved = false;
-            while let Poll::Ready(Some(event)) = work.poll_next_unpin(cx) {
+            while let Poll::Ready(Some(event)) = pin!(unconstrained(work.next())).poll(cx) {
                 has_moved = true;
                 match event {
                     Event::Answered => {}
-                    Event::Silent => return Poll::Ready(()),
                     Event::ShuttingDown => connection.graceful_shutdown(),
+                    Event::Over => return Poll::Ready(()),
                 }
             }
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
@@ -131,8 +137,10 @@ async fn listen(mut pings: PingPong, heard: Heard, limits: ServerLimits, runtime
         let answer = runtime.timeout(limits.keepalive_timeout, pings.ping(h2::Ping::opaque())).await;
         if !matches!(answer, Some(Ok(_))) {
             tracing::debug!("a caller that gives no sign of life is let go");
-            return Event::Silent;
+            return Event::Over;
         }
+        // Its answer is no traffic.
+        heard.take();
     }
 }
 
@@ -157,16 +165,21 @@ where
         Some(Ok(response)) => response,
         None => status::status(&ApiError::Internal("a call panicked".to_owned()), &runtime).into_http(),
     };
-    match AssertUnwindSafe(send(respond, response)).catch_unwind().await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "an answer could not be sent"),
-        // Dropped, its stream is reset.
-        Err(_) => tracing::error!("an answer panicked while it was sent"),
-    }
+    let sending = AssertUnwindSafe(send(&mut respond, response)).catch_unwind().await;
+    let broken = match sending {
+        Ok(Ok(())) => return Event::Answered,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it panicked".to_owned(),
+    };
+    tracing::debug!(error = broken, "an answer broke off");
+    // Nothing, where the caller or the connection is gone.
+    respond.send_reset(Reason::INTERNAL_ERROR);
     Event::Answered
 }
 
-async fn send(mut respond: SendResponse<Bytes>, response: Response<Body>) -> Result<(), h2::Error> {
+type SendError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn send(respond: &mut SendResponse<Bytes>, response: Response<Body>) -> Result<(), SendError> {
     let (head, mut body) = response.into_parts();
     let head = Response::from_parts(head, ());
     if body.is_end_stream() {
@@ -174,18 +187,16 @@ async fn send(mut respond: SendResponse<Bytes>, response: Response<Body>) -> Res
         return Ok(());
     }
     let mut stream = respond.send_response(head, false)?;
+    // Room is asked for only when there is something to send: a stream that waits keeps none of the connection's from others.
     while let Some(frame) = poll_fn(|cx| next(&mut stream, &mut body, cx)).await {
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(status) => {
-                tracing::debug!(%status, "an answer broke off");
-                stream.send_reset(Reason::INTERNAL_ERROR);
-                return Ok(());
+        match frame?.into_data().map_err(Frame::into_trailers) {
+            Ok(data) => {
+                if !data.is_empty() && !room(&mut stream).await {
+                    return Ok(());
+                }
+                stream.send_data(data, false)?;
             }
-        };
-        match frame.into_data().map_err(Frame::into_trailers) {
-            Ok(data) => stream.send_data(data, false)?,
-            Err(Ok(trailers)) => return stream.send_trailers(trailers),
+            Err(Ok(trailers)) => return Ok(stream.send_trailers(trailers)?),
             Err(Err(_)) => {}
         }
     }
@@ -193,23 +204,27 @@ async fn send(mut respond: SendResponse<Bytes>, response: Response<Body>) -> Res
     stream.send_data(Bytes::new(), true).or(Ok(()))
 }
 
-/// Once the caller has room for it. `None`: there is no more, or nobody waits for it.
+/// `None`: there is no more, or nobody waits for it.
 fn next(
     stream: &mut SendStream<Bytes>,
     body: &mut Body,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-    // Any will do: a frame is small, and the next waits until the caller has read some of what came before.
-    stream.reserve_capacity(1);
-    while stream.capacity() == 0 {
-        if !matches!(ready!(stream.poll_capacity(cx)), Some(Ok(_))) {
-            return Poll::Ready(None);
-        }
-    }
     match Pin::new(body).poll_frame(cx) {
         Poll::Pending if stream.poll_reset(cx).is_ready() => Poll::Ready(None),
         polled => polled,
     }
+}
+
+/// Until the caller has any room: a frame may be larger, and the next one waits. `false`: nobody waits for it.
+async fn room(stream: &mut SendStream<Bytes>) -> bool {
+    stream.reserve_capacity(1);
+    while stream.capacity() == 0 {
+        if !matches!(poll_fn(|cx| stream.poll_capacity(cx)).await, Some(Ok(_))) {
+            return false;
+        }
+    }
+    true
 }
 
 /// The message, or messages, of a call.

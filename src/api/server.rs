@@ -160,7 +160,7 @@ impl Server {
         let services = layers.layer(Services::new(push, others));
 
         let (ends, cut) = (CancellationToken::new(), CancellationToken::new());
-        let terms = Terms { limits: *limits, runtime: self.runtime.clone(), ends: ends.clone() };
+        let terms = Terms { limits: *limits, runtime: self.runtime.clone(), ends: ends.clone(), cut: cut.clone() };
         let connections = incoming::accept(sockets, Arc::clone(&self.places), cut.clone());
         let open = TaskTracker::new();
         match &self.tls {

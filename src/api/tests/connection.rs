@@ -91,6 +91,7 @@ fn call(request: &Request<Body>, told: &mpsc::UnboundedSender<()>, go_on: &Arc<S
 struct Server {
     runtime: Runtime,
     ends: CancellationToken,
+    cut: CancellationToken,
     serving: JoinHandle<()>,
     /// A call that waited is gone.
     told: mpsc::UnboundedReceiver<()>,
@@ -105,16 +106,16 @@ async fn serve(limits: ServerLimits) -> (Server, DuplexStream) {
     let sockets = futures_util::stream::iter([ours]);
     let mut links = std::pin::pin!(incoming::accept(sockets, places, CancellationToken::new()));
     let link = futures_util::StreamExt::next(&mut links).await.expect("a link");
-    let ends = CancellationToken::new();
+    let (ends, cut) = (CancellationToken::new(), CancellationToken::new());
     let (tell, told) = mpsc::unbounded_channel();
     let go_on = Arc::new(Semaphore::new(0));
     let services = service_fn({
         let go_on = Arc::clone(&go_on);
         move |request| call(&request, &tell, &go_on)
     });
-    let terms = Terms { limits, runtime: runtime.clone(), ends: ends.clone() };
+    let terms = Terms { limits, runtime: runtime.clone(), ends: ends.clone(), cut: cut.clone() };
     let serving = runtime.spawn(connection::serve(link, services, terms));
-    (Server { runtime, ends, serving, told, go_on }, theirs)
+    (Server { runtime, ends, cut, serving, told, go_on }, theirs)
 }
 
 impl Server {
@@ -162,7 +163,7 @@ async fn a_call_that_panics_is_answered_and_harms_no_other() {
         assert_eq!(answer, (Some("13".to_owned()), 0), "{path}: INTERNAL");
     }
     let error = server.within(read(ask(&mut client, "/panics-late"))).await.expect_err("its stream is reset");
-    assert!(error.is_reset(), "{error}");
+    assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{error}");
     server.go_on.add_permits(1);
     assert_eq!(server.within(read(waiting)).await.expect("an answer"), (None, 0));
 }
@@ -226,6 +227,26 @@ async fn what_is_open_at_a_shutdown_is_answered() {
     server.go_on.add_permits(1);
     assert_eq!(server.within(read(waiting)).await.expect("an answer"), (None, 0));
     server.ended().await;
+}
+
+/// A frame is half written, so nothing is read either, and the caller reads nothing.
+#[tokio::test]
+async fn the_cut_ends_also_what_cannot_be_written() {
+    let (server, socket) = serve(ServerLimits::default()).await;
+    let mut builder = h2::client::Builder::new();
+    let large = u32::try_from(LARGE).expect("it fits");
+    builder.initial_window_size(large).initial_connection_window_size(large);
+    let (mut client, mut connection) = builder.handshake::<_, Bytes>(socket).await.expect("greeted");
+    let answer = ask(&mut client, "/large");
+    let begun = server.within(futures_util::future::select(&mut connection, answer)).await;
+    assert!(matches!(begun, futures_util::future::Either::Right((Ok(_), _))), "the head is there");
+    // Nobody looks at the connection from now on.
+    server.ends.cancel();
+    assert!(server.runtime.timeout(4 * SOON, server.go_on.acquire()).await.is_none());
+    assert!(!server.serving.is_finished(), "an answer is under way");
+    server.cut.cancel();
+    server.ended().await;
+    drop((client, connection));
 }
 
 #[tokio::test]
