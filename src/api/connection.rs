@@ -74,7 +74,8 @@ where
         .initial_connection_window_size(WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .handshake(link);
-    let mut connection: Connection<L, Bytes> = match runtime.timeout(limits.handshake, greeting).await {
+    let greeting = runtime.timeout(limits.handshake, cut.run_until_cancelled(greeting));
+    let mut connection: Connection<L, Bytes> = match greeting.await.flatten() {
         Some(Ok(connection)) => connection,
         Some(Err(error)) => return tracing::debug!(%error, "what was connected does not speak HTTP/2"),
         None => return tracing::debug!("what was connected says nothing"),
@@ -84,7 +85,6 @@ where
         work.push(Either::Right(listen(pings, heard, limits, runtime.clone()).boxed()));
     }
     work.push(Either::Right(ends.cancelled_owned().map(|()| Event::ShuttingDown).boxed()));
-    // Not left to the socket alone, which is not read while a frame is half written.
     work.push(Either::Right(cut.cancelled_owned().map(|()| Event::Over).boxed()));
     poll_fn(|cx| {
         loop {

@@ -1,4 +1,4 @@
-//! Accepted connections: counted, without Nagle's delay, and cut at the end of the drain.
+//! Accepted connections: counted, and without Nagle's delay.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::tls::Tls;
 use crate::runtime::Runtime;
@@ -63,7 +62,6 @@ impl ClientCertificate {
 pub struct Accepted<S> {
     socket: S,
     heard: Heard,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -86,19 +84,15 @@ pub fn tcp(listener: TcpListener, runtime: Runtime) -> impl Stream<Item = TcpStr
     }))
 }
 
-/// Connections, each taking one of `places` before it is looked for. Cancelling `cut` breaks them all.
+/// Connections, each taking one of `places` before it is looked for.
 pub fn accept<S: Socket>(
     sockets: impl Stream<Item = S> + Send,
     places: Arc<Semaphore>,
-    cut: CancellationToken,
 ) -> impl Stream<Item = Accepted<S>> + Send {
-    let state = (Box::pin(sockets), places, cut);
-    Box::pin(stream::unfold(state, |(mut sockets, places, cut)| async move {
+    Box::pin(stream::unfold((Box::pin(sockets), places), |(mut sockets, places)| async move {
         let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         let socket = sockets.next().await?;
-        let cutting = Box::pin(cut.clone().cancelled_owned());
-        let accepted = Accepted { socket, heard: Heard::default(), cut: cutting, _place: place };
-        Some((accepted, (sockets, places, cut)))
+        Some((Accepted { socket, heard: Heard::default(), _place: place }, (sockets, places)))
     }))
 }
 
@@ -152,10 +146,6 @@ impl<S: Socket> Link for TlsStream<Accepted<S>> {
 
 impl<S: Socket> AsyncRead for Accepted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        use std::future::Future as _;
-        if self.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has shut down")));
-        }
         let read = Pin::new(&mut self.socket).poll_read(cx, buf);
         if read.is_ready() {
             self.heard.0.store(true, Ordering::Relaxed);

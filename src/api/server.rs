@@ -161,7 +161,7 @@ impl Server {
 
         let (ends, cut) = (CancellationToken::new(), CancellationToken::new());
         let terms = Terms { limits: *limits, runtime: self.runtime.clone(), ends: ends.clone(), cut: cut.clone() };
-        let connections = incoming::accept(sockets, Arc::clone(&self.places), cut.clone());
+        let connections = incoming::accept(sockets, Arc::clone(&self.places));
         let open = TaskTracker::new();
         match &self.tls {
             None => open_each(connections, &services, &terms, &open, &shutdown).await,

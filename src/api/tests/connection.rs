@@ -104,7 +104,7 @@ async fn serve(limits: ServerLimits) -> (Server, DuplexStream) {
     let (theirs, ours) = tokio::io::duplex(64 * 1024);
     let places = Arc::new(Semaphore::new(1));
     let sockets = futures_util::stream::iter([ours]);
-    let mut links = std::pin::pin!(incoming::accept(sockets, places, CancellationToken::new()));
+    let mut links = std::pin::pin!(incoming::accept(sockets, places));
     let link = futures_util::StreamExt::next(&mut links).await.expect("a link");
     let (ends, cut) = (CancellationToken::new(), CancellationToken::new());
     let (tell, told) = mpsc::unbounded_channel();
