@@ -284,6 +284,7 @@ pub(super) struct DeviceRow {
     pub labels: String,
     pub observed_at: i64,
     pub confirmed_at: i64,
+    /// 1 active, 2 retired, 3 moved; on Postgres also [`super::postgres`]'s 4, retired in place.
     pub state: i16,
     pub retired_reason: Option<String>,
     pub retired_at: Option<i64>,

@@ -95,6 +95,12 @@ const GONE: &str = "410 Unregistered";
 
 /// Platforms called the tokens of these devices dead, in one record.
 pub async fn die(world: &World<'_>, devices: &[DeviceId]) {
+    let update = dying(world, devices).await;
+    assert!(world.record(update).await);
+}
+
+/// The record in which they do.
+pub async fn dying(world: &World<'_>, devices: &[DeviceId]) -> JobUpdate {
     world.pass(1);
     world.reachable("carrier").await;
     world.accept(world.to_users(&["carrier"])).await;
@@ -102,7 +108,7 @@ pub async fn die(world: &World<'_>, devices: &[DeviceId]) {
     let mut update = world.update(&claimed, entries(&claimed.job.targets, ResultCode::Sent));
     let dead = |device: &DeviceId| Retirement { device: *device, since: None, reason: GONE.to_owned() };
     update.retirements.extend(devices.iter().map(dead));
-    assert!(world.record(update).await);
+    update
 }
 
 async fn devices_of(world: &World<'_>, name: &str) -> Vec<Device> {

@@ -7,9 +7,10 @@ use diesel::OptionalExtension;
 use diesel::sql_types::{Array, BigInt, Binary, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
+use super::dead::select_devices;
 use super::fail::{Attempt, Fail};
 use super::ids;
-use super::rows::{DeviceRow, DeviceTypes, select_devices};
+use super::rows::{DeviceRow, DeviceTypes};
 use super::statement::constant;
 use super::users::user_key;
 use crate::domain::device::{Device, Registration};
@@ -105,9 +106,9 @@ fn out_of_range() -> Fail {
     Fail::corrupt("a place out of range")
 }
 
-/// The active rows of these tokens. Laterals, here and in what follows, for each look-up must go by its index, whatever a
+/// The rows that hold these tokens: active ones, or retired in place. Laterals, here and in what follows, for each look-up must go by its index, whatever a
 /// plan that was made for few rows thought of joins.
-pub(super) async fn active_by_tokens(
+pub(super) async fn holding_tokens(
     conn: &mut AsyncPgConnection,
     tokens: &[Token<'_>],
 ) -> Attempt<Vec<(usize, DeviceRow)>> {
@@ -131,7 +132,7 @@ pub(super) async fn active_by_tokens(
     placed(rows)
 }
 
-/// The active row of each token, if any, and then the retired ones, newest first; for a change.
+/// The row that holds each token, if any, and then the others, newest first; for a change.
 pub(super) async fn lock_by_tokens(
     conn: &mut AsyncPgConnection,
     tokens: &[Token<'_>],
@@ -192,8 +193,8 @@ pub(super) async fn lock_by_installations(
             "SELECT e.place, f.* FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS e(app, install, platform, kind, place) \
              CROSS JOIN LATERAL (",
             select_devices!(
-                "WHERE d.app = e.app AND d.installation_id = e.install AND d.state = 1 AND d.platform = e.platform \
-                 AND d.kind = e.kind ORDER BY d.id DESC LIMIT $5 + 0 FOR NO KEY UPDATE OF d"
+                "WHERE d.app = e.app AND d.installation_id = e.install AND d.state = 1 AND d.retired_at IS NULL \
+                 AND d.platform = e.platform AND d.kind = e.kind ORDER BY d.id DESC LIMIT $5 + 0 FOR NO KEY UPDATE OF d"
             ),
             ") AS f"
         ),
@@ -221,7 +222,7 @@ pub(super) async fn routes(
     Ok(rows.into_iter().collect())
 }
 
-/// The active row of a token, if any, and then the retired ones, newest first.
+/// The row that holds a token, if any, and then the others, newest first.
 pub(super) async fn by_token(
     conn: &mut AsyncPgConnection,
     app: AppKey,
@@ -229,7 +230,7 @@ pub(super) async fn by_token(
     hash: &[u8; 16],
 ) -> Attempt<Vec<DeviceRow>> {
     let mut rows: Vec<DeviceRow> =
-        active_by_tokens(conn, &[(app, platform, hash)]).await?.into_iter().map(|(_, row)| row).collect();
+        holding_tokens(conn, &[(app, platform, hash)]).await?.into_iter().map(|(_, row)| row).collect();
     // device_by_old_token
     let old: Vec<DeviceRow> = constant!(
         DeviceTypes;
@@ -256,8 +257,8 @@ pub(super) async fn by_installation(
     Ok(constant!(
         DeviceTypes;
         select_devices!(
-            "WHERE d.app = $1 AND d.installation_id = $2 AND d.state = 1 AND d.platform = $3 AND d.kind = $4 \
-             ORDER BY d.id DESC LIMIT $5 + 0"
+            "WHERE d.app = $1 AND d.installation_id = $2 AND d.state = 1 AND d.retired_at IS NULL \
+             AND d.platform = $3 AND d.kind = $4 ORDER BY d.id DESC LIMIT $5 + 0"
         ),
         BigInt => app.0, Text => install, SmallInt => registration.platform.code(),
         SmallInt => registration.kind as i16, BigInt => MAX_ROWS,

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::Inner;
 use super::batch::rows_of;
+use super::dead::IN_PLACE;
 use super::device_reads::{by_id, by_installation, by_token, lock_by_ids, lock_by_tokens};
 use super::fail::Attempt;
 use super::gather::{Answers, Work};
@@ -73,6 +74,8 @@ pub(super) enum Decision {
     Write {
         /// Rows that let go of the token or the install first.
         retired: Vec<Retired>,
+        /// So does this one, which is retired in place.
+        lets_go: Option<DeviceId>,
         /// Other users' rows of the token that are retired already. A platform may have done that, of which nobody was
         /// told: what was gated before still waits for this phone.
         dead: Vec<DeviceId>,
@@ -110,7 +113,7 @@ pub(super) struct Known {
     pub user: Option<UserKey>,
     /// The row it names.
     pub named: Option<DeviceRow>,
-    /// The active row, if any, and then the retired ones, newest first.
+    /// The row that holds the token, if any, and then the others, newest first.
     pub of_token: Vec<DeviceRow>,
     /// Active ones on its platform and of its kind.
     pub of_install: Vec<DeviceRow>,
@@ -142,7 +145,8 @@ pub(super) fn judge(registration: &Registration, known: &Known, repeat: Repeat) 
     let said_now = matches!(repeat, Repeat::Within(now) if now.0 == observed_at);
     let newer = |row: &&DeviceRow| row.observed_at > observed_at && !said_now;
     // Somebody else's row that was only moved on says nothing about this user's claim; one that was unregistered does.
-    let speaks = |row: &&DeviceRow| row.is_active() || is_theirs(row) || row.state == 2;
+    let is_retired = |row: &DeviceRow| matches!(row.state, 2 | IN_PLACE);
+    let speaks = |row: &&DeviceRow| row.is_active() || is_theirs(row) || is_retired(row);
     let stale = named.iter().any(newer)
         || of_token.iter().filter(speaks).any(|row| newer(&row))
         || of_install.iter().any(|row| newer(&row));
@@ -176,14 +180,16 @@ pub(super) fn judge(registration: &Registration, known: &Known, repeat: Repeat) 
             retired.push(Retired { user: UserKey(row.user_key), device: DeviceId(row.id), state, reason });
         }
     }
-    let dead = of_token.iter().filter(|row| row.state == 2 && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
+    let dead = of_token.iter().filter(|row| is_retired(row) && !is_theirs(row)).map(|row| DeviceId(row.id)).collect();
+    let lets_go =
+        of_token.iter().find(|row| row.state == IN_PLACE && Some(row.id) != target).map(|row| DeviceId(row.id));
     let revives = target.is_some() && known.rows().all(|row| Some(row.id) != target || !row.is_active());
     let locale = registration.details.locale.as_ref().map(crate::domain::ids::Locale::as_str);
     let reaches_alike = of_token
         .iter()
         .filter(|row| Some(row.id) == target && row.is_active())
         .any(|row| row.route == registration.route.0 && row.locale.as_deref() == locale);
-    Ok(Decision::Write { retired, dead, target, revives, reaches_alike })
+    Ok(Decision::Write { retired, lets_go, dead, target, revives, reaches_alike })
 }
 
 /// What waits for these devices passes its gate again, which ends it.

@@ -11,6 +11,7 @@ mod accept;
 mod arriving;
 mod batch;
 mod connect;
+mod dead;
 mod deny;
 mod device_reads;
 mod devices;

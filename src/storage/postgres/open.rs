@@ -31,6 +31,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261130000007", include_str!("../../../migrations/postgres/2026-11-30-000007_homes/up.sql")),
     ("20261130000008", include_str!("../../../migrations/postgres/2026-11-30-000008_rowless/up.sql")),
     ("20261130000009", include_str!("../../../migrations/postgres/2026-11-30-000009_dead/up.sql")),
+    ("20261130000010", include_str!("../../../migrations/postgres/2026-11-30-000010_retired_in_place/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.
@@ -251,13 +252,14 @@ async fn lease_slot(conn: &mut AsyncPgConnection, boot: i64, packing: &Packing) 
         let Some(slot) = slot else { return Err(OpenError::NoSlot) };
         let taken = constant!(
             ();
-            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version, pack_format, rowless) \
-             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3, $5, $6) \
+            "INSERT INTO replica AS r (slot, boot_id, heartbeat, version, pack_format, rowless, dead_in_place) \
+             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT, $3, $5, $6, $6) \
              ON CONFLICT (slot) DO UPDATE SET boot_id = excluded.boot_id, heartbeat = excluded.heartbeat, \
-             version = excluded.version, pack_format = excluded.pack_format, rowless = excluded.rowless \
+             version = excluded.version, pack_format = excluded.pack_format, rowless = excluded.rowless, \
+             dead_in_place = excluded.dead_in_place \
              WHERE r.heartbeat < excluded.heartbeat - $4",
             Integer => slot, BigInt => boot, Text => env!("CARGO_PKG_VERSION"), BigInt => SLOT_KEPT_MS,
-            SmallInt => packing.read, SmallInt => i16::from(packing.knows_rowless()),
+            SmallInt => packing.read, SmallInt => i16::from(packing.knows_all()),
         )
         .execute(conn)
         .await?;

@@ -1,4 +1,4 @@
-//! Which pack format the cluster writes: the newest that every live replica reads.
+//! Which pack format the cluster writes, and which of the newer ways of writing rows it uses: what every live replica reads.
 //!
 //! A replica says in its row what it reads; each heartbeat reads the least of them. A replica of an older version that
 //! joins is heard of within a second; what is written until then it does not claim, and the others do. When the least
@@ -24,17 +24,24 @@ pub(super) struct Packing {
     written: AtomicI16,
     /// All live replicas know of jobs without rows.
     rowless: AtomicBool,
+    /// All live replicas know of devices that are retired in place.
+    dead_in_place: AtomicBool,
 }
 
 impl Packing {
     /// `read`: the newest this process may read, for one that must get along with a version before.
     pub fn new(read: i16) -> Self {
         let read = read.clamp(targets::OLDEST, targets::NEWEST);
-        Self { read, written: AtomicI16::new(targets::OLDEST), rowless: AtomicBool::new(false) }
+        Self {
+            read,
+            written: AtomicI16::new(targets::OLDEST),
+            rowless: AtomicBool::new(false),
+            dead_in_place: AtomicBool::new(false),
+        }
     }
 
-    /// Whether this process does; one that must get along with a version before does not.
-    pub fn knows_rowless(&self) -> bool {
+    /// Whether this process knows of the newer ways; one that must get along with a version before does not.
+    pub fn knows_all(&self) -> bool {
         self.read == targets::NEWEST
     }
 
@@ -43,21 +50,27 @@ impl Packing {
         self.rowless.load(Ordering::Relaxed)
     }
 
+    /// Whether devices may be retired in place: see [`super::dead`].
+    pub fn dead_in_place(&self) -> bool {
+        self.dead_in_place.load(Ordering::Relaxed)
+    }
+
     pub fn written(&self) -> i16 {
         self.written.load(Ordering::Relaxed)
     }
 
     /// Asks what all live replicas read. Whether jobs may be waiting that some of them do not.
     pub async fn agree(&self, conn: &mut AsyncPgConnection) -> diesel::QueryResult<bool> {
-        let (least, rowless): (Option<i16>, Option<i16>) = constant!(
-            (Nullable<SmallInt>, Nullable<SmallInt>);
-            "SELECT min(pack_format), min(rowless) FROM replica WHERE boot_id <> 0 \
+        let (least, rowless, dead_in_place): (Option<i16>, Option<i16>, Option<i16>) = constant!(
+            (Nullable<SmallInt>, Nullable<SmallInt>, Nullable<SmallInt>);
+            "SELECT min(pack_format), min(rowless), min(dead_in_place) FROM replica WHERE boot_id <> 0 \
              AND heartbeat > (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT - $1",
             BigInt => DEAD_AFTER_MS,
         )
         .get_result(conn)
         .await?;
-        self.rowless.store(self.knows_rowless() && rowless == Some(1), Ordering::Relaxed);
+        self.rowless.store(self.knows_all() && rowless == Some(1), Ordering::Relaxed);
+        self.dead_in_place.store(self.knows_all() && dead_in_place == Some(1), Ordering::Relaxed);
         let agreed = least.unwrap_or(self.read).min(self.read);
         let before = self.written.swap(agreed, Ordering::Relaxed);
         if before != agreed {

@@ -5,9 +5,9 @@ use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
 use super::fail::{Attempt, Fail};
-use super::ids;
 use super::rows::{choice, device_state, token};
 use super::statement::constant;
+use super::{dead, ids};
 use crate::domain::allow::AllowList;
 use crate::domain::consent::{DeviceChoice, UserChoice};
 use crate::domain::device::Labels;
@@ -108,7 +108,10 @@ pub(super) async fn facts_of_targets(
     let mut facts: Vec<Option<TargetFacts>> = vec![None; targets.len()];
     let rows = constant!(
         FactTypes;
-        "SELECT e.n - 1, d.id, d.user_key, d.state, d.route, d.seal_key, d.token_sealed, d.locale, \
+        concat!(
+            "SELECT e.n - 1, d.id, d.user_key, ",
+            dead::state!("2::SMALLINT"),
+            ", d.route, d.seal_key, d.token_sealed, d.locale, \
          all_types.opted_in, this_type.opted_in, \
          CASE d.has_choice WHEN 1 THEN (SELECT o.opted_in FROM opt_in o \
          WHERE o.user_key = d.user_key AND o.device = d.id AND o.event_type = '') END, \
@@ -117,7 +120,8 @@ pub(super) async fn facts_of_targets(
          FROM unnest($1) WITH ORDINALITY AS e(value, n) JOIN device d ON d.id = e.value \
          LEFT JOIN opt_in all_types ON all_types.user_key = d.user_key AND all_types.device = 0 \
          AND all_types.event_type = '' LEFT JOIN opt_in this_type ON this_type.user_key = d.user_key \
-         AND this_type.device = 0 AND this_type.event_type = $2",
+         AND this_type.device = 0 AND this_type.event_type = $2"
+        ),
         Array<BigInt> => ids(targets.iter().map(|target| target.device.0)), Text => event_type.as_str(),
     )
     .load::<FactRow>(conn)

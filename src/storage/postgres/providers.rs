@@ -16,7 +16,7 @@ use super::redrive::{self, Block};
 use super::rows::lane;
 use super::statement::constant;
 use super::tx::{Tx, step};
-use super::{PostgresStore, users};
+use super::{PostgresStore, dead, users};
 use crate::domain::ids::{AppKey, DeviceId, JobId, UserKey};
 use crate::domain::pacing::{Bucket, IDLE_AFTER, PermitBlock, PermitRequest, RAMP_BEGINS_AT};
 use crate::domain::time::UnixMs;
@@ -84,7 +84,11 @@ impl Providers for PostgresStore {
             // device_by_hold
             let rows: Vec<(i64, i64)> = constant!(
                 (BigInt, BigInt);
-                "SELECT id, hold_until FROM device WHERE hold_until > $1 AND state + 0 = 1 ORDER BY hold_until DESC LIMIT $2",
+                concat!(
+                    "SELECT id, hold_until FROM device WHERE hold_until > $1 AND ",
+                    dead::is_active!(""),
+                    " ORDER BY hold_until DESC LIMIT $2"
+                ),
                 BigInt => now.0, BigInt => i64::try_from(limit).unwrap_or(i64::MAX),
             )
             .load(conn)
@@ -213,8 +217,11 @@ pub(super) async fn change_device(tx: &mut Tx, app: AppKey, change: DeviceChange
         DeviceChange::Hold { device, until, doubted } => {
             tx.execute(constant!(
                 ();
-                "UPDATE device SET hold_until = greatest(coalesce(hold_until, 0), $3), \
-                 doubted_at = coalesce($4, doubted_at) WHERE id = $1 AND app = $2 AND state + 0 = 1",
+                concat!(
+                    "UPDATE device SET hold_until = greatest(coalesce(hold_until, 0), $3), \
+                     doubted_at = coalesce($4, doubted_at) WHERE id = $1 AND app = $2 AND ",
+                    dead::is_active!("")
+                ),
                 BigInt => device.0, BigInt => app.0, BigInt => until.0, Nullable<BigInt> => doubted.then_some(now.0),
             ))
             .await?;
@@ -222,8 +229,11 @@ pub(super) async fn change_device(tx: &mut Tx, app: AppKey, change: DeviceChange
         DeviceChange::Reroute { device, from, to } => {
             let user: Option<i64> = constant!(
                 BigInt;
-                "UPDATE device SET route = $4 WHERE id = $1 AND app = $2 AND route = $3 AND state + 0 = 1 \
-                 RETURNING user_key",
+                concat!(
+                    "UPDATE device SET route = $4 WHERE id = $1 AND app = $2 AND route = $3 AND ",
+                    dead::is_active!(""),
+                    " RETURNING user_key"
+                ),
                 BigInt => device.0, BigInt => app.0, BigInt => from.0, BigInt => to.0,
             )
             .get_result(tx.conn())

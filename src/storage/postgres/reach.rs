@@ -9,10 +9,10 @@ use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text};
 use diesel_async::AsyncPgConnection;
 
 use super::fail::Attempt;
-use super::ids;
 use super::query::RunQuery;
 use super::rows::{flag, token};
 use super::statement::constant;
+use super::{dead, ids};
 use crate::domain::ids::{EventType, UserKey};
 use crate::storage::people::People;
 use crate::storage::reach::{self, Reach, ReachDevice};
@@ -168,9 +168,13 @@ pub(super) async fn of_rows(conn: &mut AsyncPgConnection, users: Vec<i64>) -> At
     // device_by_user, opt_in's primary key
     let mut rows: Vec<Detail> = constant!(
         DetailTypes;
-        "SELECT user_key, id, route, seal_key, token_sealed, locale, NULL, NULL FROM device \
-         WHERE user_key = ANY ($1) AND state + 0 = 1 UNION ALL \
-         SELECT user_key, device, NULL, NULL, NULL, NULL, event_type, opted_in FROM opt_in WHERE user_key = ANY ($1)",
+        concat!(
+            "SELECT user_key, id, route, seal_key, token_sealed, locale, NULL, NULL FROM device \
+             WHERE user_key = ANY ($1) AND ",
+            dead::is_active!(""),
+            " UNION ALL SELECT user_key, device, NULL, NULL, NULL, NULL, event_type, opted_in FROM opt_in \
+             WHERE user_key = ANY ($1)"
+        ),
         Array<BigInt> => users,
     )
     .load(conn)

@@ -8,13 +8,13 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt
 
 use super::batch::{BlockColumns, DetailColumns, JobColumns, bind_blocks, insert_blocks, inserting, rows_of};
 use super::fail::{Attempt, Fail};
-use super::handed;
 use super::jobs::{self, Lease};
 use super::providers;
 use super::query::RunQuery;
 use super::rows::stored_count;
 use super::statement::constant;
 use super::tx::Tx;
+use super::{dead, handed};
 use crate::domain::device::Retirement;
 use crate::domain::ids::{DeviceId, JobId, UserKey};
 use crate::domain::outcome::ResultCode;
@@ -52,7 +52,7 @@ pub(super) async fn record(
     let (there, mut held) = (handed::hold(tx, groups).await?, Vec::new());
     let (mut details, mut followers, mut parents) =
         (DetailColumns::default(), JobColumns::of(tx.context.packing.written()), Vec::new());
-    let mut dead = RetirementColumns::default();
+    let mut retirements = RetirementColumns::default();
     for ((place, update), group) in (0_i64..).zip(updates).zip(groups) {
         if group.is_some_and(|group| there.contains(&group)) {
             held.push(place);
@@ -70,14 +70,16 @@ pub(super) async fn record(
             parents.push(place);
         }
         for retirement in &update.retirements {
-            dead.push(tx.next_id(now), place, update, retirement, now);
+            retirements.push(tx.next_id(now), place, update, retirement, now);
         }
     }
     let held: HashSet<i64> = if held.is_empty() && is_one_statement(updates) {
         end(tx, leases, blocks).await?
     } else {
-        let (held, retired): (Vec<Written>, Vec<Written>) =
-            write(tx, leases, held, blocks, details, dead).await?.into_iter().partition(|(place, ..)| *place >= 0);
+        let (held, retired): (Vec<Written>, Vec<Written>) = write(tx, leases, held, blocks, details, retirements)
+            .await?
+            .into_iter()
+            .partition(|(place, ..)| *place >= 0);
         let without = |(_, user, device): Written| (UserKey(user), Change::Without(DeviceId(device)));
         tx.changed.extend(retired.into_iter().map(without));
         held.into_iter().map(|(place, ..)| place).collect()
@@ -218,8 +220,10 @@ async fn write(
     held: Vec<i64>,
     blocks: BlockColumns,
     details: DetailColumns,
-    dead: RetirementColumns,
+    retired: RetirementColumns,
 ) -> Attempt<Vec<Written>> {
+    // See [`super::dead`].
+    let state: i16 = if tx.context.packing.dead_in_place() { 1 } else { 2 };
     macro_rules! written {
         ($on_conflict:literal) => {{
             let write = constant!(
@@ -249,12 +253,13 @@ async fn write(
                     " AS d WHERE (d.place IN (SELECT place FROM locked)) IS TRUE ",
                     $on_conflict,
                     "), \
-                     dead AS (UPDATE device SET state = 2, retired_reason = r.reason, retired_at = r.at ",
+                     dead AS (UPDATE device SET state = $35, retired_reason = r.reason, retired_at = r.at ",
                     rows_of!(
                         "$18" "device", "$19" "app", "$20" "since", "$21" "reason", "$22" "at", "$23" "place", "$24" "line",
                     ),
-                    " AS r WHERE device.id = r.device AND device.app = r.app AND device.state + 0 = 1 \
-                     AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
+                    " AS r WHERE device.id = r.device AND device.app = r.app AND ",
+                    dead::is_active!("device."),
+                    " AND device.confirmed_at <= r.since AND (r.place IN (SELECT place FROM locked)) IS TRUE \
                      RETURNING r.line, device.app, device.id, device.user_key, r.reason, r.at), \
                      retired AS (INSERT INTO device_retirement (id, app, device, user_key, reason, at) \
                      SELECT line, app, id, user_key, reason, at FROM dead ",
@@ -268,10 +273,15 @@ async fn write(
                 Array<BigInt> => details.user, Array<BigInt> => details.device, Array<Integer> => details.attempt,
                 Array<BigInt> => details.at, Array<SmallInt> => details.code, Array<Integer> => details.status,
                 Array<Text> => details.reason, Array<Nullable<BigInt>> => details.next_at, Array<BigInt> => details.place,
-                Array<BigInt> => dead.device, Array<BigInt> => dead.app, Array<BigInt> => dead.since,
-                Array<Text> => dead.reason, Array<BigInt> => dead.at, Array<BigInt> => dead.place, Array<BigInt> => dead.line,
+                Array<BigInt> => retired.device, Array<BigInt> => retired.app, Array<BigInt> => retired.since,
+                Array<Text> => retired.reason, Array<BigInt> => retired.at, Array<BigInt> => retired.place,
+                Array<BigInt> => retired.line,
             );
-            bind_blocks!(write, blocks).bind::<Array<BigInt>, _>(held).load(tx.conn()).await?
+            bind_blocks!(write, blocks)
+                .bind::<Array<BigInt>, _>(held)
+                .bind::<SmallInt, _>(state)
+                .load(tx.conn())
+                .await?
         }};
     }
     Ok(inserting!(tx.is_repeated(), written))

@@ -12,7 +12,7 @@ use super::query::RunQuery;
 use super::statement::constant;
 use super::tx::{Tx, step};
 use super::users::{ensure_users, users_by_name};
-use super::{Inner, device_reads, devices, read, repack};
+use super::{Inner, dead, device_reads, devices, read, repack};
 use crate::domain::deny::DenyKey;
 use crate::domain::device::{Device, MAX_DEVICES_PER_USER, Registered, Registration};
 use crate::domain::ids::{AppKey, DeviceId, Locale, UserKey};
@@ -65,9 +65,12 @@ impl Work for Repeated {
         read::read!(inner, DOING, |conn| async {
             let tokens: Vec<_> = group.iter().map(|one| of_token(&one.0)).collect();
             let mut standing: Vec<Option<Registered>> = group.iter().map(|_| None).collect();
-            for (place, row) in device_reads::active_by_tokens(conn, &tokens).await? {
+            for (place, row) in device_reads::holding_tokens(conn, &tokens).await? {
                 let Register { registration, now, .. } = &*group[place].0;
-                if row.user == registration.user.as_str() && devices::stands(&row, registration, *now)? {
+                if row.is_active()
+                    && row.user == registration.user.as_str()
+                    && devices::stands(&row, registration, *now)?
+                {
                     standing[place] = Some(Registered { device: row.into_domain()?, created: false });
                 }
             }
@@ -154,10 +157,10 @@ async fn register(tx: &mut Tx, group: &[&Changed]) -> Attempt<Answers<Registered
             }
             // Theirs once, and somebody else's by now: kept as such, so that the caller learns of it.
             Decision::Stale(None) => write.user = known.user,
-            Decision::Write { retired, dead, target, revives, reaches_alike } => {
+            Decision::Write { retired, lets_go, dead, target, revives, reaches_alike } => {
                 recall(tx, &dead);
                 (write.user, write.retired, write.target, write.revives) = (known.user, retired, target, revives);
-                (write.is_current, write.reaches_alike) = (true, reaches_alike);
+                (write.is_current, write.reaches_alike, write.lets_go) = (true, reaches_alike, lets_go);
             }
         }
         writes.push((place, write));
@@ -178,13 +181,14 @@ pub(super) async fn import(tx: &mut Tx, registration: &Registration, created_at:
     let register = Register::new(registration.clone(), now);
     lock_installs(tx, &[&register]).await?;
     let known = look(tx, &[&register]).await?.pop().unwrap_or_default();
-    let Decision::Write { retired, dead, target, reaches_alike, .. } = judge(registration, &known, Repeat::SameTime)?
+    let Decision::Write { retired, lets_go, dead, target, reaches_alike, .. } =
+        judge(registration, &known, Repeat::SameTime)?
     else {
         return Ok(false);
     };
     recall(tx, &dead);
     let mut write = Write::new(&register, created_at);
-    (write.user, write.retired, write.target) = (known.user, retired, target);
+    (write.user, write.retired, write.lets_go, write.target) = (known.user, retired, lets_go, target);
     (write.is_current, write.reaches_alike, write.confirmed_at) = (true, reaches_alike, registration.observed_at);
     let mut writes = [write];
     self::write(tx, &mut writes).await?;
@@ -258,6 +262,7 @@ struct Write<'a> {
     user: Option<UserKey>,
     /// Rows that let go of the token or the install first.
     retired: Vec<Retired>,
+    lets_go: Option<DeviceId>,
     /// Their own row that it goes into; `None`: a new one.
     target: Option<i64>,
     /// That row was retired.
@@ -278,6 +283,7 @@ impl<'a> Write<'a> {
             confirmed_at: register.now,
             user: None,
             retired: Vec::new(),
+            lets_go: None,
             target: None,
             revives: false,
             is_current: false,
@@ -304,6 +310,7 @@ async fn write(tx: &mut Tx, writes: &mut [Write<'_>]) -> Attempt<Vec<Device>> {
     });
     let retired = retired.collect();
     retire(tx, retired).await?;
+    dead::let_go(tx, writes.iter().filter_map(|write| write.lets_go).collect()).await?;
     let missing: Vec<usize> = (0..writes.len()).filter(|at| writes[*at].user.is_none()).collect();
     let names: Vec<_> = missing
         .iter()
@@ -485,9 +492,12 @@ async fn evict(tx: &mut Tx, writes: &[Write<'_>], spared: i64) -> Attempt<()> {
     // device_by_user
     let surplus: Vec<(i64, i64)> = constant!(
         (BigInt, BigInt);
-        "SELECT e.user_key, d.id FROM unnest($1, $2) AS e(user_key, kept) CROSS JOIN LATERAL (SELECT id FROM device \
-         WHERE user_key = e.user_key AND state + 0 = 1 AND id <> e.kept \
-         ORDER BY confirmed_at DESC, id DESC OFFSET $3 + 0) AS d",
+        concat!(
+            "SELECT e.user_key, d.id FROM unnest($1, $2) AS e(user_key, kept) CROSS JOIN LATERAL (SELECT id FROM device \
+             WHERE user_key = e.user_key AND ",
+            dead::is_active!(""),
+            " AND id <> e.kept ORDER BY confirmed_at DESC, id DESC OFFSET $3 + 0) AS d"
+        ),
         Array<BigInt> => users, Array<BigInt> => kept, BigInt => room,
     )
     .load(tx.conn())

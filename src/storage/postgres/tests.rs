@@ -109,6 +109,7 @@ async fn open() -> Fixture {
 
 store_conformance!(open().await);
 
+mod dead;
 mod gathering;
 mod handed;
 mod packing;
