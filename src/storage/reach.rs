@@ -54,6 +54,7 @@ pub(super) struct Reach {
 }
 
 /// What a step has changed of a person.
+#[derive(Clone)]
 pub(super) enum Change {
     /// Whatever it was.
     Anything,

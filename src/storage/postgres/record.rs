@@ -80,8 +80,13 @@ pub(super) async fn record(
             .await?
             .into_iter()
             .partition(|(place, ..)| *place >= 0);
-        let without = |(_, user, device): Written| (UserKey(user), Change::Without(DeviceId(device)));
-        tx.changed.extend(retired.into_iter().map(without));
+        for (_, user, device, packed) in retired {
+            let (user, change) = (UserKey(user), Change::Without(DeviceId(device)));
+            match packed {
+                Some(packed) => tx.seen.entry(user.0).or_insert((packed, Vec::new())).1.push(change),
+                None => tx.changed.push((user, change)),
+            }
+        }
         held.into_iter().map(|(place, ..)| place).collect()
     };
     followers.retain(|row| held.contains(&parents[row]));
@@ -210,8 +215,8 @@ pub(super) async fn end_handed(
     Ok(Ended { held: places.iter().map(is_held).collect(), gone })
 }
 
-/// The place of an update that was held, or -1 with somebody and their device that was retired.
-type Written = (i64, i64, i64);
+/// The place of an update that was held, or -1 with somebody, their device that was retired, and what is packed of them.
+type Written = (i64, i64, i64, Option<Vec<u8>>);
 
 /// `held`: the places of those that are held already.
 async fn write(
@@ -227,7 +232,7 @@ async fn write(
     macro_rules! written {
         ($on_conflict:literal) => {{
             let write = constant!(
-                (BigInt, BigInt, BigInt);
+                (BigInt, BigInt, BigInt, Nullable<Binary>);
                 concat!(
                     "WITH locked AS MATERIALIZED (SELECT j.id, u.place, u.progress, u.moved FROM (SELECT * ",
                     rows_of!("$1" "id", "$2" "fence", "$3" "progress", "$4" "moved", "$5" "place"),
@@ -265,7 +270,8 @@ async fn write(
                      SELECT line, app, id, user_key, reason, at FROM dead ",
                     $on_conflict,
                     ") \
-                     SELECT place, 0::BIGINT, 0::BIGINT FROM locked UNION ALL SELECT -1, user_key, id FROM dead"
+                     SELECT place, 0::BIGINT, 0::BIGINT, NULL::BYTEA FROM locked UNION ALL \
+                     SELECT -1, user_key, id, (SELECT reach FROM app_user WHERE id = dead.user_key) FROM dead"
                 ),
                 Array<BigInt> => leases.id, Array<BigInt> => leases.fence, Array<Nullable<Binary>> => leases.progress,
                 Array<Bool> => leases.moved, Array<BigInt> => leases.place,

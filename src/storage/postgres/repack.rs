@@ -4,7 +4,8 @@
 //! rows are locked; what is read of them afterwards is what everybody has committed who held that lock before. Whoever
 //! changes the same person later, or has done so and is not at their COMMIT yet, packs them after us. So no change is
 //! missed, whichever of two comes first. Where a snapshot is older than the lock (an isolation level above the default),
-//! the server refuses the lock, for each change of what is packed writes the person's row.
+//! the server refuses the lock, for each change of what is packed writes the person's row. Whose packed bytes were read on the
+//! way anyway is spared the lock: they are written only if they are still the same ([`swap`]).
 //!
 //! Steps lock in this order, each kind by its key: jobs, devices, people; results that only end their jobs delete them in
 //! whatever order the server finds them. What remains of deadlocks is such a deletion beside a replica that gives all its jobs
@@ -29,7 +30,7 @@ use super::tx::{Tx, step};
 use crate::domain::ids::UserKey;
 use crate::planted;
 use crate::storage::Result;
-use crate::storage::reach::Reach;
+use crate::storage::reach::{Change, Reach};
 
 /// Until the end of the transaction nobody else changes these people's choices or what is packed of them.
 pub(super) async fn lock(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> Attempt<()> {
@@ -53,8 +54,12 @@ pub(super) async fn lock(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> A
 /// Packs anew whom the step has changed. One statement to lock them, where that has not been done; one to read the rows of
 /// those of whom what is packed and the change do not say enough; one to write.
 pub(super) async fn pack_changed(tx: &mut Tx) -> Attempt<()> {
-    let changed = std::mem::take(&mut tx.changed);
-    if changed.is_empty() || planted::is("reach-not-packed-anew") {
+    let (mut changed, seen) = (std::mem::take(&mut tx.changed), std::mem::take(&mut tx.seen));
+    if planted::is("reach-not-packed-anew") {
+        return Ok(());
+    }
+    swap(tx, &mut changed, seen).await?;
+    if changed.is_empty() {
         return Ok(());
     }
     lock(tx, changed.iter().map(|(user, _)| *user)).await?;
@@ -78,6 +83,49 @@ pub(super) async fn pack_changed(tx: &mut Tx) -> Attempt<()> {
         }
     }
     write(tx, users, reaches).await
+}
+
+/// People of whom what is packed was read on the way, without a lock: who is packed as they were then is packed anew by one
+/// statement. As good as under a lock that was taken before: what it would have read is the same. The others are left to that.
+async fn swap(
+    tx: &mut Tx,
+    changed: &mut Vec<(UserKey, Change)>,
+    mut seen: BTreeMap<i64, (Vec<u8>, Vec<Change>)>,
+) -> Attempt<()> {
+    let (mut users, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    for (user, (packed, changes)) in &seen {
+        // What else is changed of them goes with it, in one write.
+        if tx.locked.contains_key(user) || changed.iter().any(|(other, _)| other.0 == *user) {
+            continue;
+        }
+        let Some(mut reach) = Reach::read(packed) else { continue };
+        let is_said = changes.iter().all(|change| reach.apply(change.clone()));
+        if let Some(new) = reach.pack().filter(|new| is_said && new != packed) {
+            users.push(*user);
+            before.push(packed.clone());
+            after.push(new);
+        }
+    }
+    if planted::is("pg-swapped-unseen") {
+        seen.retain(|user, _| !users.contains(user));
+        write(tx, users, after.into_iter().map(Some).collect()).await?;
+    } else if !users.is_empty() {
+        let swapped: Vec<i64> = constant!(
+            BigInt;
+            "UPDATE app_user SET reach = e.new FROM unnest($1, $2, $3) AS e(id, old, new) \
+             WHERE app_user.id = e.id AND app_user.reach = e.old RETURNING app_user.id",
+            Array<BigInt> => users, Array<Binary> => before, Array<Binary> => after,
+        )
+        .load(tx.conn())
+        .await?;
+        for user in swapped {
+            seen.remove(&user);
+        }
+    }
+    for (user, (_, changes)) in seen {
+        changed.extend(changes.into_iter().map(|change| (UserKey(user), change)));
+    }
+    Ok(())
 }
 
 async fn write(tx: &mut Tx, users: Vec<i64>, reaches: Vec<Option<Vec<u8>>>) -> Attempt<()> {

@@ -103,6 +103,34 @@ async fn a_token_that_dies_while_it_changes_hands_is_retired_once() {
     store.close().await;
 }
 
+/// Both have read what is packed of their person before either writes it.
+#[tokio::test]
+async fn two_devices_that_die_at_once_both_leave_their_person() {
+    let database = Database::new().await;
+    let ((a, deny), (b, other_deny)) = (database.open().await, database.open().await);
+    let (of_a, of_b) = (fixture(&a, &deny), fixture(&b, &other_deny));
+    let (world, other) = (World::new(&of_a).await, World::new(&of_b).await);
+    let (first, second) = (world.register("mina", "aa").await, world.register("mina", "bb").await);
+    world.register("mina", "cc").await;
+    let (one, two) = (devices::dying(&world, &[first.id]).await, devices::dying(&other, &[second.id]).await);
+    let mut holder = database.connect().await;
+    let hold = "BEGIN; SELECT 1 FROM app_user WHERE external_id = 'mina' FOR NO KEY UPDATE";
+    holder.batch_execute(hold).await.unwrap();
+    let release = async {
+        let waiting = "SELECT count(*) AS count FROM pg_stat_activity \
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("both wait for their person", async || count(&database, waiting).await == 2).await;
+        holder.batch_execute("COMMIT").await.unwrap();
+    };
+    let (died, too, ()) = tokio::join!(world.record(one), other.record(two), release);
+    assert!(died && too);
+    let (wrong, unpacked) = repack::differing(&mut database.connect().await).await.unwrap();
+    assert_eq!((wrong.len(), unpacked.len()), (0, 0), "only the third device is left");
+    for store in [a, b] {
+        store.close().await;
+    }
+}
+
 /// It would take them for active.
 #[tokio::test]
 async fn beside_a_replica_that_does_not_know_of_it_rows_say_what_they_are() {
