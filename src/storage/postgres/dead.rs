@@ -1,10 +1,10 @@
 //! Devices whose tokens a platform called dead, retired in place.
 //!
-//! Four indexes of devices are of those in one state: a row that changes it is written to all indexes of the table anew, each at a
-//! random place among millions. That is the dearest part of what a dead token costs, where nothing that is sent ever
-//! looks. So the row keeps its state, 1, and with it its place in the index that keeps a token to one row, and is retired by its
-//! `retired_at` alone, which no index knows: its new version stays on its page. A device is active when its state is 1
-//! and it was not retired: whoever asks for that asks by the macros here.
+//! Three indexes of devices are of those in one state: a row that changes it is written to all that it belongs in anew, one at
+//! a random place among millions, where nothing that is sent ever looks. So the row keeps its state, 1, and with it its place in
+//! the index that keeps a token to one row, and is retired by its `retired_at` alone, which no index knows: its new
+//! version stays on its page. A device is active when its state is 1 and it was not retired: whoever asks for that asks by
+//! the macros here.
 //!
 //! Whoever else registers the token makes it let go of it first ([`let_go`]). Replicas of earlier versions do not know
 //! of any of it, so it is done only while there are none: see [`super::packing`].

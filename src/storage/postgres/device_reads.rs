@@ -106,8 +106,8 @@ fn out_of_range() -> Fail {
     Fail::corrupt("a place out of range")
 }
 
-/// The rows that hold these tokens: active ones, or retired in place. Laterals, here and in what follows, for each look-up must go by its index, whatever a
-/// plan that was made for few rows thought of joins.
+/// The rows that hold these tokens: active ones, or retired in place. Laterals, here and in what follows, for each look-up must
+/// go by its index, whatever a plan that was made for few rows thought of joins.
 pub(super) async fn holding_tokens(
     conn: &mut AsyncPgConnection,
     tokens: &[Token<'_>],
