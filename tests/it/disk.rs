@@ -346,7 +346,9 @@ async fn a_failed_write_stops_the_process_and_the_next_finds_everything() {
         }
         assert!(accepted.len() < 100_000, "the limit is never met");
     };
-    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    // The process may be gone before its answer is.
+    let is_cut = refused.code() == Code::Unknown && refused.message() == "transport error";
+    assert!(refused.code() == Code::Unavailable || is_cut, "{refused:?}");
     assert!(accepted.len() > 20, "{}", accepted.len());
     let status = tokio::task::block_in_place(|| server.exited());
     assert_eq!(status.code(), Some(1));
