@@ -17,7 +17,8 @@ use super::tx::Tx;
 use crate::domain::ids::DeviceId;
 use crate::planted;
 
-/// [`super::rows::DeviceRow::state`] of a device that is retired in place, and holds its token. Stored, it is 1.
+/// [`super::rows::DeviceRow::state`] of a device that is retired in place, and holds its token; as [`select_devices`] has it.
+/// Stored, it is 1.
 pub(super) const IN_PLACE: i16 = 4;
 
 /// As a condition, of a row of `device`, whose name and a dot are given, that is found by another key than by what the indexes of
@@ -48,11 +49,10 @@ macro_rules! select_devices {
 pub(super) use select_devices;
 
 /// Devices that are retired in place, and locked: others may have their tokens.
-pub(super) async fn let_go(tx: &mut Tx, mut devices: Vec<DeviceId>) -> Attempt<()> {
+pub(super) async fn let_go(tx: &mut Tx, devices: Vec<DeviceId>) -> Attempt<()> {
     if devices.is_empty() || planted::is("pg-dead-keeps-its-token") {
         return Ok(());
     }
-    devices.sort_unstable();
     tx.execute(constant!(
         (); "UPDATE device SET state = 2 WHERE id = ANY ($1) AND retired_at IS NOT NULL",
         Array<BigInt> => super::ids(devices.iter().map(|device| device.0)),

@@ -82,10 +82,8 @@ pub(super) async fn record(
             .partition(|(place, ..)| *place >= 0);
         for (_, user, device, packed) in retired {
             let (user, change) = (UserKey(user), Change::Without(DeviceId(device)));
-            match packed {
-                Some(packed) => tx.seen.entry(user.0).or_insert((packed, Vec::new())).1.push(change),
-                None => tx.changed.push((user, change)),
-            }
+            tx.seen.extend(packed.map(|packed| (user.0, packed)));
+            tx.changed.push((user, change));
         }
         held.into_iter().map(|(place, ..)| place).collect()
     };

@@ -15,7 +15,7 @@
 //! Replicas of earlier versions and people at psql do not pack; triggers make that what is packed is forgotten then. See
 //! the migration `reach_kept`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable};
@@ -54,23 +54,16 @@ pub(super) async fn lock(tx: &mut Tx, users: impl Iterator<Item = UserKey>) -> A
 /// Packs anew whom the step has changed. One statement to lock them, where that has not been done; one to read the rows of
 /// those of whom what is packed and the change do not say enough; one to write.
 pub(super) async fn pack_changed(tx: &mut Tx) -> Attempt<()> {
-    let (mut changed, seen) = (std::mem::take(&mut tx.changed), std::mem::take(&mut tx.seen));
-    if planted::is("reach-not-packed-anew") {
+    let mut changed = std::mem::take(&mut tx.changed);
+    if changed.is_empty() || planted::is("reach-not-packed-anew") {
         return Ok(());
     }
-    swap(tx, &mut changed, seen).await?;
+    swap(tx, &mut changed).await?;
     if changed.is_empty() {
         return Ok(());
     }
     lock(tx, changed.iter().map(|(user, _)| *user)).await?;
-    let mut known: BTreeMap<i64, Option<Reach>> = BTreeMap::new();
-    for (user, change) in changed {
-        let packed = || tx.locked.get(&user.0)?.as_deref();
-        let reach = known.entry(user.0).or_insert_with(|| Reach::read(packed()?));
-        if !reach.as_mut().is_some_and(|reach| reach.apply(change)) {
-            *reach = None;
-        }
-    }
+    let known = applied(&changed, |user| tx.locked.get(&user)?.as_deref());
     let unsaid = known.iter().filter(|(_, reach)| reach.is_none()).map(|(user, _)| *user).collect();
     let mut read = of_rows(tx.conn(), unsaid).await?;
     let (mut users, mut reaches) = (Vec::new(), Vec::new());
@@ -85,46 +78,54 @@ pub(super) async fn pack_changed(tx: &mut Tx) -> Attempt<()> {
     write(tx, users, reaches).await
 }
 
-/// People of whom what is packed was read on the way, without a lock: who is packed as they were then is packed anew by one
-/// statement. As good as under a lock that was taken before: what it would have read is the same. The others are left to that.
-async fn swap(
-    tx: &mut Tx,
-    changed: &mut Vec<(UserKey, Change)>,
-    mut seen: BTreeMap<i64, (Vec<u8>, Vec<Change>)>,
-) -> Attempt<()> {
-    let (mut users, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
-    for (user, (packed, changes)) in &seen {
-        // What else is changed of them goes with it, in one write.
-        if tx.locked.contains_key(user) || changed.iter().any(|(other, _)| other.0 == *user) {
-            continue;
+/// What is to be packed of those who are changed, by what is packed of them: `None` where the two do not say enough.
+fn applied<'a>(
+    changed: &[(UserKey, Change)],
+    packed: impl Fn(i64) -> Option<&'a [u8]>,
+) -> BTreeMap<i64, Option<Reach>> {
+    let mut known: BTreeMap<i64, Option<Reach>> = BTreeMap::new();
+    for (user, change) in changed {
+        let reach = known.entry(user.0).or_insert_with(|| Reach::read(packed(user.0)?));
+        if !reach.as_mut().is_some_and(|reach| reach.apply(change.clone())) {
+            *reach = None;
         }
-        let Some(mut reach) = Reach::read(packed) else { continue };
-        let is_said = changes.iter().all(|change| reach.apply(change.clone()));
-        if let Some(new) = reach.pack().filter(|new| is_said && new != packed) {
-            users.push(*user);
-            before.push(packed.clone());
+    }
+    known
+}
+
+/// People of whom what is packed was read on the way, without a lock: who is packed as they were then is packed anew by one
+/// statement, and is changed no more. As good as under a lock that was taken before: what it would have read is the same.
+async fn swap(tx: &mut Tx, changed: &mut Vec<(UserKey, Change)>) -> Attempt<()> {
+    let seen = std::mem::take(&mut tx.seen);
+    if seen.is_empty() {
+        return Ok(());
+    }
+    let (mut users, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    for (user, reach) in applied(changed, |user| seen.get(&user).map(Vec::as_slice)) {
+        let Some(old) = seen.get(&user).filter(|_| !tx.locked.contains_key(&user)) else { continue };
+        if let Some(new) = reach.and_then(|reach| reach.pack()).filter(|new| new != old) {
+            users.push(user);
+            before.push(old);
             after.push(new);
         }
     }
-    if planted::is("pg-swapped-unseen") {
-        seen.retain(|user, _| !users.contains(user));
-        write(tx, users, after.into_iter().map(Some).collect()).await?;
-    } else if !users.is_empty() {
-        let swapped: Vec<i64> = constant!(
+    let swapped: Vec<i64> = if users.is_empty() {
+        Vec::new()
+    } else if planted::is("pg-swapped-unseen") {
+        write(tx, users.clone(), after.into_iter().map(Some).collect()).await?;
+        users
+    } else {
+        constant!(
             BigInt;
             "UPDATE app_user SET reach = e.new FROM unnest($1, $2, $3) AS e(id, old, new) \
              WHERE app_user.id = e.id AND app_user.reach = e.old RETURNING app_user.id",
             Array<BigInt> => users, Array<Binary> => before, Array<Binary> => after,
         )
         .load(tx.conn())
-        .await?;
-        for user in swapped {
-            seen.remove(&user);
-        }
-    }
-    for (user, (_, changes)) in seen {
-        changed.extend(changes.into_iter().map(|change| (UserKey(user), change)));
-    }
+        .await?
+    };
+    let swapped: HashSet<i64> = swapped.into_iter().collect();
+    changed.retain(|(user, _)| !swapped.contains(&user.0));
     Ok(())
 }
 

@@ -70,8 +70,8 @@ pub(super) struct Tx {
     pub changed: Vec<(UserKey, Change)>,
     /// People whose rows are locked, with what was packed of them: see [`repack::lock`].
     pub locked: BTreeMap<i64, Option<Vec<u8>>>,
-    /// People whom the step changes, by key, with what is packed of them as it was read without a lock.
-    pub seen: BTreeMap<i64, (Vec<u8>, Vec<Change>)>,
+    /// People whom the step changes, with what is packed of them as it was read without a lock.
+    pub seen: BTreeMap<i64, Vec<u8>>,
 }
 
 impl Tx {
@@ -356,10 +356,7 @@ impl<'a> Runs<'a> {
         self.ids = std::mem::take(&mut tx.ids);
         match result {
             Some(Ok(value)) => {
-                debug_assert!(
-                    tx.changed.is_empty() && tx.seen.is_empty() && tx.effects.deny.is_empty(),
-                    "what COMMIT would wait for"
-                );
+                debug_assert!(tx.changed.is_empty() && tx.effects.deny.is_empty(), "what COMMIT would wait for");
                 committed(tx);
                 Some(Ok(value))
             }
