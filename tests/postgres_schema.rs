@@ -16,9 +16,11 @@ const POSTGRES_UP: &str = concat!(
     include_str!("../migrations/postgres/2026-11-30-000007_homes/up.sql"),
     include_str!("../migrations/postgres/2026-11-30-000008_rowless/up.sql"),
     include_str!("../migrations/postgres/2026-11-30-000009_dead/up.sql"),
-    include_str!("../migrations/postgres/2026-11-30-000010_retired_in_place/up.sql")
+    include_str!("../migrations/postgres/2026-11-30-000010_retired_in_place/up.sql"),
+    include_str!("../migrations/postgres/2026-12-01-000011_keys_by_key/up.sql")
 );
 const POSTGRES_DOWN: &str = concat!(
+    include_str!("../migrations/postgres/2026-12-01-000011_keys_by_key/down.sql"),
     include_str!("../migrations/postgres/2026-11-30-000010_retired_in_place/down.sql"),
     include_str!("../migrations/postgres/2026-11-30-000009_dead/down.sql"),
     include_str!("../migrations/postgres/2026-11-30-000008_rowless/down.sql"),
@@ -42,7 +44,8 @@ const SQLITE_UP: &str = concat!(
     include_str!("../migrations/sqlite/2026-11-30-000007_homes/up.sql"),
     include_str!("../migrations/sqlite/2026-11-30-000008_rowless/up.sql"),
     include_str!("../migrations/sqlite/2026-11-30-000009_dead/up.sql"),
-    include_str!("../migrations/sqlite/2026-11-30-000010_retired_in_place/up.sql")
+    include_str!("../migrations/sqlite/2026-11-30-000010_retired_in_place/up.sql"),
+    include_str!("../migrations/sqlite/2026-12-01-000011_keys_by_key/up.sql")
 );
 
 #[derive(diesel::QueryableByName, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -165,6 +168,8 @@ async fn the_schema_goes_up_down_and_up_and_matches_sqlite() {
     let mut indexes = sqlite.indexes;
     // The one writer of SQLite finds old tokens by device_by_token; many need the partial one that is unique.
     assert!(indexes.insert(Index { name: "device_by_old_token".to_owned() }));
+    // … and goes through keys in their own order, which a table has only there.
+    assert!(indexes.insert(Index { name: "idempotency_by_expiry".to_owned() }));
     assert_eq!(again.indexes, indexes);
 
     // Whatever the database's collation: an upgrade of the system's library must not change the order beneath an index.

@@ -32,6 +32,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("20261130000008", include_str!("../../../migrations/postgres/2026-11-30-000008_rowless/up.sql")),
     ("20261130000009", include_str!("../../../migrations/postgres/2026-11-30-000009_dead/up.sql")),
     ("20261130000010", include_str!("../../../migrations/postgres/2026-11-30-000010_retired_in_place/up.sql")),
+    ("20261201000011", include_str!("../../../migrations/postgres/2026-12-01-000011_keys_by_key/up.sql")),
 ];
 
 /// Guards the migrations: ten replicas may start on an empty database at once.

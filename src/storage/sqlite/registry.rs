@@ -1,9 +1,11 @@
 //! [`Registry`]: each method is a step or a read of the modules beside this one.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use diesel::RunQueryDsl;
 use diesel::sql_types::Integer;
+use futures_util::future::BoxFuture;
 
 use super::accept::Prepared;
 use super::group::Tx;
@@ -195,22 +197,36 @@ impl Registry for SqliteStore {
             .await
     }
 
-    async fn accept(&self, event: NewEvent, hand_off: Arc<dyn HandOff>, now: UnixMs) -> Result<Accepted> {
+    // Not `async`, or the event would be moved into a future first, which is then moved into its box.
+    fn accept<'store, 'call>(
+        &'store self,
+        event: NewEvent,
+        hand_off: Arc<dyn HandOff>,
+        now: UnixMs,
+    ) -> BoxFuture<'call, Result<Accepted>>
+    where
+        'store: 'call,
+        Self: 'call,
+    {
         let doing = "accepting an event";
         // Boxed: it passes many hands, and every one that holds it by value copies it.
-        let mut prepared = Box::new(Prepared::new(event, hand_off).map_err(|fail| fail.into_store(doing))?);
-        if let Some(limit) = prepared.wide_limit() {
-            let (answer, too_many) = self
-                .read(Asker::Caller, doing, move |conn| {
-                    let too_many = snapshot(conn, |conn| prepared.exceeds(conn, limit))?;
-                    Ok((prepared, too_many))
-                })
-                .await?;
-            prepared = answer;
-            prepared.set_too_many(too_many);
-        }
-        let bytes = prepared.bytes();
-        self.write(Class::Accept, bytes, doing, move |tx| accept::accept(tx, &prepared, now)).await
+        let mut prepared = match Prepared::new(event, hand_off) {
+            Ok(prepared) => Box::new(prepared),
+            Err(fail) => return Box::pin(ready(Err(fail.into_store(doing)))),
+        };
+        let accept = move |prepared: Box<Prepared>| {
+            let bytes = prepared.bytes();
+            self.write(Class::Accept, bytes, doing, move |tx| accept::accept(tx, &prepared, now))
+        };
+        let Some(limit) = prepared.wide_limit() else { return Box::pin(accept(prepared)) };
+        Box::pin(async move {
+            let counted = self.read(Asker::Caller, doing, move |conn| {
+                let too_many = snapshot(conn, |conn| prepared.exceeds(conn, limit))?;
+                prepared.set_too_many(too_many);
+                Ok(prepared)
+            });
+            accept(counted.await?).await
+        })
     }
 
     async fn resolve_audience(

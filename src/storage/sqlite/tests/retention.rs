@@ -36,3 +36,60 @@ async fn open_work_at_the_old_end_does_not_stand_in_the_way() {
         assert_eq!(world.view(id).await.counts.open, 1);
     }
 }
+
+/// Keys are gone through in their own order, whose they are and when they expire beside the point.
+#[tokio::test]
+async fn expired_keys_go_and_the_others_stay() {
+    let (store, deny) = in_memory();
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    let keys = |named: &str| -> i64 {
+        let sql = format!("SELECT count(*) FROM idempotency WHERE key LIKE '{named}'");
+        let count = diesel::dsl::sql::<diesel::sql_types::BigInt>(&sql);
+        count.get_result(&mut store.writer.inline_core().conn).unwrap()
+    };
+    // Of two apps, three in four of which have expired: more than a batch in what a step looks at, and more than a step looks at.
+    let written = format!(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 6400) \
+         INSERT INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
+         SELECT n % 2, CASE WHEN n % 8 < 2 THEN 'kept-' ELSE 'old-' END || n, 1, x'00', n, \
+         CASE WHEN n % 8 < 2 THEN {0} + 1 ELSE {0} - n % 2 END FROM n",
+        world.now().0
+    );
+    diesel::sql_query(written).execute(&mut store.writer.inline_core().conn).unwrap();
+    assert_eq!((keys("old-%"), keys("kept-%")), (4_800, 1_600));
+    let mut rows = Vec::new();
+    while keys("old-%") > 0 {
+        rows.push(store.retain(UnixMs(0), world.now()).await.unwrap());
+        assert!(rows.len() < 20, "{rows:?}");
+    }
+    assert!(rows.iter().all(|rows| *rows <= RETAIN_BATCH), "{rows:?}");
+    assert_eq!(rows.iter().sum::<u64>(), 4_800);
+    assert_eq!(keys("kept-%"), 1_600);
+    // It begins anew: a key that expires behind it is found.
+    world.pass(DAY);
+    for _ in 0..5 {
+        store.retain(UnixMs(0), world.now()).await.unwrap();
+    }
+    assert_eq!(keys("%"), 0);
+}
+
+#[tokio::test]
+async fn keys_that_have_not_expired_are_passed_over() {
+    let (store, deny) = in_memory();
+    let fixture = fixture(&store, &deny);
+    let world = World::new(&fixture).await;
+    let written = format!(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 12000) \
+         INSERT INTO idempotency (app, key, hash_version, hash, notification_id, expires_at) \
+         SELECT 1, printf('%05d', n), 1, x'00', n, {} + (n <> 11999) FROM n",
+        world.now().0
+    );
+    diesel::sql_query(written).execute(&mut store.writer.inline_core().conn).unwrap();
+    let mut rows = Vec::new();
+    for _ in 0..6 {
+        rows.push(store.retain(UnixMs(0), world.now()).await.unwrap());
+    }
+    // 5 000 at a time: the one that has expired is in the third range.
+    assert_eq!(rows, [0, 0, 1, 0, 0, 0]);
+}

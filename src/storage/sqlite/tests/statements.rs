@@ -135,6 +135,11 @@ async fn hot_statements_use_their_indexes() {
         "SELECT user_key FROM subscription WHERE topic = 1 AND user_key > 2 AND active = 1 ORDER BY user_key LIMIT 3",
     );
     assert!(page.contains("USING PRIMARY KEY") && !page.contains("TEMP B-TREE"), "{page}");
+    let expired = plan(
+        "SELECT app, key FROM (SELECT app, key, expires_at FROM idempotency WHERE (app, key) > (1, 'k') \
+         ORDER BY app, key LIMIT 9) WHERE expires_at <= 5 LIMIT 3",
+    );
+    assert!(expired.contains("USING PRIMARY KEY ((app,key)>(?,?))") && !expired.contains("TEMP B-TREE"), "{expired}");
     let homeless =
         plan(concat!("SELECT id FROM app_user WHERE app = 1 AND id > 2 AND ", homeless!(), " ORDER BY id LIMIT 3"));
     assert!(homeless.contains("app_user_by_app") && !homeless.contains("TEMP B-TREE"), "{homeless}");
