@@ -1,11 +1,14 @@
 //! The handlers of PushService: read the message, resolve the app, call the service, write the answer.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::service::events::Checked;
 use crate::service::{Call, Service, ServiceError, notifications, subscriptions};
 use crate::telemetry::traces::CallSpan;
 
@@ -61,6 +64,23 @@ impl PushApi {
 
     fn call<'a>(&'a self, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, Status> {
         access::call(&self.service.apps(), caller, app_id).map_err(|error| self.fail(error))
+    }
+
+    fn checked(&self, caller: &Caller, message: proto::NotifyEventRequest) -> Result<Box<Checked>, Status> {
+        let mut call = self.call(caller, &message.app_id)?;
+        let input = convert::notify_event(call.violations(), message);
+        self.service.checked(call, input).map_err(|error| self.fail(error))
+    }
+
+    async fn rehearse(
+        &self,
+        caller: Caller,
+        message: proto::NotifyEventRequest,
+    ) -> Result<Response<proto::NotifyEventResponse>, Status> {
+        let mut call = self.call(&caller, &message.app_id)?;
+        let input = convert::notify_event(call.violations(), message);
+        let rehearsal = self.service.rehearse(call, input).await;
+        self.answer(rehearsal.map(convert::rehearsed))
     }
 
     fn import<K: imports::Kind>(
@@ -219,33 +239,35 @@ impl PushService for PushApi {
         self.import::<imports::Subscriptions>(request)
     }
 
-    async fn notify_event(
-        &self,
+    // Not `async`: what needs no waiting is done before there is a future, which has room for all that it ever holds, and is
+    // moved into a box with it for every call.
+    fn notify_event<'api, 'call>(
+        &'api self,
         request: Request<proto::NotifyEventRequest>,
-    ) -> Result<Response<proto::NotifyEventResponse>, Status> {
+    ) -> Pin<Box<dyn Future<Output = Result<Response<proto::NotifyEventResponse>, Status>> + Send + 'call>>
+    where
+        'api: 'call,
+        Self: 'call,
+    {
         let span = request.extensions().get::<CallSpan>().cloned();
-        let (caller, message) = self.open(request)?;
-        let mut call = self.call(&caller, &message.app_id)?;
-        let input = convert::notify_event(call.violations(), message);
-        if input.dry_run {
-            // Boxed, or every call's future had its size.
-            let rehearsal = Box::pin(self.service.rehearse(call, input)).await;
-            return self.answer(rehearsal.map(convert::rehearsed));
-        }
-        let accepted = match self.service.checked(call, input) {
-            Ok(checked) => self.service.notify(checked).await,
-            Err(error) => Err(error),
+        let checked = match self.open(request) {
+            Ok((caller, message)) if message.dry_run => return Box::pin(self.rehearse(caller, message)),
+            Ok((caller, message)) => self.checked(&caller, message),
+            Err(status) => Err(status),
         };
-        if let Ok(accepted) = &accepted {
-            let id = accepted.notification;
-            if let Some(span) = span {
-                span.accepted(&self.service.identity().public_notification(id).to_string());
+        Box::pin(async move {
+            let accepted = self.service.notify(checked?).await;
+            if let Ok(accepted) = &accepted {
+                let id = accepted.notification;
+                if let Some(span) = span {
+                    span.accepted(&self.service.identity().public_notification(id).to_string());
+                }
+                // Looked up only where it is written.
+                tracing::debug!(notification_id = %self.service.identity().public_notification(id),
+                    duplicate = accepted.duplicate, "an event was accepted");
             }
-            // Looked up only where it is written.
-            tracing::debug!(notification_id = %self.service.identity().public_notification(id),
-                duplicate = accepted.duplicate, "an event was accepted");
-        }
-        self.answer(accepted.map(|accepted| convert::accepted(self.service.identity(), accepted)))
+            self.answer(accepted.map(|accepted| convert::accepted(self.service.identity(), accepted)))
+        })
     }
 
     type NotifyEventsStream = EventStream;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use metrics::{counter, gauge, histogram};
+use metrics::{Histogram, counter, gauge, histogram};
 
 use super::shared::Shared;
 use crate::domain::outcome::{Entry, ResultCode, State};
@@ -69,10 +69,17 @@ pub fn planned(targets: usize, suppressed: &[Entry]) {
     }
 }
 
-/// From hand-over to the sender until its answer, for so many answers that came together.
-pub fn sent_in(platform: Platform, seconds: f64, answers: usize) {
-    if answers > 0 {
-        histogram!(names::SEND_SECONDS, "platform" => platform.name()).record_many(seconds, answers);
+/// From hand-over to the sender until its answer: looked up by name and label once, for that costs more than the counting.
+#[derive(Default)]
+pub struct SentIn(BTreeMap<Platform, Histogram>);
+
+impl SentIn {
+    /// For so many answers that came together.
+    pub fn record(&mut self, platform: Platform, seconds: f64, answers: usize) {
+        if answers > 0 {
+            let meter = || histogram!(names::SEND_SECONDS, "platform" => platform.name());
+            self.0.entry(platform).or_insert_with(meter).record_many(seconds, answers);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::credential::Credential;
 use super::flight::{Flight, Gone, Next};
 use super::learn::Learner;
-use super::metrics::{self, Recorded};
+use super::metrics::{Recorded, SentIn};
 use super::shared::{Shared, Work};
 use crate::domain::device::{GoneVerdict, judge_gone};
 use crate::domain::ids::JobId;
@@ -55,6 +55,7 @@ pub struct Writer {
     unread: u32,
     /// Credentials whose providers complained just now.
     slowing: Vec<Arc<Credential>>,
+    sent_in: SentIn,
     /// Cancelled once the senders are drained: end when no flight is left.
     finish: CancellationToken,
 }
@@ -89,7 +90,7 @@ struct After {
 impl Writer {
     pub fn new(shared: Arc<Shared>, outcomes: mpsc::UnboundedReceiver<Outcomes>, finish: CancellationToken) -> Self {
         let (dirty, unjudged, slowing) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        Self { shared, outcomes, dirty, unjudged, unread: 0, slowing, finish }
+        Self { shared, outcomes, dirty, unjudged, unread: 0, slowing, sent_in: SentIn::default(), finish }
     }
 
     pub async fn run(mut self) {
@@ -146,7 +147,7 @@ impl Writer {
             let platform = flight.route.spec.platform;
             let waited = (instant - flight.sent_at()).as_secs_f64();
             let attempts = results.iter().filter(|(_, outcome)| outcome.is_attempt()).count();
-            metrics::sent_in(platform, waited, attempts);
+            self.sent_in.record(platform, waited, attempts);
             self.dirty.insert(ticket);
             let Some(lanes) = lanes else {
                 for (index, outcome) in results {

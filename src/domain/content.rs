@@ -56,9 +56,9 @@ pub struct LocalizedText {
     pub body: Option<String>,
 }
 
-/// A text variant of a notification, ready to be encoded for a platform.
+/// A text variant of a notification, ready to be encoded for a platform. It borrows what all variants share.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Message {
+pub struct Message<'a> {
     pub title: Option<String>,
     pub subtitle: Option<String>,
     pub body: Option<String>,
@@ -69,9 +69,17 @@ pub struct Message {
     pub category: Option<String>,
     pub thread_id: Option<String>,
     /// The caller's custom keys.
-    pub data: Data,
+    pub data: Cow<'a, Data>,
     /// Nothing to show: a background push on APNs, a data-only message on FCM.
     pub silent: bool,
+}
+
+impl Message<'_> {
+    /// With everything of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Message<'static> {
+        Message { data: Cow::Owned(self.data.into_owned()), ..self }
+    }
 }
 
 /// Title, subtitle or body, in bytes; the platforms' payload limit is 4 KiB for everything.

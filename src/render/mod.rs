@@ -17,6 +17,8 @@ pub use check::VARIABLES;
 pub use templates::{FUEL, MAX_BODY_BYTES, MAX_TITLE_BYTES, Problem, Templates, Variables};
 pub use types::Types;
 
+use std::borrow::Cow;
+
 use crate::domain::content::{Content, Message};
 use crate::domain::ids::Locale;
 use crate::domain::notification::Body;
@@ -32,8 +34,8 @@ pub struct Variant<'a> {
 
 /// A message, and what could not be rendered as written.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Rendered {
-    pub message: Message,
+pub struct Rendered<'a> {
+    pub message: Message<'a>,
     /// Empty when all went well.
     pub problems: Vec<Problem>,
 }
@@ -76,7 +78,7 @@ pub fn is_silent(content: &Content, templates: Option<&Templates>) -> bool {
 
 /// The message of one variant of inline content, as [`variant`] named it.
 #[must_use]
-pub fn message(body: &Body, variant: Option<&str>) -> Message {
+pub fn message<'a>(body: &'a Body, variant: Option<&str>) -> Message<'a> {
     let content = &body.content;
     let texts = variant.and_then(|name| content.localized.get(name));
     let pick = |localized: Option<&String>, plain: &Option<String>| localized.or(plain.as_ref()).cloned();
@@ -90,7 +92,7 @@ pub fn message(body: &Body, variant: Option<&str>) -> Message {
         badge: content.badge,
         category: content.category.clone(),
         thread_id: content.thread_id.clone(),
-        data: body.data.clone(),
+        data: Cow::Borrowed(&body.data),
         silent: content.is_silent(),
     }
 }
@@ -98,13 +100,13 @@ pub fn message(body: &Body, variant: Option<&str>) -> Message {
 /// The message of one variant, as [`choose`] named it: the inline content, and from the templates what it leaves out.
 /// Never fails and never makes a visible notification silent.
 #[must_use]
-pub fn render(
-    body: &Body,
+pub fn render<'a>(
+    body: &'a Body,
     event_type: &str,
     templates: Option<&Templates>,
     variant: Variant<'_>,
     app_default: Option<&Locale>,
-) -> Rendered {
+) -> Rendered<'a> {
     let mut message = message(body, variant.inline);
     let mut problems = Vec::new();
     let (Some(templates), Some(entry)) = (templates, variant.entry) else { return Rendered { message, problems } };

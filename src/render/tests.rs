@@ -36,7 +36,8 @@ fn a_locale_falls_back_by_its_prefixes() {
 
 #[test]
 fn what_an_entry_leaves_out_comes_from_the_plain_texts() {
-    let message = message(&inline(), Some("ko"));
+    let inline = inline();
+    let message = message(&inline, Some("ko"));
     assert_eq!(message.body.as_deref(), Some("Choco: cute!"));
     assert!(!message.silent);
 }
@@ -80,10 +81,11 @@ fn event(data: Value) -> Body {
     Body { data, subject: Some("post:42".into()), ..Body::default() }
 }
 
-fn rendered(templates: &Templates, body: &Body, locale: &str) -> Rendered {
+fn rendered(templates: &Templates, body: &Body, locale: &str) -> Rendered<'static> {
     let locale = Locale::trusted(locale);
     let variant = choose(&body.content, Some(templates), Some(&locale), None);
-    render(body, "comment.created", Some(templates), variant, None)
+    let Rendered { message, problems } = render(body, "comment.created", Some(templates), variant, None);
+    Rendered { message: message.into_owned(), problems }
 }
 
 fn errors(template: &str) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 mod conduct;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,7 +202,7 @@ impl Stage {
         seen.into_values().collect()
     }
 
-    async fn send(&mut self, message: &Message, tokens: impl IntoIterator<Item = i64>) -> Vec<SendOutcome> {
+    async fn send(&mut self, message: &Message<'_>, tokens: impl IntoIterator<Item = i64>) -> Vec<SendOutcome> {
         let batch = self.batch(message, tokens);
         let count = batch.targets.len();
         assert!(self.sender.submit(batch).is_ok(), "there is room");
@@ -231,7 +232,7 @@ impl Stage {
     }
 }
 
-fn hello() -> Message {
+fn hello() -> Message<'static> {
     Message {
         title: Some("초코님이 댓글을 남겼어요".to_owned()),
         body: Some("\"너무 귀여워요\" 🐶".to_owned()),
@@ -241,7 +242,7 @@ fn hello() -> Message {
         thread_id: Some("post-42".to_owned()),
         link: Some("ifriendspet://posts/42".to_owned()),
         image: Some("https://img.ifriendspet.com/42.jpg".to_owned()),
-        data: serde_json::json!({"post_id": 42, "tags": ["dog"]}).as_object().expect("an object").clone(),
+        data: Cow::Owned(serde_json::json!({"post_id": 42, "tags": ["dog"]}).as_object().expect("an object").clone()),
         ..Message::default()
     }
 }
@@ -291,7 +292,7 @@ async fn accepts(kind: Kind) {
 async fn sends_in_the_background(kind: Kind) {
     let mut stage = Stage::new(kind).await;
     let data = serde_json::json!({"sync": true}).as_object().expect("an object").clone();
-    let silent = Message { silent: true, data, ..Message::default() };
+    let silent = Message { silent: true, data: Cow::Owned(data), ..Message::default() };
     let outcomes = stage.send(&silent, [1]).await;
     assert!(is_sent(&outcomes[0]), "{outcomes:?}");
     if kind.platform() == Platform::Apns {

@@ -45,7 +45,7 @@ pub struct Previewed {
     pub locale: Option<String>,
     /// The entry that its words are from.
     pub template_locale: Option<String>,
-    pub message: Message,
+    pub message: Message<'static>,
     pub collapse_key: Option<CollapseKey>,
     pub problems: Vec<Problem>,
     pub payloads: Vec<Payload>,
@@ -248,7 +248,7 @@ impl Service {
             template_locale: variant.entry.map(|at| definition.templates[at].locale.clone()),
             locale: locale.map(|locale| locale.to_string()),
             payloads: self.payloads(app, &message, &options, ttl),
-            message,
+            message: message.into_owned(),
             collapse_key,
             problems,
         }

@@ -252,7 +252,7 @@ fn apple(message: &crate::senders::Message, options: &SendOptions) -> usize {
     let body: Value = serde_json::from_str(&sent.body).expect("JSON");
     assert_eq!(body.get("nudged_id").is_some(), options.push_id);
     assert!(body["aps"].is_object());
-    for (key, value) in &message.data {
+    for (key, value) in &*message.data {
         assert!(body.get(key).is_some_and(|sent| same(sent, value)), "{key} arrives as it was given: {value}");
     }
     let header = |name: &str| sent.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
@@ -274,7 +274,7 @@ fn google(message: &crate::senders::Message, options: &SendOptions, expires_at: 
     assert_eq!(body["token"], token);
     let data = &body["data"];
     assert_eq!(data.get("nudged_id").is_some(), options.push_id);
-    for (key, value) in &message.data {
+    for (key, value) in &*message.data {
         assert_eq!(data[key].as_str(), Some(&*as_string_value(value)), "{key} arrives as a text");
     }
     for value in data.as_object().into_iter().flat_map(serde_json::Map::values) {

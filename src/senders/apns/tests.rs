@@ -1,5 +1,7 @@
 //! What goes over the wire to Apple, to the byte.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -23,7 +25,7 @@ fn options() -> SendOptions {
     SendOptions { priority: Priority::High, collapse_key: None, expires_at: UnixMs(1_800_000_060_500), push_id: true }
 }
 
-fn message() -> Message {
+fn message() -> Message<'static> {
     Message {
         title: Some("초코님이 댓글을 남겼어요".to_owned()),
         body: Some("\"너무 귀여워요\" 🐶".to_owned()),
@@ -62,7 +64,8 @@ fn body_of(message: &Message, options: &SendOptions) -> String {
 #[test]
 fn an_alert_to_the_byte() {
     let mut message = message();
-    message.data = json!({"post_id": 42, "score": 0.5, "tags": ["a"]}).as_object().expect("an object").clone();
+    let data = json!({"post_id": 42, "score": 0.5, "tags": ["a"]}).as_object().expect("an object").clone();
+    message.data = Cow::Owned(data);
     message.link = Some("ifriendspet://posts/42".to_owned());
     let expected = concat!(
         r#"{"aps":{"alert":{"title":"초코님이 댓글을 남겼어요","body":"\"너무 귀여워요\" 🐶"}},"#,
@@ -135,7 +138,7 @@ fn a_background_push_has_nothing_but_content_available() {
         silent: true,
         badge: Some(1),
         thread_id: Some("x".to_owned()),
-        data: json!({"sync": true}).as_object().expect("an object").clone(),
+        data: Cow::Owned(json!({"sync": true}).as_object().expect("an object").clone()),
         ..Message::default()
     };
     let (request, body) =
@@ -185,7 +188,7 @@ fn the_limit_is_in_bytes_with_the_id() {
 #[test]
 fn reserved_keys_in_data_never_replace_ours() {
     let data = json!({"aps": {"alert": "forged"}, "nudged_id": "forged"}).as_object().expect("an object").clone();
-    let body = body_of(&Message { data, ..message() }, &options());
+    let body = body_of(&Message { data: Cow::Owned(data), ..message() }, &options());
     assert!(!body.contains("forged"), "{body}");
 }
 

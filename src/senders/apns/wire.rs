@@ -205,7 +205,7 @@ fn body(message: &Message, options: NotificationOptions<'_>) -> Result<Vec<u8>, 
         text.push(b'}');
     }
     let ours = [("link", &message.link), ("image", &message.image)];
-    for (key, value) in &message.data {
+    for (key, value) in &*message.data {
         // Our own keys win, whatever came in.
         let is_ours = ours.iter().any(|(name, value)| name == key && value.is_some());
         if !is_ours && !matches!(key.as_str(), "aps" | "nudged_id") {
@@ -237,7 +237,7 @@ fn silent<'a>() -> DefaultNotificationBuilder<'a> {
     DefaultNotificationBuilder::new().set_content_available()
 }
 
-fn alert(message: &Message) -> DefaultNotificationBuilder<'_> {
+fn alert<'a>(message: &'a Message<'_>) -> DefaultNotificationBuilder<'a> {
     let mut builder = DefaultNotificationBuilder::new();
     if let Some(title) = &message.title {
         builder = builder.set_title(title);

@@ -1,5 +1,6 @@
 //! What goes over the wire to Google, to the byte.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -27,7 +28,7 @@ fn options() -> SendOptions {
     SendOptions { priority: Priority::High, collapse_key: None, expires_at: UnixMs(1_800_000_060_500), push_id: true }
 }
 
-fn message() -> Message {
+fn message() -> Message<'static> {
     Message {
         title: Some("초코님이 댓글을 남겼어요".to_owned()),
         body: Some("\"너무 귀여워요\" 🐶".to_owned()),
@@ -77,18 +78,19 @@ async fn request_at(prepared: Prepared, expires_at: UnixMs, now: UnixMs) -> (htt
     (request, String::from_utf8(body.to_vec()).expect("UTF-8"))
 }
 
-async fn body_of(message: &Message, options: &SendOptions) -> String {
+async fn body_of(message: &Message<'_>, options: &SendOptions) -> String {
     request_at(prepared(message, options), options.expires_at, NOW).await.1
 }
 
-async fn json_of(message: &Message, options: &SendOptions) -> Value {
+async fn json_of(message: &Message<'_>, options: &SendOptions) -> Value {
     serde_json::from_str(&body_of(message, options).await).expect("JSON")
 }
 
 #[tokio::test]
 async fn an_alert_to_the_byte() {
     let mut message = message();
-    message.data = json!({"post_id": 42, "tags": ["a"], "name": "초코"}).as_object().expect("an object").clone();
+    let data = json!({"post_id": 42, "tags": ["a"], "name": "초코"}).as_object().expect("an object").clone();
+    message.data = Cow::Owned(data);
     message.link = Some("ifriendspet://posts/42".to_owned());
     let expected = concat!(
         r#"{"message":{"token":"abc:APA91b-_x","#,
@@ -141,7 +143,7 @@ async fn everything_an_alert_can_have() {
 #[tokio::test]
 async fn a_silent_message_is_data_only() {
     let data = json!({"sync": true}).as_object().expect("an object").clone();
-    let message = Message { silent: true, badge: Some(1), data, ..Message::default() };
+    let message = Message { silent: true, badge: Some(1), data: Cow::Owned(data), ..Message::default() };
     let options = SendOptions { priority: Priority::Normal, ..options() };
     let expected = json!({"message": {
         "token": "abc:APA91b-_x",
@@ -207,7 +209,7 @@ fn the_limit_counts_keys_and_values_in_bytes() {
 #[tokio::test]
 async fn reserved_keys_in_data_never_replace_ours() {
     let data = json!({"nudged_id": "forged"}).as_object().expect("an object").clone();
-    assert!(!body_of(&Message { data, ..message() }, &options()).await.contains("forged"));
+    assert!(!body_of(&Message { data: Cow::Owned(data), ..message() }, &options()).await.contains("forged"));
 }
 
 fn key_file() -> Value {

@@ -100,17 +100,17 @@ fn given<'a, const N: usize>(
     texts.into_iter().filter_map(|(key, value)| Some((key, Cow::Borrowed(value.as_deref()?))))
 }
 
-fn notification(message: &Message) -> Texts<'_> {
+fn notification<'a>(message: &'a Message<'_>) -> Texts<'a> {
     if message.silent {
         return Texts::new();
     }
     given([("title", &message.title), ("body", &message.body), ("image", &message.image)]).collect()
 }
 
-fn data(message: &Message) -> Texts<'_> {
+fn data<'a>(message: &'a Message<'_>) -> Texts<'a> {
     let ours = [("link", &message.link), ("image", &message.image)];
     let mut texts = Texts::with_capacity(message.data.len() + ours.len());
-    for (key, value) in &message.data {
+    for (key, value) in &*message.data {
         // Our own keys win, whatever came in.
         let is_ours = ours.iter().any(|(name, value)| name == key && value.is_some());
         if !is_ours && key != PUSH_ID {
