@@ -207,7 +207,8 @@ pub trait Queue: Send + Sync {
     async fn backlog(&self, now: UnixMs) -> Result<Backlog>;
 
     /// Deletes expired idempotency keys and history older than `history_before`, [`RETAIN_BATCH`](super::RETAIN_BATCH) rows of a table at most or
-    /// whole partitions, and makes partitions ahead. How many rows; as many as a batch, and there may be more.
+    /// whole partitions, and makes partitions ahead. How many rows; as many as a batch, and
+    /// there may be more, as there may be in ranges that were not looked at yet.
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64>;
 }
 

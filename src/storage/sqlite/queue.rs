@@ -142,11 +142,12 @@ impl Queue for SqliteStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        let from = self.sweep.lock().expect("no panic while held").clone();
-        let sweep = move |tx: &mut Tx<'_>| retain::retain(tx, from.clone(), history_before, now);
+        let keys = retain::retain_keys(self, now).await?.count();
+        let from = self.sweep.lock().expect("no panic while held").history;
+        let sweep = move |tx: &mut Tx<'_>| retain::retain(tx, from, history_before, now);
         let (deleted, next) = self.write(Class::Retention, SMALL, "deleting what is old", sweep).await?;
-        *self.sweep.lock().expect("no panic while held") = next;
-        Ok(deleted.count())
+        self.sweep.lock().expect("no panic while held").history = next;
+        Ok(keys + deleted.count())
     }
 }
 

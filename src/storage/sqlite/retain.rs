@@ -13,21 +13,31 @@ use metrics::counter;
 use super::fail::Attempt;
 use super::group::Tx;
 use super::statement::constant;
+use super::writer::Class;
+use super::{SMALL, SqliteStore};
 use crate::domain::ids::{AppKey, first_id_at};
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, TROUBLE_KEPT_MS};
+use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, Result, TROUBLE_KEPT_MS};
 use crate::telemetry::names;
 
-/// Keys that a step looks at, whether they have expired or not: two milliseconds of the writer. Where few have, a step is every
-/// ten seconds; where a tenth has, which is a batch, the next follows at once. So a key stays a tenth longer than it has to, or
-/// a round of all of them.
+/// Keys that a step looks at, whether they have expired or not: two milliseconds of the writer.
 const KEYS: i64 = 5_000;
+/// Such steps in one call, until they have deleted a batch. A call is every ten seconds where little is to be deleted, and so a round
+/// of eighteen million keys takes an hour: as long may a key's row stay after it has expired, or a tenth of its seven days where
+/// there are so many that the writer deletes no faster.
+const KEY_STEPS: usize = 10;
 
-/// Where each table's next range begins: after this id.
-#[derive(Clone, Default)]
+/// Where the next ranges begin.
+#[derive(Default)]
 pub(super) struct Sweep {
     keys: Option<Key>,
+    pub history: HistorySweep,
+}
+
+/// Where each table's next range begins: after this id.
+#[derive(Clone, Copy, Default)]
+pub(super) struct HistorySweep {
     attempts: i64,
     blocks: i64,
     retirements: i64,
@@ -66,14 +76,16 @@ macro_rules! range {
 }
 
 /// The consent history stays: it is proof. So does what belongs to open work.
-pub(super) fn retain(tx: &mut Tx<'_>, from: Sweep, history_before: UnixMs, now: UnixMs) -> Attempt<(Deleted, Sweep)> {
+pub(super) fn retain(
+    tx: &mut Tx<'_>,
+    from: HistorySweep,
+    history_before: UnixMs,
+    now: UnixMs,
+) -> Attempt<(Deleted, HistorySweep)> {
     let (end, batch) = (first_id_at(history_before), RETAIN_BATCH.cast_signed());
-    let (mut deleted, mut next) = (Deleted::default(), from.clone());
+    let (mut deleted, mut next) = (Deleted::default(), from);
     // Open work without rows would not be seen below.
     super::handed::end_before(tx, end)?;
-    let rows;
-    (rows, next.keys) = keys(tx, from.keys, now)?;
-    deleted.0.push(("idempotency", rows));
     let last;
     (last, next.attempts) = range!(tx, "attempt_detail", from.attempts, end);
     let rows = tx.execute(constant!(
@@ -143,6 +155,23 @@ pub(super) fn retain(tx: &mut Tx<'_>, from: Sweep, history_before: UnixMs, now: 
     ))?;
     deleted.0.push(("provider_trouble", rows));
     Ok((deleted, next))
+}
+
+/// Expired keys, of the next ranges in one step each.
+pub(super) async fn retain_keys(store: &SqliteStore, now: UnixMs) -> Result<Deleted> {
+    let mut rows = 0;
+    for _ in 0..KEY_STEPS {
+        let from = store.sweep.lock().expect("no panic while held").keys.clone();
+        let step = move |tx: &mut Tx<'_>| keys(tx, from.clone(), now);
+        let (deleted, next) = store.write(Class::Retention, SMALL, "deleting expired keys", step).await?;
+        let is_over = next.is_none();
+        store.sweep.lock().expect("no panic while held").keys = next;
+        rows += deleted;
+        if is_over || rows as u64 >= RETAIN_BATCH {
+            break;
+        }
+    }
+    Ok(Deleted(vec![("idempotency", rows)]))
 }
 
 /// Expired keys of the next range, and where the one after it begins: in the order of the keys, in which neighbours share a page.
