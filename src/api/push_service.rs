@@ -1,9 +1,8 @@
 //! The handlers of PushService: read the message, resolve the app, call the service, write the answer.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -244,7 +243,7 @@ impl PushService for PushApi {
     fn notify_event<'api, 'call>(
         &'api self,
         request: Request<proto::NotifyEventRequest>,
-    ) -> Pin<Box<dyn Future<Output = Result<Response<proto::NotifyEventResponse>, Status>> + Send + 'call>>
+    ) -> BoxFuture<'call, Result<Response<proto::NotifyEventResponse>, Status>>
     where
         'api: 'call,
         Self: 'call,

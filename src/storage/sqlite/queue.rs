@@ -14,7 +14,7 @@ use crate::domain::targets::Target;
 use crate::domain::time::UnixMs;
 use crate::storage::{
     Backlog, BootId, ClaimRequest, Claimed, Fanout, FanoutPage, GateFacts, GateQuestion, JobUpdate, PageWrite, Queue,
-    Result,
+    RETAIN_BATCH, Result,
 };
 
 use super::{SMALL, SqliteStore, fanout, jobs, notifications, people, retain, scanner};
@@ -142,7 +142,18 @@ impl Queue for SqliteStore {
     }
 
     async fn retain(&self, history_before: UnixMs, now: UnixMs) -> Result<u64> {
-        let keys = retain::retain_keys(self, now).await?.count();
+        let mut keys = 0;
+        for _ in 0..retain::KEY_STEPS {
+            let from = self.sweep.lock().expect("no panic while held").keys.clone();
+            let sweep = move |tx: &mut Tx<'_>| retain::retain_keys(tx, from.clone(), now);
+            let (deleted, next) = self.write(Class::Retention, SMALL, "deleting expired keys", sweep).await?;
+            let is_round_over = next.is_none();
+            self.sweep.lock().expect("no panic while held").keys = next;
+            keys += deleted.count();
+            if is_round_over || keys >= RETAIN_BATCH {
+                break;
+            }
+        }
         let from = self.sweep.lock().expect("no panic while held").history;
         let sweep = move |tx: &mut Tx<'_>| retain::retain(tx, from, history_before, now);
         let (deleted, next) = self.write(Class::Retention, SMALL, "deleting what is old", sweep).await?;

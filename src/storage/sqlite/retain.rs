@@ -13,25 +13,22 @@ use metrics::counter;
 use super::fail::Attempt;
 use super::group::Tx;
 use super::statement::constant;
-use super::writer::Class;
-use super::{SMALL, SqliteStore};
 use crate::domain::ids::{AppKey, first_id_at};
 use crate::domain::time::UnixMs;
 use crate::planted;
-use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, Result, TROUBLE_KEPT_MS};
+use crate::storage::{Backlog, IMPORT_KEPT_MS, RETAIN_BATCH, TROUBLE_KEPT_MS};
 use crate::telemetry::names;
 
 /// Keys that a step looks at, whether they have expired or not: two milliseconds of the writer.
 const KEYS: i64 = 5_000;
 /// Such steps in one call, until they have deleted a batch. A call is every ten seconds where little is to be deleted, and so a round
-/// of eighteen million keys takes an hour: as long may a key's row stay after it has expired, or a tenth of its seven days where
-/// there are so many that the writer deletes no faster.
-const KEY_STEPS: usize = 10;
+/// of eighteen million keys takes an hour: as long may a key's row stay after it has expired.
+pub(super) const KEY_STEPS: usize = 10;
 
 /// Where the next ranges begin.
 #[derive(Default)]
 pub(super) struct Sweep {
-    keys: Option<Key>,
+    pub keys: Option<Key>,
     pub history: HistorySweep,
 }
 
@@ -45,7 +42,7 @@ pub(super) struct HistorySweep {
 }
 
 /// An idempotency key, and whose.
-type Key = (i64, String);
+pub(super) type Key = (i64, String);
 
 /// Rows deleted of each table.
 #[derive(Default)]
@@ -157,25 +154,8 @@ pub(super) fn retain(
     Ok((deleted, next))
 }
 
-/// Expired keys, of the next ranges in one step each.
-pub(super) async fn retain_keys(store: &SqliteStore, now: UnixMs) -> Result<Deleted> {
-    let mut rows = 0;
-    for _ in 0..KEY_STEPS {
-        let from = store.sweep.lock().expect("no panic while held").keys.clone();
-        let step = move |tx: &mut Tx<'_>| keys(tx, from.clone(), now);
-        let (deleted, next) = store.write(Class::Retention, SMALL, "deleting expired keys", step).await?;
-        let is_over = next.is_none();
-        store.sweep.lock().expect("no panic while held").keys = next;
-        rows += deleted;
-        if is_over || rows as u64 >= RETAIN_BATCH {
-            break;
-        }
-    }
-    Ok(Deleted(vec![("idempotency", rows)]))
-}
-
 /// Expired keys of the next range, and where the one after it begins: in the order of the keys, in which neighbours share a page.
-fn keys(tx: &mut Tx<'_>, from: Option<Key>, now: UnixMs) -> Attempt<(usize, Option<Key>)> {
+pub(super) fn retain_keys(tx: &mut Tx<'_>, from: Option<Key>, now: UnixMs) -> Attempt<(Deleted, Option<Key>)> {
     let (app, key) = from.unwrap_or_else(|| (i64::MIN, String::new()));
     // idempotency's primary key
     let expired: Vec<Key> = constant!(
@@ -202,7 +182,7 @@ fn keys(tx: &mut Tx<'_>, from: Option<Key>, now: UnixMs) -> Attempt<(usize, Opti
             (); "DELETE FROM idempotency WHERE app = ?1 AND key = ?2", BigInt => *app, Text => key.as_str(),
         ))?;
     }
-    Ok((expired.len(), last))
+    Ok((Deleted(vec![("idempotency", expired.len())]), last))
 }
 
 pub(super) fn open_targets(conn: &mut SqliteConnection) -> Attempt<BTreeMap<AppKey, u64>> {
