@@ -132,7 +132,7 @@ fn the_hot_steps_allocate_by_the_batch_and_not_by_the_target() {
 
     let body = message();
     let message = render::message(&body, None);
-    check("message of inline content, once a variant", allocations(|| render::message(&body, None)), 8);
+    check("message of inline content, once a variant", allocations(|| render::message(&body, None)), 4);
     let options = SendOptions {
         priority: Priority::High,
         collapse_key: None,
