@@ -10,22 +10,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nudged::domain::consent::{DeviceChoice, DeviceFacts, DeviceState, EventRules, UserChoice};
-use nudged::domain::content::{Content, Data};
+use nudged::domain::content::{self, Content, Data};
 use nudged::domain::deny::DenyFeed;
 use nudged::domain::identity::IdentityKey;
-use nudged::domain::ids::{AppKey, DeviceId, NotificationId, RouteId, UserKey};
-use nudged::domain::notification::Body;
+use nudged::domain::ids::{AppId, AppKey, DeviceId, EventType, NotificationId, RouteId, UserId, UserKey};
+use nudged::domain::notification::{Audience, Body};
 use nudged::domain::outcome::{self, Entry, ResultCode};
 use nudged::domain::plan::{Person, plan};
 use nudged::domain::platform::{Environment, Platform, Route, RouteSpec};
 use nudged::domain::sending::{Priority, SendOptions};
 use nudged::domain::targets::{self, Target};
 use nudged::domain::time::UnixMs;
+use nudged::domain::violation::Violations;
 use nudged::render;
 use nudged::runtime::Runtime;
 use nudged::sandbox::{self, Sandbox};
 use nudged::senders::http2::SendingThreads;
 use nudged::senders::{Secret, Sender, apns, fcm};
+use nudged::service::canonical::{self, CanonicalEvent};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -131,6 +133,28 @@ fn the_hot_steps_allocate_by_the_batch_and_not_by_the_target() {
     check("nudged_id", allocations(|| key.nudged_id(NotificationId(7 << 22), DeviceId(9 << 18))), 0);
 
     let body = message();
+    let checked = || {
+        let mut violations = Violations::default();
+        body.content.check("content", &mut violations);
+        content::check_data("data", &body.data, &mut violations);
+        assert!(violations.is_empty());
+    };
+    check("check content and data of an event", allocations(checked), 0);
+    let event = CanonicalEvent {
+        app: &AppId::parse("app_id", "pets").unwrap(),
+        event_type: &EventType::parse("event_type", "comment.created").unwrap(),
+        audience: &Audience { user_ids: vec![UserId::parse("user_ids[0]", "ann").unwrap()], ..Audience::default() },
+        actor: None,
+        body: &body,
+        priority: Priority::High,
+        ttl_ms: 1,
+        collapse_key: None,
+        event_at: None,
+        not_before: None,
+        max_audience: None,
+    };
+    // The form, the keys of `data` in order, and a number's digits.
+    check("canonical form of an event", allocations(|| canonical::hash(&event)), 4);
     let message = render::message(&body, None);
     check("message of inline content, once a variant", allocations(|| render::message(&body, None)), 4);
     let options = SendOptions {

@@ -7,10 +7,16 @@ use std::marker::PhantomData;
 
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{Codec as TonicCodec, DecodeBuf, Decoder as TonicDecoder};
+use tonic::codec::{BufferSettings, Codec as TonicCodec, DecodeBuf, Decoder as TonicDecoder};
 use tonic_prost::ProstEncoder;
 
 use super::status;
+
+/// What a call's answers are written to, at first. One answer has a hundred bytes, and waits with all that the same commit answers:
+/// tonic's 8 KiB for each are two pages of memory of which the first line is used.
+const ANSWER_BYTES: usize = 512;
+/// Answers of a stream that are ready together leave together, up to so many bytes: tonic's own.
+const TOGETHER_BYTES: usize = 32 * 1024;
 
 pub struct Codec<T, U>(PhantomData<(T, U)>);
 
@@ -31,7 +37,7 @@ where
     type Decoder = Decoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
+        ProstEncoder::new(BufferSettings::new(ANSWER_BYTES, TOGETHER_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {

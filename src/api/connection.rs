@@ -165,7 +165,8 @@ where
         Some(Ok(response)) => response,
         None => status::status(&ApiError::Internal("a call panicked".to_owned()), &runtime).into_http(),
     };
-    let sending = AssertUnwindSafe(send(&mut respond, response)).catch_unwind().await;
+    // Boxed: a call that waits for its answer needs no room for sending it, and hundreds wait.
+    let sending = AssertUnwindSafe(send(&mut respond, response).boxed()).catch_unwind().await;
     let broken = match sending {
         Ok(Ok(())) => return Event::Answered,
         Ok(Err(error)) => error.to_string(),

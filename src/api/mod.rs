@@ -1,8 +1,9 @@
 //! gRPC: the only place that knows protobuf and `Status`.
 //!
 //! A request passes, from the outside in: its [`connection`], [`auth`] (which key, which scopes), [`limits`]
-//! (deadline, load shedding), [`services`] (which service), then a handler of [`push_service`] or [`admin_service`] that reads the message (`convert`), resolves the app
-//! ([`access`]) and calls the service. [`status`] alone makes error answers.
+//! (deadline, load shedding), [`services`] (which service), [`notify`] or tonic's server, then a handler of
+//! [`push_service`] or [`admin_service`] that reads the message (`convert`), resolves the app ([`access`]) and calls the
+//! service. [`status`] alone makes error answers.
 
 pub mod access;
 pub mod admin_service;
@@ -13,6 +14,7 @@ mod convert;
 mod imports;
 pub mod incoming;
 pub mod limits;
+mod notify;
 pub mod proto;
 pub mod push_service;
 pub mod reasons;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use http::Extensions;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -56,9 +57,37 @@ impl PushApi {
     /// Who calls, and the message. The auth layer leaves a caller in every request it lets through.
     fn open<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
         let (_, mut extensions, message) = request.into_parts();
+        Ok((self.caller(&mut extensions)?, message))
+    }
+
+    fn caller(&self, extensions: &mut Extensions) -> Result<Caller, Status> {
         let caller = extensions.remove::<Caller>();
-        let caller = caller.ok_or_else(|| self.fail(ApiError::Internal("a request without a caller".to_owned())))?;
-        Ok((caller, message))
+        caller.ok_or_else(|| self.fail(ApiError::Internal("a request without a caller".to_owned())))
+    }
+
+    /// NotifyEvent. What needs no waiting is done before there is a future, which would carry the message from layer to layer.
+    pub(super) fn notify(
+        self: Arc<Self>,
+        extensions: &mut Extensions,
+        message: proto::NotifyEventRequest,
+    ) -> BoxFuture<'static, Result<proto::NotifyEventResponse, Status>> {
+        let span = extensions.remove::<CallSpan>();
+        let checked = match self.caller(extensions) {
+            Ok(caller) if message.dry_run => return Box::pin(async move { self.rehearse(caller, message).await }),
+            Ok(caller) => self.checked(&caller, message),
+            Err(status) => Err(status),
+        };
+        Box::pin(async move {
+            let accepted = self.service.notify(checked?).await.map_err(|error| self.fail(error))?;
+            let id = accepted.notification;
+            if let Some(span) = span {
+                span.accepted(&self.service.identity().public_notification(id).to_string());
+            }
+            // Looked up only where it is written.
+            tracing::debug!(notification_id = %self.service.identity().public_notification(id),
+                duplicate = accepted.duplicate, "an event was accepted");
+            Ok(convert::accepted(self.service.identity(), accepted))
+        })
     }
 
     fn call<'a>(&'a self, caller: &'a Caller, app_id: &str) -> Result<Call<'a>, Status> {
@@ -75,11 +104,11 @@ impl PushApi {
         &self,
         caller: Caller,
         message: proto::NotifyEventRequest,
-    ) -> Result<Response<proto::NotifyEventResponse>, Status> {
+    ) -> Result<proto::NotifyEventResponse, Status> {
         let mut call = self.call(&caller, &message.app_id)?;
         let input = convert::notify_event(call.violations(), message);
         let rehearsal = self.service.rehearse(call, input).await;
-        self.answer(rehearsal.map(convert::rehearsed))
+        rehearsal.map(convert::rehearsed).map_err(|error| self.fail(error))
     }
 
     fn import<K: imports::Kind>(
@@ -240,33 +269,12 @@ impl PushService for PushApi {
 
     // Not `async`: what needs no waiting is done before there is a future, which has room for all that it ever holds, and is
     // moved into a box with it for every call.
-    fn notify_event<'api, 'call>(
-        &'api self,
+    async fn notify_event(
+        &self,
         request: Request<proto::NotifyEventRequest>,
-    ) -> BoxFuture<'call, Result<Response<proto::NotifyEventResponse>, Status>>
-    where
-        'api: 'call,
-        Self: 'call,
-    {
-        let span = request.extensions().get::<CallSpan>().cloned();
-        let checked = match self.open(request) {
-            Ok((caller, message)) if message.dry_run => return Box::pin(self.rehearse(caller, message)),
-            Ok((caller, message)) => self.checked(&caller, message),
-            Err(status) => Err(status),
-        };
-        Box::pin(async move {
-            let accepted = self.service.notify(checked?).await;
-            if let Ok(accepted) = &accepted {
-                let id = accepted.notification;
-                if let Some(span) = span {
-                    span.accepted(&self.service.identity().public_notification(id).to_string());
-                }
-                // Looked up only where it is written.
-                tracing::debug!(notification_id = %self.service.identity().public_notification(id),
-                    duplicate = accepted.duplicate, "an event was accepted");
-            }
-            self.answer(accepted.map(|accepted| convert::accepted(self.service.identity(), accepted)))
-        })
+    ) -> Result<Response<proto::NotifyEventResponse>, Status> {
+        let (_, mut extensions, message) = request.into_parts();
+        Arc::new(self.clone()).notify(&mut extensions, message).await.map(Response::new)
     }
 
     type NotifyEventsStream = EventStream;

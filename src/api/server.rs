@@ -25,6 +25,7 @@ use super::auth::{AuthLayer, KeyRing};
 use super::connection::{self, Terms};
 use super::incoming::{self, Link};
 use super::limits::{LimitsLayer, ServerLimits};
+use super::notify::Notify;
 use super::proto::DESCRIPTOR;
 use super::proto::admin_service_server::{self, AdminServiceServer};
 use super::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
@@ -150,7 +151,9 @@ impl Server {
         );
         let reflection_v1 = reflection().build_v1().map_err(|error| ServerError::Reflection(error.into()))?;
         let reflection_v1alpha = reflection().build_v1alpha().map_err(|error| ServerError::Reflection(error.into()))?;
-        let push = PushServiceServer::new(api).max_decoding_message_size(limits.max_message_bytes);
+        let api = Arc::new(api);
+        let push = PushServiceServer::from_arc(Arc::clone(&api)).max_decoding_message_size(limits.max_message_bytes);
+        let push = Notify::new(api, limits.max_message_bytes, push);
         let admin = AdminServiceServer::new(AdminApi::new(Arc::clone(&self.service)))
             .max_decoding_message_size(limits.max_message_bytes);
         let others = Routes::new(admin)

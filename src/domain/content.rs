@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -94,9 +95,11 @@ pub const MAX_LOCALES: usize = 100;
 pub const MAX_DATA_BYTES: usize = 3 * 1024;
 /// Nesting of `data`; the object itself is depth 1.
 pub const MAX_DATA_DEPTH: usize = 8;
-/// Keys that platforms or nudged use themselves; also everything that starts with `google` or `gcm`.
+/// Keys that platforms or nudged use themselves, in any case; also everything that starts with one of [`RESERVED_PREFIXES`].
 pub const RESERVED_KEYS: [&str; 9] =
     ["nudged_id", "aps", "from", "message_type", "notification", "collapse_key", "link", "image", "fcm_options"];
+/// In any case.
+pub const RESERVED_PREFIXES: [&str; 2] = ["google", "gcm"];
 
 impl Content {
     /// Nothing to show: a background push on APNs, a data-only message on FCM.
@@ -109,7 +112,7 @@ impl Content {
     pub fn check(&self, field: &str, violations: &mut Violations) {
         let text = |violations: &mut Violations, name: &str, value: &Option<String>, max: usize| {
             if let Some(value) = value {
-                check_text(violations, format!("{field}.{name}"), value, max);
+                check_text(violations, format_args!("{field}.{name}"), value, max);
             }
         };
         text(violations, "title", &self.title, MAX_TEXT_BYTES);
@@ -133,7 +136,7 @@ impl Content {
             violations.take(Locale::parse(&path, locale));
             for (name, value) in [("title", &texts.title), ("subtitle", &texts.subtitle), ("body", &texts.body)] {
                 if let Some(value) = value {
-                    check_text(violations, format!("{path}.{name}"), value, MAX_TEXT_BYTES);
+                    check_text(violations, format_args!("{path}.{name}"), value, MAX_TEXT_BYTES);
                 }
             }
             if texts.title.is_none() && texts.subtitle.is_none() && texts.body.is_none() {
@@ -146,30 +149,52 @@ impl Content {
     }
 }
 
-fn check_text(violations: &mut Violations, field: String, value: &str, max: usize) {
+/// `field` is put together only when something is wrong with it.
+fn check_text(violations: &mut Violations, field: fmt::Arguments<'_>, value: &str, max: usize) {
     if value.is_empty() {
-        violations.add(field, "must not be empty; leave it out instead");
+        violations.add(field.to_string(), "must not be empty; leave it out instead");
     } else if value.len() > max {
-        violations.add(field, format!("is {} bytes, at most {max} are allowed", value.len()));
+        violations.add(field.to_string(), format!("is {} bytes, at most {max} are allowed", value.len()));
     } else if value.contains('\0') {
-        violations.add(field, "must not contain U+0000");
+        violations.add(field.to_string(), "must not contain U+0000");
     }
 }
 
 /// Checks the caller's `data`: size, depth, reserved keys, U+0000 anywhere, empty keys.
 pub fn check_data(field: &str, data: &Data, violations: &mut Violations) {
     for key in data.keys() {
-        let lower = key.to_ascii_lowercase();
         if key.is_empty() {
             violations.add(field, "has an empty key");
-        } else if RESERVED_KEYS.contains(&lower.as_str()) || lower.starts_with("google") || lower.starts_with("gcm") {
+        } else if is_reserved(key) {
             violations.add(format!("{field}.{key}"), "is a reserved key");
         }
     }
     check_value(field, data.values(), 1, data.keys(), violations);
-    let size = serde_json::to_vec(data).map_or(usize::MAX, |bytes| bytes.len());
+    let mut size = Size(0);
+    let size = serde_json::to_writer(&mut size, data).map_or(usize::MAX, |()| size.0);
     if size > MAX_DATA_BYTES {
         violations.add(field, format!("is {size} bytes as JSON, at most {MAX_DATA_BYTES} are allowed"));
+    }
+}
+
+fn is_reserved(key: &str) -> bool {
+    let begins = |prefix: &&str| {
+        key.as_bytes().get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+    };
+    RESERVED_KEYS.iter().any(|reserved| key.eq_ignore_ascii_case(reserved)) || RESERVED_PREFIXES.iter().any(begins)
+}
+
+/// Counts what is written, and keeps nothing.
+struct Size(usize);
+
+impl io::Write for Size {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -63,8 +63,9 @@ pub(super) fn content(message: proto::Content) -> Content {
 }
 
 pub fn accepted(identity: &IdentityKey, accepted: Accepted) -> proto::NotifyEventResponse {
+    let id = identity.public_notification(accepted.notification);
     proto::NotifyEventResponse {
-        notification_id: identity.public_notification(accepted.notification).to_string(),
+        notification_id: id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).to_owned(),
         duplicate: Some(accepted.duplicate),
         plan: None,
     }

@@ -10,6 +10,7 @@ mod foreign;
 mod harness;
 mod imports;
 mod limits;
+mod notify;
 mod paging;
 mod pauses;
 mod raw;

@@ -30,6 +30,9 @@ pub struct BenchArgs {
     /// Bytes of the text of a push
     #[arg(long)]
     payload: Option<usize>,
+    /// Idempotency keys of events for one person each
+    #[arg(long, value_enum, default_value_t = Keys::Ascending)]
+    keys: Keys,
     /// Milliseconds a provider takes to answer
     #[arg(long, default_value_t = 0)]
     provider_latency: u64,
@@ -69,6 +72,23 @@ pub enum Table {
 pub enum Store {
     Sqlite,
     Postgres,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Keys {
+    /// As those made of a comment's number: a new one lies beside the one before.
+    Ascending,
+    /// As UUIDs of version 4: anywhere.
+    Scattered,
+}
+
+impl Keys {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ascending => "ascending",
+            Self::Scattered => "scattered",
+        }
+    }
 }
 
 /// A group of rows.
@@ -121,6 +141,7 @@ pub struct Plan {
     pub subscribers: u32,
     pub pushes: u32,
     pub payload: usize,
+    pub keys: Keys,
     pub provider_latency: Duration,
     pub repeats: u32,
     pub groups: Vec<Group>,
@@ -164,6 +185,7 @@ impl BenchArgs {
             subscribers: self.subscribers.unwrap_or(devices).clamp(1, devices),
             pushes: self.pushes.unwrap_or(pushes).clamp(256, 10_000_000),
             payload: self.payload.unwrap_or(150).clamp(1, 3_000),
+            keys: self.keys,
             provider_latency: Duration::from_millis(self.provider_latency),
             repeats: self.repeats.unwrap_or(repeats).clamp(1, 100),
             groups,

@@ -25,6 +25,13 @@ pub fn platform(number: u32) -> Platform {
     if number.is_multiple_of(2) { Platform::Apns } else { Platform::Fcm }
 }
 
+/// A UUID of version 4, by the look of it.
+pub fn scattered_key(salt: u64, at: u32) -> String {
+    let high = mix(salt.wrapping_mul(0x0100_0001) ^ u64::from(at));
+    let random = (u128::from(high) << 64) | u128::from(mix(high));
+    uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid().to_string()
+}
+
 /// Watched people always did.
 pub fn opted_in(number: u32) -> bool {
     number < WATCHED || mix(u64::from(number) ^ 0x5eed) % 1000 < OPTED_IN_PER_MILLE

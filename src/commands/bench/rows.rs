@@ -155,6 +155,7 @@ impl Bench {
             ("subscribers", json!(plan.subscribers)),
             ("pushes", json!(plan.pushes)),
             ("repeats", json!(plan.repeats)),
+            ("keys", json!(plan.keys.name())),
             ("provider latency ms", json!(plan.provider_latency.as_millis())),
             ("store", json!(store)),
             ("settings", json!(plan.settings.join(" "))),

@@ -34,6 +34,8 @@ use crate::planted;
 use crate::storage::people::People;
 use crate::storage::{ResolvedAudience, StoreError};
 
+/// What an event's body takes as JSON, nearly always.
+const BODY_BYTES: usize = 512;
 /// How the stored hash was made; the first byte of a later way would differ.
 const HASH_VERSION: i16 = 1;
 
@@ -62,7 +64,9 @@ impl Prepared {
         topics.dedup();
         devices.sort_unstable();
         devices.dedup();
-        let body = serde_json::to_string(&*event.body)?;
+        let mut body = Vec::with_capacity(BODY_BYTES);
+        serde_json::to_writer(&mut body, &*event.body)?;
+        let body = String::from_utf8(body).expect("JSON is UTF-8");
         Ok(Self { event, users, topics, devices, body, too_many: false, engine })
     }
 

@@ -3,7 +3,7 @@
 use tonic::Status;
 
 use super::{Bench, check_once};
-use crate::commands::bench::args::{Group, Store};
+use crate::commands::bench::args::{Group, Keys, Store};
 use crate::commands::bench::load;
 use crate::commands::bench::people;
 use crate::commands::bench::report::Budget;
@@ -63,12 +63,16 @@ impl Bench {
         self.world.sandbox.clear().await?;
         let prefix = self.key("event");
         let salt = self.salt;
-        let (devices, payload, runtime) =
-            (self.world.plan.devices, self.world.plan.payload, self.world.runtime.clone());
+        let (devices, payload, keys) = (self.world.plan.devices, self.world.plan.payload, self.world.plan.keys);
+        let runtime = self.world.runtime.clone();
         let clock = runtime.clone();
         let make = move |at: u32| {
             let user = people::name(people::someone(devices, salt, at));
-            load::event(&clock, &user, format!("{prefix}-{at}"), payload)
+            let key = match keys {
+                Keys::Ascending => format!("{prefix}-{at}"),
+                Keys::Scattered => people::scattered_key(salt, at),
+            };
+            load::event(&clock, &user, key, payload)
         };
         let recorded = self.recorded().await?;
         let mark = self.mark()?;
