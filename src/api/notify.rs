@@ -72,13 +72,15 @@ where
         if request.uri().path() != PATH || request.headers().contains_key(ENCODING) {
             return Either::Right(self.service.call(request));
         }
-        Either::Left(Call::Reading(Reading { request, came: Bytes::new(), notify: self.clone() }))
+        let reading = Reading { request, came: Bytes::new(), notify: self.clone() };
+        Either::Left(Call::Reading(Box::new(reading)))
     }
 }
 
 /// One call.
 pub enum Call<S: Service<Request<Body>>> {
-    Reading(Reading<S>),
+    /// Boxed, for calls pass from layer to layer, and most of their time they wait for the store.
+    Reading(Box<Reading<S>>),
     Answering(BoxFuture<'static, Result<NotifyEventResponse, Status>>),
     /// Not so simple.
     ByTonic(S::Future),
